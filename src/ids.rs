@@ -1,0 +1,172 @@
+//! The identifiers that cross module borders, each with a type of its own.
+//!
+//! On the wire and in files `oid` and `tid` are 8 bytes, big-endian (ZODB's `p64`). Here they are
+//! integers in newtypes, so that comparing, counting and printing them needs no conversion and one
+//! is never taken for the other.
+
+use std::fmt;
+use std::time::Duration;
+
+macro_rules! eight_bytes {
+    ($name:ident) => {
+        impl $name {
+            /// All zero bytes: ZODB's `z64`.
+            pub const ZERO: Self = Self(0);
+
+            /// From the big-endian form that the wire and the file use.
+            pub const fn from_bytes(bytes: [u8; 8]) -> Self {
+                Self(u64::from_be_bytes(bytes))
+            }
+
+            /// The big-endian form that the wire and the file use.
+            pub const fn to_bytes(self) -> [u8; 8] {
+                self.0.to_be_bytes()
+            }
+
+            /// From a slice that must be exactly eight bytes long.
+            pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+                Some(Self::from_bytes(bytes.try_into().ok()?))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:016x}", self.0)
+            }
+        }
+    };
+}
+
+/// Object id. Zero is the root object; ids are handed out in sequence from one.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Oid(pub u64);
+
+/// Transaction id, which is also a time stamp (see [`Tid::from_unix_time`]). The *serial* of a
+/// revision is the tid of the transaction that wrote it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tid(pub u64);
+
+eight_bytes!(Oid);
+eight_bytes!(Tid);
+
+impl Tid {
+    /// `ZODB.utils.maxtid`, which clients send to ask for the newest revision.
+    pub const MAX: Self = Self(0x7fff_ffff_ffff_ffff);
+
+    /// The time stamp for a time since 1970 (UTC), as `persistent.TimeStamp` computes it: the
+    /// upper four bytes count minutes in months of 31 days since 1900, the lower four are the
+    /// fraction of the minute in units of 60 s / 2^32. Times before 1970 do not occur.
+    pub fn from_unix_time(since_1970: Duration) -> Self {
+        let (year, month, day) = civil_from_days(since_1970.as_secs() / 86_400);
+        let minute_of_day = since_1970.as_secs() % 86_400 / 60;
+        let minutes = (((year - 1900) * 12 + month - 1) * 31 + day - 1) * 24 * 60 + minute_of_day;
+        let nanos = u128::from(since_1970.as_secs() % 60) * 1_000_000_000
+            + u128::from(since_1970.subsec_nanos());
+        let fraction = (nanos << 32) / 60_000_000_000;
+        Self((minutes << 32) | u64::try_from(fraction).unwrap_or(u64::from(u32::MAX)))
+    }
+
+    /// The time since 1970 that this tid stands for; zero for one before 1970.
+    pub fn unix_time(self) -> Duration {
+        let minutes = self.0 >> 32;
+        let days_of_31 = minutes / (24 * 60);
+        let (day, months) = (days_of_31 % 31 + 1, days_of_31 / 31);
+        let Some(days) = days_from_civil(months / 12 + 1900, months % 12 + 1, day) else {
+            return Duration::ZERO;
+        };
+        let nanos = (u128::from(self.0 & 0xffff_ffff) * 60_000_000_000) >> 32;
+        let nanos = u64::try_from(nanos).unwrap_or(0);
+        Duration::from_secs(days * 86_400 + minutes % (24 * 60) * 60) + Duration::from_nanos(nanos)
+    }
+
+    /// The smallest tid that is larger than this one.
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// One client connection, for as long as it lasts; never reused within a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
+
+impl fmt::Debug for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "c{}", self.0)
+    }
+}
+
+/// Year, month and day of a day number since 1970-01-01, in the Gregorian calendar.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    // Counted from 0000-03-01, so that the leap day is the last of its year.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+/// Days since 1970-01-01 of a date, or `None` before that. Days past the end of a month run on
+/// into the next, as the time stamps of a damaged file may ask for.
+fn days_from_civil(year: u64, month: u64, day: u64) -> Option<u64> {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (year / 400, year % 400);
+    let shifted_month = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * shifted_month + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    (era * 146_097 + day_of_era).checked_sub(719_468)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tid_is_the_time_stamp_that_python_computes() {
+        // TimeStamp(2026, 11, 21, 0, 46, 53.5).raw() of persistent 6.9
+        let time = Duration::from_millis(1_795_222_013_500);
+        assert_eq!(Tid::from_unix_time(time), Tid(0x040d_276e_e444_4444));
+    }
+
+    #[test]
+    fn a_tid_gives_back_its_time() {
+        for secs in [
+            0,
+            951_782_399,
+            951_782_400,
+            1_709_164_800,
+            1_795_222_013,
+            4_102_444_799,
+        ] {
+            let time = Duration::new(secs, 123_456_789);
+            let back = Tid::from_unix_time(time).unix_time();
+            assert!(time - back < Duration::from_nanos(20), "{time:?} {back:?}");
+        }
+    }
+
+    #[test]
+    fn any_number_has_some_time() {
+        for tid in [0, 1, u64::MAX, Tid::MAX.0, 1 << 56] {
+            Tid(tid).unix_time();
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Every bound of the server, with its unit and its reason.
+//!
+//! What a peer, a file or a configuration can make grow has a limit here. Relations between limits
+//! are asserted when the crate is compiled.
+
+use std::time::Duration;
+
+/// Bytes of a frame before the client has registered. A greeting is 2 bytes and a `register` call
+/// about 40; the rest is room for long storage names and for credentials of old clients.
+pub const FRAME_LEN_MAX_UNREGISTERED: usize = 8 * 1024;
+
+/// Bytes of a frame of a registered client. One `storea` is one frame, so this bounds the size of
+/// an object; ZEO itself has no bound below 4 GiB.
+pub const FRAME_LEN_MAX: usize = 1 << 30;
+
+/// Values (numbers, texts, tuples, ...) in one message. Each takes about 40 bytes of memory but
+/// may be one byte on the wire.
+pub const VALUES_PER_MESSAGE_MAX: usize = 200_000;
+
+/// How deep tuples, lists and dicts of one message may be nested. Clients need 4, transaction
+/// extensions a few more; decoding and dropping recurse.
+pub const VALUE_DEPTH_MAX: usize = 64;
+
+/// Object data from this length on are queued for the socket as they are; shorter ones are copied
+/// beside their message, which is cheaper than one more slot of `writev`.
+pub const SHARED_DATA_LEN_MIN: usize = 1024;
+
+/// Bytes read from one connection in one turn, so that a client that floods us waits its turn.
+pub const READ_BYTES_PER_TURN: usize = 256 * 1024;
+
+/// Connections accepted from one listener in one turn.
+pub const ACCEPTS_PER_TURN: usize = 64;
+
+/// Calls of one connection executed in one turn.
+pub const CALLS_PER_TURN: usize = 256;
+
+/// Bytes of replies waiting for one client from which on we stop reading its calls.
+pub const OUTPUT_PAUSE_LEN: usize = 1 << 20;
+
+/// Bytes of replies waiting for one client below which we read its calls again.
+pub const OUTPUT_RESUME_LEN: usize = 256 * 1024;
+
+/// Bytes of invalidations and notices waiting for a client that does not read, beyond its
+/// replies, from which on it is disconnected.
+pub const OUTPUT_LEN_MAX: usize = 64 << 20;
+
+/// Time that a connection has for the greeting and for registering. TCP checks of load balancers
+/// and half-open connections end here.
+pub const REGISTER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// `new_oids` hands out at most as many as this, as ZEO does.
+pub const OIDS_PER_CALL_MAX: u64 = 100;
+
+/// Oids reserved on disk ahead of those handed out: what a restart skips at most (see
+/// `storage::oids`).
+pub const OID_RESERVE: u64 = 4096;
+
+/// Transactions of which the changed oids are remembered, if the configuration does not say.
+pub const INVALIDATION_QUEUE_DEFAULT: usize = 100;
+
+/// Time from a granted vote to `tpc_finish`, if the configuration does not say.
+pub const TRANSACTION_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// Time that a client that was told of conflicts has for resolving them while nobody else gets
+/// the commit lock. It needs two loads and one more vote.
+pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Votes with conflicts of one transaction; the next one is refused with `ConflictError`. Stock
+/// clients stop asking after nine and then behave as if all were well.
+pub const VOTES_WITH_CONFLICTS_MAX: u32 = 8;
+
+/// Bytes of one transaction that are kept in memory before it is voted; more go to a temporary
+/// file.
+pub const STAGED_LEN_IN_MEMORY_MAX: usize = 8 << 20;
+
+/// Bytes of user name, of description and of extension in the file format (2-byte lengths).
+pub const METADATA_LEN_MAX: usize = u16::MAX as usize;
+
+/// Time between two looks whether the index should be saved.
+pub const INDEX_SAVE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Bytes of new transactions after which the index is saved without waiting for
+/// [`INDEX_SAVE_INTERVAL`]: what opening has to read again after a crash.
+pub const INDEX_SAVE_LEN: u64 = 64 << 20;
+
+const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
+const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
+const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);
+const _: () = assert!(OIDS_PER_CALL_MAX < OID_RESERVE);

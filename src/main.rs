@@ -1,0 +1,3 @@
+//! `standbyd`: reads flags and configuration, opens the log, runs the reactor.
+
+fn main() {}
