@@ -1,0 +1,721 @@
+//! Messages: frames to typed calls, and results to frames.
+
+use std::fmt;
+use std::vec;
+
+use bytes::Bytes;
+
+use super::errors::RemoteError;
+use super::frame::{Frame, FrameError, OutQueue, Sink};
+use super::pickle::Reader;
+use super::value::{DecodeError, Value};
+use super::{msgpack, pickle};
+use crate::ids::{Oid, Tid};
+use crate::limits::OIDS_PER_CALL_MAX;
+
+/// How values are written. The server announces it; it holds for a connection in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Encoding {
+    /// Pickle
+    Z,
+    /// Msgpack
+    M,
+}
+
+/// The Python of a client, which shows in its first call. In pickles it makes a difference to
+/// what we may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dialect {
+    /// Text and bytes are the same, `str`.
+    Python2,
+    /// Text and bytes are different.
+    Python3,
+}
+
+/// What a client may send.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all messages are calls, and they are moved once"
+)]
+pub enum Message {
+    /// A sign of life, not to be answered.
+    Heartbeat,
+    /// Something to do.
+    Call(Call),
+}
+
+/// A call from a client.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// Whatever the client wants to see again in the reply.
+    pub msgid: Value,
+    /// No reply, not even an exception, is possible: a call that fails ends the connection.
+    pub asynchronous: bool,
+    /// The Python that wrote this call.
+    pub dialect: Dialect,
+    /// Method and arguments
+    pub request: Request,
+}
+
+/// The methods of a storage server with their arguments.
+///
+/// `txn` is the client's own name for a transaction: any value, only to be compared. Text is what
+/// came, whether text or bytes.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(
+    missing_docs,
+    reason = "the fields are named as in ZEO; manual::zeo describes them"
+)]
+pub enum Request {
+    Register {
+        storage: Bytes,
+        read_only: bool,
+    },
+    GetInfo,
+    LastTransaction,
+    GetInvalidations {
+        tid: Tid,
+    },
+    LoadBefore {
+        oid: Oid,
+        tid: Tid,
+    },
+    LoadSerial {
+        oid: Oid,
+        serial: Tid,
+    },
+    GetTid {
+        oid: Oid,
+    },
+    History {
+        oid: Oid,
+        size: i64,
+    },
+    NewOids {
+        count: i64,
+    },
+    TpcBegin {
+        txn: Value,
+        user: Bytes,
+        description: Bytes,
+        /// A dict
+        extension: Value,
+        /// The tid that the transaction is to get, if it is copied.
+        tid: Option<Tid>,
+        status: u8,
+    },
+    Storea {
+        oid: Oid,
+        /// `None` if it is no serial at all, which for new objects is common.
+        serial: Option<Tid>,
+        data: Bytes,
+        txn: Value,
+    },
+    Restorea {
+        oid: Oid,
+        serial: Tid,
+        /// `None` for an undone creation
+        data: Option<Bytes>,
+        /// A transaction that may have the same data.
+        prev_txn: Option<Tid>,
+        txn: Value,
+    },
+    DeleteObject {
+        oid: Oid,
+        serial: Tid,
+        txn: Value,
+    },
+    CheckCurrentSerialInTransaction {
+        oid: Oid,
+        serial: Tid,
+        txn: Value,
+    },
+    Undoa {
+        /// The tid in base64
+        undo_id: Bytes,
+        txn: Value,
+    },
+    StoreBlobStart,
+    StoreBlobChunk {
+        chunk: Bytes,
+    },
+    StoreBlobEnd {
+        oid: Oid,
+        /// As in `Storea`
+        serial: Option<Tid>,
+        data: Bytes,
+        txn: Value,
+    },
+    StoreBlobShared {
+        oid: Oid,
+        /// As in `Storea`
+        serial: Option<Tid>,
+        data: Bytes,
+        filename: Bytes,
+        txn: Value,
+    },
+    Vote {
+        txn: Value,
+    },
+    TpcFinish {
+        txn: Value,
+    },
+    TpcAbort {
+        txn: Value,
+    },
+    UndoLog {
+        first: i64,
+        last: i64,
+    },
+    UndoInfo {
+        first: i64,
+        last: i64,
+        /// What must be in an entry: pairs of keys and values. Empty if there is no filter.
+        filter: Vec<(Value, Value)>,
+    },
+    Pack {
+        /// Seconds since 1970
+        time: f64,
+        wait: bool,
+    },
+    SendBlob {
+        oid: Oid,
+        serial: Tid,
+    },
+    IteratorStart {
+        start: Option<Tid>,
+        stop: Option<Tid>,
+    },
+    IteratorNext {
+        iterator: i64,
+    },
+    IteratorRecordStart {
+        iterator: i64,
+        tid: Tid,
+    },
+    IteratorRecordNext {
+        iterator: i64,
+    },
+    IteratorGc {
+        iterators: Vec<i64>,
+    },
+    RecordIternext {
+        oid: Option<Oid>,
+    },
+    ServerStatus,
+    SetClientLabel {
+        label: Bytes,
+    },
+    Ping,
+}
+
+/// Why a frame is not a call that can be served.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ProtocolError {
+    /// The bytes are no value. Ends the connection.
+    Undecodable(DecodeError),
+    /// A value, but not of the form of a message. Ends the connection.
+    NotAMessage,
+    /// No method of that name. Ends the connection.
+    UnknownMethod {
+        /// The name, cut if it is long
+        name: String,
+    },
+    /// The arguments do not fit the method. A synchronous call is answered with
+    /// [`RemoteError::Type`], an asynchronous one ends the connection.
+    BadArguments {
+        /// As in [`Call`]
+        msgid: Value,
+        /// As in [`Call`]
+        asynchronous: bool,
+        /// The method
+        method: String,
+        /// What is wrong with them
+        reason: ArgumentError,
+    },
+}
+
+/// What is wrong with the arguments of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArgumentError {
+    /// There are too few.
+    Missing,
+    /// There are too many.
+    TooMany,
+    /// One is of a wrong type.
+    Type {
+        /// Which, from 1
+        position: usize,
+        /// What it should be
+        expected: &'static str,
+    },
+}
+
+/// Reads a message from a client.
+pub fn decode(encoding: Encoding, frame: &Bytes) -> Result<Message, ProtocolError> {
+    let value = match encoding {
+        Encoding::Z => pickle::decode(frame),
+        Encoding::M => msgpack::decode(frame),
+    };
+    let Value::Tuple(parts) = value.map_err(ProtocolError::Undecodable)? else {
+        return Err(ProtocolError::NotAMessage);
+    };
+    let parts = <[Value; 4]>::try_from(parts).map_err(|_| ProtocolError::NotAMessage)?;
+    let [msgid, flag, name, arguments] = parts;
+    if msgid == Value::Int(-1) {
+        return Ok(Message::Heartbeat);
+    }
+    let dialect = match name {
+        Value::Text(_) => Dialect::Python3,
+        _ => Dialect::Python2,
+    };
+    let (Some(asynchronous), Some(name), Value::Tuple(values)) =
+        (as_bool(&flag), name.string(), arguments)
+    else {
+        return Err(ProtocolError::NotAMessage);
+    };
+    let shown = || name[..name.len().min(60)].escape_ascii().to_string();
+    match Request::new(name, values) {
+        Ok(Some(request)) => Ok(Message::Call(Call {
+            msgid,
+            asynchronous,
+            dialect,
+            request,
+        })),
+        Ok(None) => Err(ProtocolError::UnknownMethod { name: shown() }),
+        Err(reason) => Err(ProtocolError::BadArguments {
+            msgid,
+            asynchronous,
+            method: shown(),
+            reason,
+        }),
+    }
+}
+
+impl Request {
+    /// The name of the method.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Register { .. } => "register",
+            Self::GetInfo => "get_info",
+            Self::LastTransaction => "lastTransaction",
+            Self::GetInvalidations { .. } => "getInvalidations",
+            Self::LoadBefore { .. } => "loadBefore",
+            Self::LoadSerial { .. } => "loadSerial",
+            Self::GetTid { .. } => "getTid",
+            Self::History { .. } => "history",
+            Self::NewOids { .. } => "new_oids",
+            Self::TpcBegin { .. } => "tpc_begin",
+            Self::Storea { .. } => "storea",
+            Self::Restorea { .. } => "restorea",
+            Self::DeleteObject { .. } => "deleteObject",
+            Self::CheckCurrentSerialInTransaction { .. } => "checkCurrentSerialInTransaction",
+            Self::Undoa { .. } => "undoa",
+            Self::StoreBlobStart => "storeBlobStart",
+            Self::StoreBlobChunk { .. } => "storeBlobChunk",
+            Self::StoreBlobEnd { .. } => "storeBlobEnd",
+            Self::StoreBlobShared { .. } => "storeBlobShared",
+            Self::Vote { .. } => "vote",
+            Self::TpcFinish { .. } => "tpc_finish",
+            Self::TpcAbort { .. } => "tpc_abort",
+            Self::UndoLog { .. } => "undoLog",
+            Self::UndoInfo { .. } => "undoInfo",
+            Self::Pack { .. } => "pack",
+            Self::SendBlob { .. } => "sendBlob",
+            Self::IteratorStart { .. } => "iterator_start",
+            Self::IteratorNext { .. } => "iterator_next",
+            Self::IteratorRecordStart { .. } => "iterator_record_start",
+            Self::IteratorRecordNext { .. } => "iterator_record_next",
+            Self::IteratorGc { .. } => "iterator_gc",
+            Self::RecordIternext { .. } => "record_iternext",
+            Self::ServerStatus => "server_status",
+            Self::SetClientLabel { .. } => "set_client_label",
+            Self::Ping => "ping",
+        }
+    }
+
+    /// `None` if there is no such method.
+    fn new(name: &[u8], values: Vec<Value>) -> Result<Option<Self>, ArgumentError> {
+        let mut args = Arguments {
+            values: values.into_iter(),
+            position: 0,
+        };
+        let request = match name {
+            b"loadBefore" => Self::LoadBefore {
+                oid: args.oid()?,
+                tid: args.tid()?,
+            },
+            b"storea" => Self::Storea {
+                oid: args.oid()?,
+                serial: args.any_serial()?,
+                data: args.bytes()?,
+                txn: args.value()?,
+            },
+            b"register" => Self::Register {
+                storage: args.text()?,
+                read_only: args.bool()?,
+            },
+            b"get_info" => Self::GetInfo,
+            b"lastTransaction" => Self::LastTransaction,
+            b"getInvalidations" => Self::GetInvalidations { tid: args.tid()? },
+            b"loadSerial" => Self::LoadSerial {
+                oid: args.oid()?,
+                serial: args.tid()?,
+            },
+            b"getTid" => Self::GetTid { oid: args.oid()? },
+            b"history" => Self::History {
+                oid: args.oid()?,
+                size: args.or(1, Arguments::int)?,
+            },
+            b"new_oids" => Self::NewOids {
+                count: args.or(OIDS_PER_CALL_MAX.cast_signed(), Arguments::int)?,
+            },
+            b"tpc_begin" => Self::TpcBegin {
+                txn: args.value()?,
+                user: args.text()?,
+                description: args.text()?,
+                extension: args.dict()?,
+                tid: args.or(None, Arguments::tid_or_none)?,
+                status: args.or(b' ', Arguments::status)?,
+            },
+            b"restorea" => Self::Restorea {
+                oid: args.oid()?,
+                serial: args.tid()?,
+                data: args.bytes_or_none()?,
+                prev_txn: args.tid_or_none()?,
+                txn: args.value()?,
+            },
+            b"deleteObject" => Self::DeleteObject {
+                oid: args.oid()?,
+                serial: args.tid()?,
+                txn: args.value()?,
+            },
+            b"checkCurrentSerialInTransaction" => Self::CheckCurrentSerialInTransaction {
+                oid: args.oid()?,
+                serial: args.tid()?,
+                txn: args.value()?,
+            },
+            b"undoa" => Self::Undoa {
+                undo_id: args.text()?,
+                txn: args.value()?,
+            },
+            b"storeBlobStart" => Self::StoreBlobStart,
+            b"storeBlobChunk" => Self::StoreBlobChunk {
+                chunk: args.bytes()?,
+            },
+            b"storeBlobEnd" => Self::StoreBlobEnd {
+                oid: args.oid()?,
+                serial: args.any_serial()?,
+                data: args.bytes()?,
+                txn: args.value()?,
+            },
+            b"storeBlobShared" => Self::StoreBlobShared {
+                oid: args.oid()?,
+                serial: args.any_serial()?,
+                data: args.bytes()?,
+                filename: args.text()?,
+                txn: args.value()?,
+            },
+            b"vote" => Self::Vote { txn: args.value()? },
+            b"tpc_finish" => Self::TpcFinish { txn: args.value()? },
+            b"tpc_abort" => Self::TpcAbort { txn: args.value()? },
+            b"undoLog" => Self::UndoLog {
+                first: args.int()?,
+                last: args.int()?,
+            },
+            b"undoInfo" => Self::UndoInfo {
+                first: args.int()?,
+                last: args.int()?,
+                filter: args.filter()?,
+            },
+            b"pack" => Self::Pack {
+                time: args.float()?,
+                wait: args.or(true, Arguments::bool)?,
+            },
+            b"sendBlob" => Self::SendBlob {
+                oid: args.oid()?,
+                serial: args.tid()?,
+            },
+            b"iterator_start" => Self::IteratorStart {
+                start: args.tid_or_none()?,
+                stop: args.tid_or_none()?,
+            },
+            b"iterator_next" => Self::IteratorNext {
+                iterator: args.int()?,
+            },
+            b"iterator_record_start" => Self::IteratorRecordStart {
+                iterator: args.int()?,
+                tid: args.tid()?,
+            },
+            b"iterator_record_next" => Self::IteratorRecordNext {
+                iterator: args.int()?,
+            },
+            b"iterator_gc" => Self::IteratorGc {
+                iterators: args.ints()?,
+            },
+            b"record_iternext" => Self::RecordIternext {
+                oid: args.or(None, Arguments::oid_or_none)?,
+            },
+            b"server_status" => Self::ServerStatus,
+            b"set_client_label" => Self::SetClientLabel {
+                label: args.text()?,
+            },
+            b"ping" => Self::Ping,
+            _ => return Ok(None),
+        };
+        if args.values.len() > 0 {
+            return Err(ArgumentError::TooMany);
+        }
+        Ok(Some(request))
+    }
+}
+
+/// The arguments of a call that are not used yet.
+struct Arguments {
+    values: vec::IntoIter<Value>,
+    /// Of the one used last, from 1.
+    position: usize,
+}
+
+type Argument<T> = Result<T, ArgumentError>;
+
+impl Arguments {
+    fn value(&mut self) -> Argument<Value> {
+        self.position += 1;
+        self.values.next().ok_or(ArgumentError::Missing)
+    }
+
+    fn typed<T>(
+        &mut self,
+        expected: &'static str,
+        convert: impl FnOnce(Value) -> Option<T>,
+    ) -> Argument<T> {
+        let value = self.value()?;
+        convert(value).ok_or(ArgumentError::Type {
+            position: self.position,
+            expected,
+        })
+    }
+
+    /// An argument that may be left out.
+    fn or<T>(&mut self, default: T, argument: fn(&mut Self) -> Argument<T>) -> Argument<T> {
+        if self.values.len() == 0 {
+            return Ok(default);
+        }
+        argument(self)
+    }
+
+    fn oid(&mut self) -> Argument<Oid> {
+        self.typed("an oid", as_oid)
+    }
+
+    fn oid_or_none(&mut self) -> Argument<Option<Oid>> {
+        self.typed("an oid or None", |value| or_none(value, as_oid))
+    }
+
+    fn tid(&mut self) -> Argument<Tid> {
+        self.typed("a tid", as_tid)
+    }
+
+    fn tid_or_none(&mut self) -> Argument<Option<Tid>> {
+        self.typed("a tid or None", |value| or_none(value, as_tid))
+    }
+
+    /// Clients send all sorts of things as the serial of a new object.
+    fn any_serial(&mut self) -> Argument<Option<Tid>> {
+        Ok(as_tid(self.value()?))
+    }
+
+    fn bytes(&mut self) -> Argument<Bytes> {
+        self.typed("bytes", as_bytes)
+    }
+
+    fn bytes_or_none(&mut self) -> Argument<Option<Bytes>> {
+        self.typed("bytes or None", |value| or_none(value, as_bytes))
+    }
+
+    fn text(&mut self) -> Argument<Bytes> {
+        self.typed("text", |value| value.string().cloned())
+    }
+
+    fn int(&mut self) -> Argument<i64> {
+        self.typed("an integer", |value| as_int(&value))
+    }
+
+    fn ints(&mut self) -> Argument<Vec<i64>> {
+        self.typed("integers", |value| match value {
+            Value::List(items) | Value::Tuple(items) => items.iter().map(as_int).collect(),
+            _ => None,
+        })
+    }
+
+    fn bool(&mut self) -> Argument<bool> {
+        self.typed("a boolean", |value| as_bool(&value))
+    }
+
+    fn float(&mut self) -> Argument<f64> {
+        self.typed("a number", |value| match value {
+            Value::Float(float) => Some(float),
+            Value::Int(int) => Some(int as f64),
+            _ => None,
+        })
+    }
+
+    fn status(&mut self) -> Argument<u8> {
+        self.typed("a character", |value| match value.string()?[..] {
+            [status] => Some(status),
+            _ => None,
+        })
+    }
+
+    fn dict(&mut self) -> Argument<Value> {
+        self.typed("a dict", |value| {
+            matches!(value, Value::Dict(_)).then_some(value)
+        })
+    }
+
+    fn filter(&mut self) -> Argument<Vec<(Value, Value)>> {
+        self.typed("a dict or None", |value| match value {
+            Value::Dict(pairs) => Some(pairs),
+            Value::None => Some(Vec::new()),
+            _ => None,
+        })
+    }
+}
+
+fn or_none<T>(value: Value, convert: fn(Value) -> Option<T>) -> Option<Option<T>> {
+    match value {
+        Value::None => Some(None),
+        value => convert(value).map(Some),
+    }
+}
+
+fn as_bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::Bytes(bytes) | Value::Str(bytes) => Some(bytes),
+        _ => None,
+    }
+}
+
+fn as_oid(value: Value) -> Option<Oid> {
+    Oid::from_slice(&as_bytes(value)?)
+}
+
+fn as_tid(value: Value) -> Option<Tid> {
+    Tid::from_slice(&as_bytes(value)?)
+}
+
+const fn as_int(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(int) => Some(*int),
+        _ => None,
+    }
+}
+
+const fn as_bool(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(bool) => Some(*bool),
+        Value::Int(int) => Some(*int != 0),
+        Value::None => Some(false),
+        _ => None,
+    }
+}
+
+/// Writes messages to one client, or to all that share encoding and dialect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoder {
+    encoding: Encoding,
+    dialect: Dialect,
+}
+
+impl Encoder {
+    /// For a connection with this encoding and a client on this Python.
+    pub const fn new(encoding: Encoding, dialect: Dialect) -> Self {
+        Self { encoding, dialect }
+    }
+
+    /// Queues the result of a call. Big byte strings in it are queued as they are, not copied.
+    pub fn reply(&self, out: &mut OutQueue, msgid: &Value, result: &Value) {
+        let mut frame = out.frame();
+        self.encode(&mut frame, [msgid, &Value::Int(0), &REPLY, result]);
+        if let Err(FrameError::TooLong { len, .. }) = frame.finish() {
+            let error = RemoteError::Other {
+                class: "builtins.ValueError",
+                message: format!("{len} bytes do not fit into a reply"),
+            };
+            self.exception(out, msgid, &error);
+        }
+    }
+
+    /// Queues an exception as the result of a call.
+    pub fn exception(&self, out: &mut OutQueue, msgid: &Value, error: &RemoteError) {
+        let mut frame = out.frame();
+        self.encode(
+            &mut frame,
+            [msgid, &Value::Int(2), &REPLY, &error.to_value()],
+        );
+        finish_small(frame);
+    }
+
+    /// Queues a call to the client.
+    pub fn notice(&self, out: &mut OutQueue, name: &'static str, args: Vec<Value>) {
+        let mut frame = out.frame();
+        let (name, args) = (Value::text(name), Value::Tuple(args));
+        self.encode(
+            &mut frame,
+            [&Value::Int(0), &Value::Bool(true), &name, &args],
+        );
+        finish_small(frame);
+    }
+
+    /// A call to the client as a frame for [`OutQueue::push`], to be written once for many clients.
+    pub fn notice_frame(&self, name: &'static str, args: Vec<Value>) -> Bytes {
+        let mut out = OutQueue::default();
+        self.notice(&mut out, name, args);
+        out.into_bytes()
+    }
+    fn encode(&self, sink: &mut impl Sink, message: [&Value; 4]) {
+        match (self.encoding, self.dialect) {
+            (Encoding::Z, Dialect::Python2) => {
+                pickle::encode_message(sink, Reader::Python2, message);
+            }
+            (Encoding::Z, Dialect::Python3) => {
+                pickle::encode_message(sink, Reader::Python3, message);
+            }
+            (Encoding::M, _) => msgpack::encode_message(sink, message),
+        }
+    }
+}
+
+/// Finishes a frame without object data. Exceptions have a few bytes; a notice would need a
+/// transaction of 400 million objects to be too long for the length field.
+fn finish_small(frame: Frame<'_>) {
+    let finished = frame.finish();
+    debug_assert!(finished.is_ok());
+}
+
+const REPLY: Value = Value::text(".reply");
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Undecodable(error) => write!(f, "undecodable message: {error}"),
+            Self::NotAMessage => write!(f, "a value that is no message"),
+            Self::UnknownMethod { name } => write!(f, "unknown method {name}"),
+            Self::BadArguments { method, reason, .. } => write!(f, "{method}: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for ProtocolError {}
+
+impl fmt::Display for ArgumentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => write!(f, "an argument is missing"),
+            Self::TooMany => write!(f, "too many arguments"),
+            Self::Type { position, expected } => write!(f, "argument {position} is not {expected}"),
+        }
+    }
+}

@@ -1,0 +1,912 @@
+//! The part of pickle that ZEO speaks: listed opcodes, listed globals, and nothing is ever called.
+//!
+//! Reading is a stack machine over [`Value`]s that accepts protocols 0 to 4 as far as they can
+//! express one. Writing needs no memo and uses the opcodes that Python's picklers use in their
+//! fast mode.
+//!
+//! A list that was memoised may still grow, and may be fetched many times. Such containers, and
+//! globals, are *held* in a table beside the stack; on the stack a [`Value::Id`] with the place in
+//! the table stands for them. When the machine stops, [`Resolver`] puts copies in their places and
+//! counts what it makes: a pickle of a few bytes can describe a value of any size, or one that
+//! contains itself.
+
+use std::collections::BTreeMap;
+use std::str;
+
+use bytes::Bytes;
+
+use super::frame::Sink;
+use super::value::{DecodeError, Value, shortest_integer_len};
+use crate::cursor::Cursor;
+use crate::limits::{VALUE_DEPTH_MAX, VALUES_PER_MESSAGE_MAX};
+
+/// Reads one pickle, which must fill `bytes`.
+pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {
+    let mut machine = Machine {
+        bytes,
+        cursor: Cursor::new(bytes),
+        stack: Vec::with_capacity(16),
+        marks: Vec::new(),
+        memo: BTreeMap::new(),
+        held: Vec::new(),
+        count: 0,
+        opcode_pos: 0,
+    };
+    machine.run()
+}
+
+/// Writes a pickle for a file: what ZODB of any version reads there, as the extension of a
+/// transaction.
+pub fn encode_standalone(value: &Value) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut writer = Writer {
+        sink: &mut bytes,
+        reader: Reader::File,
+    };
+    writer.start();
+    writer.value(value);
+    writer.code(STOP);
+    bytes
+}
+
+/// For whom a pickle is written. Python 2 and 3 differ in what they read as `bytes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// A client on Python 2: protocol 2, and bytes as its `str`.
+    Python2,
+    /// A client on Python 3: protocol 3.
+    Python3,
+    /// ZODB of either: protocol 3, and `str` of Python 2 for what was one.
+    File,
+}
+
+/// Appends the pickle of a tuple of four: a message.
+pub(super) fn encode_message(sink: &mut impl Sink, reader: Reader, message: [&Value; 4]) {
+    let mut writer = Writer { sink, reader };
+    writer.start();
+    writer.code(MARK);
+    for value in message {
+        writer.value(value);
+    }
+    writer.code(TUPLE);
+    writer.code(STOP);
+}
+
+/// Something on the stack.
+#[derive(Clone, Debug)]
+struct Item {
+    value: Value,
+    /// Levels of containers that `value` consists of, itself included.
+    depth: usize,
+}
+
+/// What a [`Value::Id`] stands for while the machine runs.
+#[derive(Debug)]
+enum Held {
+    Container(Item),
+    Global(Global),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Global {
+    /// `ZopeUndo.Prefix.Prefix`
+    Prefix,
+    /// `zodbpickle.binary`
+    Binary,
+    /// `_codecs.encode`, by which Python 3 writes bytes in protocols below 3.
+    Encode,
+    /// `bytes`, by which it writes empty bytes there.
+    Bytes,
+    /// `copy_reg._reconstructor`, by which protocols below 2 make instances.
+    Reconstructor,
+    /// `object`, which goes with it.
+    Object,
+}
+
+struct Machine<'a> {
+    bytes: &'a Bytes,
+    cursor: Cursor<'a>,
+    stack: Vec<Item>,
+    /// Where in `stack` the open MARKs stand; ascending, none is above the stack.
+    marks: Vec<usize>,
+    memo: BTreeMap<u32, Value>,
+    held: Vec<Held>,
+    /// Everything that took memory so far.
+    count: usize,
+    opcode_pos: usize,
+}
+
+impl<'a> Machine<'a> {
+    fn run(&mut self) -> Result<Value, DecodeError> {
+        loop {
+            self.opcode_pos = self.cursor.pos();
+            let code = self.cursor.u8()?;
+            match code {
+                STOP => return self.finish(),
+                PROTO => _ = self.cursor.u8()?,
+                // It tells how much to buffer; we have it all.
+                FRAME => _ = self.cursor.u64_le()?,
+                MARK => {
+                    self.count(1)?;
+                    self.marks.push(self.stack.len());
+                }
+                NONE => self.push(Value::None)?,
+                NEWTRUE => self.push(Value::Bool(true))?,
+                NEWFALSE => self.push(Value::Bool(false))?,
+                BININT1 => {
+                    let int = self.cursor.u8()?;
+                    self.push(Value::Int(int.into()))?;
+                }
+                BININT2 => {
+                    let int = self.cursor.u16_le()?;
+                    self.push(Value::Int(int.into()))?;
+                }
+                BININT => {
+                    let int = i32::from_le_bytes(self.cursor.array()?);
+                    self.push(Value::Int(int.into()))?;
+                }
+                LONG1 | LONG4 => {
+                    let bytes = self.sized(code)?;
+                    self.push(Value::integer(bytes))?;
+                }
+                INT | LONG => self.decimal(code)?,
+                BINFLOAT => {
+                    let float = f64::from_be_bytes(self.cursor.array()?);
+                    self.push(Value::Float(float))?;
+                }
+                FLOAT => {
+                    let text = self.line()?;
+                    let float = text.parse().map_err(|_| self.malformed("no float"))?;
+                    self.push(Value::Float(float))?;
+                }
+                SHORT_BINUNICODE | BINUNICODE | BINUNICODE8 => {
+                    let text = self.sized(code)?;
+                    str::from_utf8(&text).map_err(|_| self.malformed("text is not UTF-8"))?;
+                    self.push(Value::Text(text))?;
+                }
+                SHORT_BINBYTES | BINBYTES | BINBYTES8 => {
+                    let bytes = self.sized(code)?;
+                    self.push(Value::Bytes(bytes))?;
+                }
+                SHORT_BINSTRING | BINSTRING => {
+                    let bytes = self.sized(code)?;
+                    self.push(Value::Str(bytes))?;
+                }
+                STRING => {
+                    let line = self.cursor.until(b'\n')?;
+                    let bytes = unescape_string(line).ok_or_else(|| self.malformed("no string"))?;
+                    self.push(Value::Str(bytes.into()))?;
+                }
+                UNICODE => {
+                    let line = self.cursor.until(b'\n')?;
+                    let text = unescape_unicode(line).ok_or_else(|| self.malformed("no text"))?;
+                    self.push(text.into())?;
+                }
+                EMPTY_TUPLE => self.push_container(Value::Tuple(Vec::new()), 1)?,
+                EMPTY_LIST => self.push_container(Value::List(Vec::new()), 1)?,
+                EMPTY_DICT => self.push_container(Value::Dict(Vec::new()), 1)?,
+                TUPLE1 | TUPLE2 | TUPLE3 => {
+                    let count = usize::from(code - TUPLE1) + 1;
+                    let from = self.stack.len().checked_sub(count);
+                    let from = from.filter(|from| *from >= self.floor());
+                    self.tuple(from.ok_or_else(|| self.underflow())?)?;
+                }
+                TUPLE => {
+                    let from = self.pop_mark()?;
+                    self.tuple(from)?;
+                }
+                LIST => {
+                    let items = self.pop_to_mark()?;
+                    self.push_container(Value::List(Vec::new()), 1)?;
+                    self.append(items)?;
+                }
+                DICT => {
+                    let items = self.pop_to_mark()?;
+                    self.push_container(Value::Dict(Vec::new()), 1)?;
+                    self.set_items(items)?;
+                }
+                APPEND => {
+                    let item = self.pop()?;
+                    self.append(vec![item])?;
+                }
+                APPENDS => {
+                    let items = self.pop_to_mark()?;
+                    self.append(items)?;
+                }
+                SETITEM => {
+                    let value = self.pop()?;
+                    let key = self.pop()?;
+                    self.set_items(vec![key, value])?;
+                }
+                SETITEMS => {
+                    let items = self.pop_to_mark()?;
+                    self.set_items(items)?;
+                }
+                POP if self.marks.last() == Some(&self.stack.len()) => _ = self.pop_mark()?,
+                POP => _ = self.pop()?,
+                POP_MARK => _ = self.pop_to_mark()?,
+                DUP => {
+                    let value = self.hold()?;
+                    self.push(value)?;
+                }
+                PUT | BINPUT | LONG_BINPUT => {
+                    let key = self.memo_key(code)?;
+                    self.memoize(key)?;
+                }
+                MEMOIZE => {
+                    let key = u32::try_from(self.memo.len());
+                    self.memoize(key.map_err(|_| DecodeError::TooManyValues)?)?;
+                }
+                GET | BINGET | LONG_BINGET => {
+                    let key = self.memo_key(code)?;
+                    let value = self.memo.get(&key).cloned();
+                    self.push(value.ok_or_else(|| self.malformed("nothing memoised"))?)?;
+                }
+                GLOBAL => self.global()?,
+                REDUCE | NEWOBJ => self.call()?,
+                BUILD => self.build()?,
+                _ => {
+                    return Err(DecodeError::Code {
+                        code,
+                        pos: self.opcode_pos,
+                    });
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<Value, DecodeError> {
+        if self.cursor.remaining() > 0 {
+            return Err(self.malformed("bytes after the end"));
+        }
+        let value = self.pop()?.value;
+        if self.held.is_empty() {
+            return Ok(value);
+        }
+        let mut resolver = Resolver {
+            held: &self.held,
+            count: 0,
+            end_pos: self.opcode_pos,
+        };
+        resolver.value(&value, 0)
+    }
+
+    fn malformed(&self, what: &'static str) -> DecodeError {
+        DecodeError::Malformed {
+            what,
+            pos: self.opcode_pos,
+        }
+    }
+
+    fn underflow(&self) -> DecodeError {
+        self.malformed("nothing on the stack")
+    }
+
+    fn count(&mut self, count: usize) -> Result<(), DecodeError> {
+        self.count += count;
+        if self.count > VALUES_PER_MESSAGE_MAX {
+            return Err(DecodeError::TooManyValues);
+        }
+        Ok(())
+    }
+
+    // Arguments of opcodes
+
+    /// Bytes with their length before them, in the width that belongs to the opcode.
+    fn sized(&mut self, code: u8) -> Result<Bytes, DecodeError> {
+        let len = match code {
+            SHORT_BINUNICODE | SHORT_BINBYTES | SHORT_BINSTRING | LONG1 => self.cursor.u8()?.into(),
+            BINUNICODE8 | BINBYTES8 => self.cursor.u64_le()?,
+            // The length of LONG4 and BINSTRING has a sign. A negative one is above any limit.
+            _ => self.cursor.u32_le()?.into(),
+        };
+        let start = self.cursor.pos();
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        self.cursor.take(len)?;
+        Ok(self.bytes.slice(start..start + len))
+    }
+
+    fn line(&mut self) -> Result<&'a str, DecodeError> {
+        let pos = self.opcode_pos;
+        str::from_utf8(self.cursor.until(b'\n')?).map_err(|_| DecodeError::Malformed {
+            what: "text is not UTF-8",
+            pos,
+        })
+    }
+
+    /// INT and LONG. Python 2 writes integers of more than 32 bits so, and booleans in protocol 0.
+    fn decimal(&mut self, code: u8) -> Result<(), DecodeError> {
+        let text = self.line()?;
+        let value = match (code, text) {
+            (INT, "00") => Value::Bool(false),
+            (INT, "01") => Value::Bool(true),
+            // More than 128 bits would take time that grows with the square of the length.
+            _ => match text.strip_suffix('L').unwrap_or(text).parse::<i128>() {
+                Ok(int) => Value::integer(Bytes::copy_from_slice(&int.to_le_bytes())),
+                Err(_) => return Err(self.malformed("no integer of at most 128 bits")),
+            },
+        };
+        self.push(value)
+    }
+
+    fn memo_key(&mut self, code: u8) -> Result<u32, DecodeError> {
+        match code {
+            BINPUT | BINGET => Ok(self.cursor.u8()?.into()),
+            LONG_BINPUT | LONG_BINGET => Ok(self.cursor.u32_le()?),
+            _ => {
+                let key = self.line()?.parse();
+                key.map_err(|_| self.malformed("no memo key"))
+            }
+        }
+    }
+
+    // The stack
+
+    fn push(&mut self, value: Value) -> Result<(), DecodeError> {
+        self.push_container(value, 0)
+    }
+
+    fn push_container(&mut self, value: Value, depth: usize) -> Result<(), DecodeError> {
+        self.count(1)?;
+        self.stack.push(Item { value, depth });
+        Ok(())
+    }
+
+    /// How far down the stack may be used: to the last MARK.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self) -> Result<Item, DecodeError> {
+        if self.stack.len() <= self.floor() {
+            return Err(self.underflow());
+        }
+        self.stack.pop().ok_or_else(|| self.underflow())
+    }
+
+    fn pop_mark(&mut self) -> Result<usize, DecodeError> {
+        self.marks.pop().ok_or_else(|| self.malformed("no mark"))
+    }
+
+    fn pop_to_mark(&mut self) -> Result<Vec<Item>, DecodeError> {
+        let mark = self.pop_mark()?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn top(&mut self) -> Result<&mut Item, DecodeError> {
+        let underflow = self.underflow();
+        let floor = self.floor();
+        let top = self.stack.get_mut(floor..).and_then(<[Item]>::last_mut);
+        let top = top.ok_or(underflow)?;
+        if let Value::Id(id) = top.value
+            && let Some(Held::Container(item)) = self.held.get_mut(held_index(id))
+        {
+            return Ok(item);
+        }
+        Ok(top)
+    }
+
+    fn tuple(&mut self, from: usize) -> Result<(), DecodeError> {
+        let depth = depth_around(&self.stack[from..])?;
+        let items = self.stack.drain(from..).map(|item| item.value).collect();
+        self.push_container(Value::Tuple(items), depth)
+    }
+
+    fn append(&mut self, items: Vec<Item>) -> Result<(), DecodeError> {
+        let error = self.malformed("an append to what is no list");
+        let depth = depth_around(&items)?;
+        let top = self.top()?;
+        let Value::List(list) = &mut top.value else {
+            return Err(error);
+        };
+        list.extend(items.into_iter().map(|item| item.value));
+        top.depth = top.depth.max(depth);
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: Vec<Item>) -> Result<(), DecodeError> {
+        let error = self.malformed("items for what is no dict, or half an item");
+        let depth = depth_around(&items)?;
+        let top = self.top()?;
+        let Value::Dict(dict) = &mut top.value else {
+            return Err(error);
+        };
+        let mut items = items.into_iter().map(|item| item.value);
+        while let Some(key) = items.next() {
+            dict.push((key, items.next().ok_or_else(|| error.clone())?));
+        }
+        top.depth = top.depth.max(depth);
+        Ok(())
+    }
+
+    // The memo and what is held for it
+
+    fn memoize(&mut self, key: u32) -> Result<(), DecodeError> {
+        self.count(1)?;
+        let value = self.hold()?;
+        self.memo.insert(key, value);
+        Ok(())
+    }
+
+    /// A second copy of the top of the stack: of a leaf itself, of a container what stands for it.
+    fn hold(&mut self) -> Result<Value, DecodeError> {
+        let item = self.pop()?;
+        let value = match item.value {
+            Value::Tuple(_) | Value::List(_) | Value::Dict(_) | Value::Prefix(_) => {
+                self.held.push(Held::Container(item));
+                held_id(self.held.len() - 1)
+            }
+            leaf => leaf,
+        };
+        self.stack.push(Item {
+            value: value.clone(),
+            depth: 0,
+        });
+        Ok(value)
+    }
+
+    // Globals
+
+    fn global(&mut self) -> Result<(), DecodeError> {
+        let module = self.cursor.until(b'\n')?;
+        let name = self.cursor.until(b'\n')?;
+        let global = match (module, name) {
+            (b"ZopeUndo.Prefix", b"Prefix") => Global::Prefix,
+            (b"zodbpickle", b"binary") => Global::Binary,
+            (b"_codecs", b"encode") => Global::Encode,
+            (b"__builtin__" | b"builtins", b"bytes") => Global::Bytes,
+            (b"copy_reg" | b"copyreg", b"_reconstructor") => Global::Reconstructor,
+            (b"__builtin__" | b"builtins", b"object") => Global::Object,
+            _ => {
+                let shown = |name: &[u8]| name[..name.len().min(60)].escape_ascii().to_string();
+                return Err(DecodeError::Global {
+                    name: format!("{}.{}", shown(module), shown(name)),
+                    pos: self.opcode_pos,
+                });
+            }
+        };
+        self.held.push(Held::Global(global));
+        self.push(held_id(self.held.len() - 1))
+    }
+
+    /// What REDUCE and NEWOBJ would call, and we only recognise.
+    fn call(&mut self) -> Result<(), DecodeError> {
+        let args = self.pop()?.value;
+        let callee = self.pop()?.value;
+        let args = match (&args, self.held(&args)) {
+            (Value::Tuple(args), _) => args,
+            (_, Some(Held::Container(item))) => match &item.value {
+                Value::Tuple(args) => args,
+                _ => return Err(self.malformed("arguments are no tuple")),
+            },
+            _ => return Err(self.malformed("arguments are no tuple")),
+        };
+        let value = match (self.held_global(&callee), &args[..]) {
+            (Some(Global::Prefix), []) => Value::Prefix(Vec::new()),
+            (Some(Global::Reconstructor), [class, base, Value::None])
+                if self.held_global(class) == Some(Global::Prefix)
+                    && self.held_global(base) == Some(Global::Object) =>
+            {
+                Value::Prefix(Vec::new())
+            }
+            (Some(Global::Binary), [Value::Bytes(bytes) | Value::Str(bytes)]) => {
+                Value::Bytes(bytes.clone())
+            }
+            (Some(Global::Bytes), []) => Value::Bytes(Bytes::new()),
+            (Some(Global::Encode), [Value::Text(text), encoding])
+                if encoding.string().is_some_and(|name| name == "latin1") =>
+            {
+                let bytes = latin1(text).ok_or_else(|| self.malformed("text is not Latin-1"))?;
+                // They are new memory, unlike all other bytes, and the text can be fetched again.
+                self.count(bytes.len())?;
+                Value::Bytes(bytes.into())
+            }
+            _ => return Err(self.malformed("a call that is not accepted")),
+        };
+        let depth = usize::from(matches!(value, Value::Prefix(_)));
+        self.push_container(value, depth)
+    }
+
+    /// Gives an instance its state: for now as its only item, for the resolver.
+    fn build(&mut self) -> Result<(), DecodeError> {
+        let error = self.malformed("a state for what is no instance");
+        let state = self.pop()?;
+        let depth = depth_around(std::slice::from_ref(&state))?;
+        let top = self.top()?;
+        let Value::Prefix(content) = &mut top.value else {
+            return Err(error);
+        };
+        *content = vec![state.value];
+        top.depth = depth;
+        Ok(())
+    }
+
+    fn held(&self, value: &Value) -> Option<&Held> {
+        match value {
+            Value::Id(id) => self.held.get(held_index(*id)),
+            _ => None,
+        }
+    }
+
+    fn held_global(&self, value: &Value) -> Option<Global> {
+        match self.held(value) {
+            Some(Held::Global(global)) => Some(*global),
+            _ => None,
+        }
+    }
+}
+
+/// Makes a value without references to what was held.
+struct Resolver<'a> {
+    held: &'a [Held],
+    count: usize,
+    end_pos: usize,
+}
+
+impl Resolver<'_> {
+    fn value(&mut self, value: &Value, depth: usize) -> Result<Value, DecodeError> {
+        if depth > VALUE_DEPTH_MAX {
+            return Err(DecodeError::TooDeep);
+        }
+        Ok(match value {
+            Value::Id(id) => match self.held.get(held_index(*id)) {
+                Some(Held::Container(item)) => self.value(&item.value, depth)?,
+                _ => return Err(self.malformed("a global that is not called")),
+            },
+            Value::Tuple(items) => Value::Tuple(self.values(items, depth)?),
+            Value::List(items) => Value::List(self.values(items, depth)?),
+            Value::Dict(pairs) => {
+                self.count(2 * pairs.len())?;
+                let mut resolved = Vec::with_capacity(pairs.len());
+                for (key, value) in pairs {
+                    resolved.push((self.value(key, depth + 1)?, self.value(value, depth + 1)?));
+                }
+                Value::Dict(resolved)
+            }
+            Value::Prefix(state) => Value::Prefix(self.prefix_path(state, depth)?),
+            leaf => leaf.clone(),
+        })
+    }
+
+    fn values(&mut self, items: &[Value], depth: usize) -> Result<Vec<Value>, DecodeError> {
+        // Counted before memory is taken for them.
+        self.count(items.len())?;
+        let mut resolved = Vec::with_capacity(items.len());
+        for item in items {
+            resolved.push(self.value(item, depth + 1)?);
+        }
+        Ok(resolved)
+    }
+
+    /// The `path` in the state of a `Prefix`: `{'length': .., 'path': [..]}`.
+    fn prefix_path(&mut self, state: &[Value], depth: usize) -> Result<Vec<Value>, DecodeError> {
+        let state = self.values(state, depth)?;
+        if let Some(Value::Dict(attributes)) = state.into_iter().next() {
+            for (name, value) in attributes {
+                if let (Some(b"path"), Value::List(path) | Value::Tuple(path)) =
+                    (name.string().map(|name| &name[..]), value)
+                {
+                    return Ok(path);
+                }
+            }
+        }
+        Err(self.malformed("a Prefix without its path"))
+    }
+
+    fn count(&mut self, count: usize) -> Result<(), DecodeError> {
+        self.count += count;
+        if self.count > VALUES_PER_MESSAGE_MAX {
+            return Err(DecodeError::TooManyValues);
+        }
+        Ok(())
+    }
+
+    fn malformed(&self, what: &'static str) -> DecodeError {
+        DecodeError::Malformed {
+            what,
+            pos: self.end_pos,
+        }
+    }
+}
+
+fn held_id(index: usize) -> Value {
+    Value::Id((index as u64).to_be_bytes())
+}
+
+fn held_index(id: [u8; 8]) -> usize {
+    usize::try_from(u64::from_be_bytes(id)).unwrap_or(usize::MAX)
+}
+
+/// The depth of a container of `items`, if it is allowed.
+fn depth_around(items: &[Item]) -> Result<usize, DecodeError> {
+    let depth = 1 + items.iter().map(|item| item.depth).max().unwrap_or(0);
+    if depth > VALUE_DEPTH_MAX {
+        return Err(DecodeError::TooDeep);
+    }
+    Ok(depth)
+}
+
+/// The argument of STRING: what Python 2's `repr` makes of a `str`.
+fn unescape_string(line: &[u8]) -> Option<Vec<u8>> {
+    let quoted = match line {
+        [b'\'', quoted @ .., b'\''] | [b'"', quoted @ .., b'"'] => quoted,
+        _ => return None,
+    };
+    let mut bytes = Vec::with_capacity(quoted.len());
+    let mut rest = quoted;
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        if *byte != b'\\' {
+            bytes.push(*byte);
+            continue;
+        }
+        let (escape, after) = rest.split_first()?;
+        rest = after;
+        bytes.push(match escape {
+            b'\\' | b'\'' | b'"' => *escape,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'x' => {
+                let (digits, after) = rest.split_at_checked(2)?;
+                rest = after;
+                u8::try_from(hex(digits)?).ok()?
+            }
+            _ => return None,
+        });
+    }
+    Some(bytes)
+}
+
+/// The argument of UNICODE: Latin-1, and all other characters as `\uXXXX` or `\UXXXXXXXX`.
+fn unescape_unicode(line: &[u8]) -> Option<String> {
+    let mut text = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some((byte, after)) = rest.split_first() {
+        let digits_len = match after.first() {
+            Some(b'u') if *byte == b'\\' => 4,
+            Some(b'U') if *byte == b'\\' => 8,
+            _ => {
+                text.push(char::from(*byte));
+                rest = after;
+                continue;
+            }
+        };
+        let (digits, after) = after[1..].split_at_checked(digits_len)?;
+        text.push(char::from_u32(hex(digits)?)?);
+        rest = after;
+    }
+    Some(text)
+}
+
+fn hex(digits: &[u8]) -> Option<u32> {
+    digits.iter().try_fold(0, |number, digit| {
+        Some(number << 4 | char::from(*digit).to_digit(16)?)
+    })
+}
+
+/// UTF-8 to Latin-1.
+fn latin1(text: &[u8]) -> Option<Vec<u8>> {
+    let text = str::from_utf8(text).ok()?;
+    text.chars().map(|c| u8::try_from(c).ok()).collect()
+}
+
+struct Writer<'a, S> {
+    sink: &'a mut S,
+    reader: Reader,
+}
+
+impl<S: Sink> Writer<'_, S> {
+    fn start(&mut self) {
+        let protocol = match self.reader {
+            Reader::Python2 => 2,
+            Reader::Python3 | Reader::File => 3,
+        };
+        self.sink.put(&[PROTO, protocol]);
+    }
+
+    fn code(&mut self, code: u8) {
+        self.sink.put(&[code]);
+    }
+
+    fn value(&mut self, value: &Value) {
+        match value {
+            Value::None => self.code(NONE),
+            Value::Bool(true) => self.code(NEWTRUE),
+            Value::Bool(false) => self.code(NEWFALSE),
+            Value::Int(int) => self.int(*int),
+            Value::Long(bytes) => self.long(bytes),
+            Value::Float(float) => {
+                self.code(BINFLOAT);
+                self.sink.put(&float.to_be_bytes());
+            }
+            Value::Text(text) => {
+                self.code(BINUNICODE);
+                self.sink.put(&length(text.len()));
+                self.sink.put_data(text);
+            }
+            Value::Bytes(bytes) => {
+                self.bytes_head(bytes.len());
+                self.sink.put_data(bytes);
+            }
+            Value::Id(id) => {
+                self.bytes_head(id.len());
+                self.sink.put(id);
+            }
+            Value::Str(bytes) => self.python2_str(bytes),
+            Value::Tuple(items) => self.tuple(items),
+            // A path can only be read from a request; as a list it can be answered all the same.
+            Value::List(items) | Value::Prefix(items) => self.list(items),
+            Value::Dict(pairs) => self.dict(pairs),
+        }
+    }
+
+    fn int(&mut self, int: i64) {
+        if let Ok(int) = u8::try_from(int) {
+            self.sink.put(&[BININT1, int]);
+        } else if let Ok(int) = u16::try_from(int) {
+            self.code(BININT2);
+            self.sink.put(&int.to_le_bytes());
+        } else if let Ok(int) = i32::try_from(int) {
+            self.code(BININT);
+            self.sink.put(&int.to_le_bytes());
+        } else {
+            let bytes = int.to_le_bytes();
+            self.long(&bytes[..shortest_integer_len(&bytes)]);
+        }
+    }
+
+    fn long(&mut self, bytes: &[u8]) {
+        if let Ok(len) = u8::try_from(bytes.len()) {
+            self.sink.put(&[LONG1, len]);
+        } else {
+            self.code(LONG4);
+            self.sink.put(&length(bytes.len()));
+        }
+        self.sink.put(bytes);
+    }
+
+    fn bytes_head(&mut self, len: usize) {
+        let (short, long) = match self.reader {
+            Reader::Python2 => (SHORT_BINSTRING, BINSTRING),
+            Reader::Python3 | Reader::File => (SHORT_BINBYTES, BINBYTES),
+        };
+        self.head(short, long, len);
+    }
+
+    fn head(&mut self, short: u8, long: u8, len: usize) {
+        if let Ok(len) = u8::try_from(len) {
+            self.sink.put(&[short, len]);
+        } else {
+            self.code(long);
+            self.sink.put(&length(len));
+        }
+    }
+
+    /// As ZODB on Python 3 reads its files: text if it is ASCII, else bytes. Its clients would
+    /// fail at other texts of this kind.
+    fn python2_str(&mut self, bytes: &Bytes) {
+        match self.reader {
+            Reader::Python2 | Reader::File => {
+                self.head(SHORT_BINSTRING, BINSTRING, bytes.len());
+                self.sink.put_data(bytes);
+            }
+            Reader::Python3 if bytes.is_ascii() => self.value(&Value::Text(bytes.clone())),
+            Reader::Python3 => self.value(&Value::Bytes(bytes.clone())),
+        }
+    }
+
+    fn tuple(&mut self, items: &[Value]) {
+        let code = match items.len() {
+            0 => EMPTY_TUPLE,
+            1 => TUPLE1,
+            2 => TUPLE2,
+            3 => TUPLE3,
+            _ => {
+                self.code(MARK);
+                TUPLE
+            }
+        };
+        for item in items {
+            self.value(item);
+        }
+        self.code(code);
+    }
+
+    fn list(&mut self, items: &[Value]) {
+        self.code(EMPTY_LIST);
+        match items {
+            [] => {}
+            [item] => {
+                self.value(item);
+                self.code(APPEND);
+            }
+            _ => {
+                self.code(MARK);
+                for item in items {
+                    self.value(item);
+                }
+                self.code(APPENDS);
+            }
+        }
+    }
+
+    fn dict(&mut self, pairs: &[(Value, Value)]) {
+        self.code(EMPTY_DICT);
+        if pairs.len() > 1 {
+            self.code(MARK);
+        }
+        for (key, value) in pairs {
+            self.value(key);
+            self.value(value);
+        }
+        match pairs.len() {
+            0 => {}
+            1 => self.code(SETITEM),
+            _ => self.code(SETITEMS),
+        }
+    }
+}
+
+/// A length as opcodes want it. What is longer than they can tell does not fit into a frame
+/// either, which will notice.
+fn length(len: usize) -> [u8; 4] {
+    u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes()
+}
+
+const MARK: u8 = b'(';
+const STOP: u8 = b'.';
+const POP: u8 = b'0';
+const POP_MARK: u8 = b'1';
+const DUP: u8 = b'2';
+const FLOAT: u8 = b'F';
+const BINFLOAT: u8 = b'G';
+const INT: u8 = b'I';
+const BININT: u8 = b'J';
+const BININT1: u8 = b'K';
+const LONG: u8 = b'L';
+const BININT2: u8 = b'M';
+const NONE: u8 = b'N';
+const REDUCE: u8 = b'R';
+const STRING: u8 = b'S';
+const BINSTRING: u8 = b'T';
+const SHORT_BINSTRING: u8 = b'U';
+const UNICODE: u8 = b'V';
+const BINUNICODE: u8 = b'X';
+const APPEND: u8 = b'a';
+const BUILD: u8 = b'b';
+const GLOBAL: u8 = b'c';
+const DICT: u8 = b'd';
+const EMPTY_DICT: u8 = b'}';
+const APPENDS: u8 = b'e';
+const GET: u8 = b'g';
+const BINGET: u8 = b'h';
+const LONG_BINGET: u8 = b'j';
+const LIST: u8 = b'l';
+const EMPTY_LIST: u8 = b']';
+const PUT: u8 = b'p';
+const BINPUT: u8 = b'q';
+const LONG_BINPUT: u8 = b'r';
+const SETITEM: u8 = b's';
+const TUPLE: u8 = b't';
+const EMPTY_TUPLE: u8 = b')';
+const SETITEMS: u8 = b'u';
+// Protocol 2
+const PROTO: u8 = 0x80;
+const NEWOBJ: u8 = 0x81;
+const TUPLE1: u8 = 0x85;
+const TUPLE2: u8 = 0x86;
+const TUPLE3: u8 = 0x87;
+const NEWTRUE: u8 = 0x88;
+const NEWFALSE: u8 = 0x89;
+const LONG1: u8 = 0x8a;
+const LONG4: u8 = 0x8b;
+// Protocol 3
+const BINBYTES: u8 = b'B';
+const SHORT_BINBYTES: u8 = b'C';
+// Protocol 4
+const SHORT_BINUNICODE: u8 = 0x8c;
+const BINUNICODE8: u8 = 0x8d;
+const BINBYTES8: u8 = 0x8e;
+const MEMOIZE: u8 = 0x94;
+const FRAME: u8 = 0x95;
