@@ -177,6 +177,11 @@ pub enum Fault {
         /// The most that the file has room for.
         max: u64,
     },
+    /// An unfinished transaction does not end the file.
+    Unfinished {
+        /// Position of a finished transaction behind it.
+        next: u64,
+    },
     /// The length behind a transaction differs from the one in its header.
     RedundantLength {
         /// Length behind the transaction.
@@ -241,6 +246,10 @@ impl fmt::Display for Damage {
             Fault::TxnLength { found, min, max } => {
                 write!(f, "transaction length {found} (expected {min} to {max})")
             }
+            Fault::Unfinished { next } => write!(
+                f,
+                "unfinished transaction, and a finished one at {next} (expected the end)"
+            ),
             Fault::RedundantLength { found, expected } => write!(
                 f,
                 "length behind the transaction {found} (expected {expected})"

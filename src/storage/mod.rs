@@ -4,7 +4,10 @@ pub mod disk;
 pub mod error;
 pub mod format;
 pub mod index;
+pub mod iterate;
+pub mod oids;
 pub mod read;
+pub mod recover;
 #[cfg(test)]
 mod testing;
 mod window;

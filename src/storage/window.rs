@@ -43,6 +43,17 @@ impl Window {
         Ok(&self.buf[from..self.filled.min(from + len)])
     }
 
+    /// As [`Self::bytes`], into memory of its own. Long values are read straight into it.
+    pub(super) fn copy(&mut self, pos: u64, len: usize) -> io::Result<Vec<u8>> {
+        if len < WINDOW_LEN {
+            return Ok(self.bytes(pos, len)?.to_vec());
+        }
+        let mut copy = vec![0; len];
+        let filled = self.file.read_at(&mut copy, pos)?;
+        copy.truncate(filled);
+        Ok(copy)
+    }
+
     fn held_from(&self, pos: u64) -> Option<usize> {
         let from = usize::try_from(pos.checked_sub(self.pos)?).ok()?;
         (from <= self.filled).then_some(from)
@@ -87,6 +98,7 @@ mod tests {
         ] {
             let expected = &contents[pos.min(end)..(pos + len).min(end)];
             assert_eq!(window.bytes(pos as u64, len).unwrap(), expected);
+            assert_eq!(window.copy(pos as u64, len).unwrap(), expected);
         }
     }
 }
