@@ -1,0 +1,874 @@
+//! Opening a data file: lock it, check where it ends, cut what was never finished, and know the
+//! position of every object.
+//!
+//! A transaction is written with status `'c'`; only when all of it is on stable storage does the
+//! status become `' '` (see [`super::format`]). So after a crash the file may end in transactions
+//! that nobody was told of, in every state of disrepair; and only there. They are cut off, after
+//! they have been copied to `Data.fs.tr0` (or `.tr1`, ...) as ZODB does. Everything else that is
+//! inconsistent is damage: the file is left as it is, and the error says where. ZODB takes a
+//! transaction that seems to reach over the end of the file for unfinished even if a wrong length
+//! is all there is to it, and cuts off what follows. We look for finished transactions first.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use log::{info, warn};
+
+use super::disk::{Disk, File, OpenMode, with_suffix};
+use super::error::{Damage, Fault, ReadError, StorageError};
+use super::format::{
+    DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, MAGIC, POINTER_LEN, POS_END, Status,
+    TXN_HEADER_LEN, TxnHeader,
+};
+use super::index::{Index, UnusableIndex};
+use super::iterate::{Backwards, Transactions};
+use super::oids;
+use super::window::Window;
+use crate::ids::{Oid, Tid};
+
+/// What the file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading what is there now. Nothing is locked, cut or written; another server may be
+    /// writing the file.
+    ReadOnly,
+    /// Reading and writing; created if it does not exist.
+    ReadWrite,
+    /// Reading and writing a new file in the place of what stands there.
+    Create,
+}
+
+/// A data file that has been checked as far as opening needs.
+#[derive(Debug)]
+pub struct Opened {
+    /// The data file; locked, unless it is read-only.
+    pub file: Arc<dyn File>,
+    /// `Data.fs.lock`, which keeps ZODB away for as long as it is held; `None` if read-only.
+    pub lock: Option<Arc<dyn File>>,
+    /// Current record of each object, from all transactions before `tail`.
+    pub index: Index,
+    /// What of the file the index file covers; nothing (4) if it is of no use.
+    pub index_pos: u64,
+    /// End of the last finished transaction, and of the file unless it is read-only.
+    pub tail: u64,
+    /// Its tid; zero if there is none.
+    pub last_tid: Tid,
+}
+
+/// How far a long scan has got, in bytes of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Read so far.
+    pub done: u64,
+    /// To be read in all.
+    pub total: u64,
+}
+
+/// Bytes between two reports: some tens of milliseconds. Whoever logs them knows the time.
+const PROGRESS_LEN: u64 = 32 << 20;
+
+/// Bytes copied at once from the end of a file that is cut.
+const COPY_LEN: usize = 1 << 20;
+
+/// Opens `path`. `progress` is called now and then while the file is scanned, which without an
+/// index takes as long as reading it.
+pub fn open(
+    disk: &dyn Disk,
+    path: &Path,
+    access: Access,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Opened, StorageError> {
+    let writable = access != Access::ReadOnly;
+    // Before the data file is touched, or created: the owner of the lock may be doing so.
+    let lock = writable.then(|| lock_name(disk, path)).transpose()?;
+    if access == Access::Create {
+        create(disk, path)?;
+    }
+    let file = open_data(disk, path, writable)?;
+    let size = read_magic(&*file, path, writable)?;
+
+    let index_path = with_suffix(path, ".index");
+    let known = match load_index(disk, &index_path, &file, size) {
+        Ok(known) => known,
+        Err(reason) => {
+            if size > FIRST_TXN_POS {
+                info!("{}: {reason}: scanning the data file", index_path.display());
+            }
+            Known::default()
+        }
+    };
+    let index_pos = known.pos;
+    let mut scan = Scan {
+        file: &file,
+        path,
+        size,
+        known,
+        unordered: Oddity::default(),
+        unknown_status: Oddity::default(),
+        wrong_prev: Oddity::default(),
+    };
+    scan.run(progress)?;
+    scan.log_oddities();
+    let Known {
+        index,
+        pos: tail,
+        last_tid,
+    } = scan.known;
+
+    if tail < size {
+        let path = path.display();
+        warn!(
+            "{path}: unfinished transaction at {tail} ({} bytes)",
+            size - tail
+        );
+    }
+    if writable {
+        if tail < size {
+            cut(disk, path, &*file, tail, size)?;
+        }
+        // Also if nothing was cut: what a killed process has written, and we are going to show,
+        // may be in memory only.
+        file.sync().map_err(StorageError::io("sync", path))?;
+    }
+    Ok(Opened {
+        file,
+        lock,
+        index,
+        index_pos,
+        tail,
+        last_tid,
+    })
+}
+
+/// Takes `Data.fs.lock` as `zc.lockfile` does: an exclusive `flock`, and the pid to be read by
+/// people. The file stays behind when the lock ends.
+fn lock_name(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn File>, StorageError> {
+    let path = with_suffix(path, ".lock");
+    let mut opened = disk.open(&path, OpenMode::Write);
+    if is_error(&opened, io::ErrorKind::NotFound) {
+        opened = disk.open(&path, OpenMode::CreateNew);
+    }
+    if is_error(&opened, io::ErrorKind::AlreadyExists) {
+        // Another process was quicker to create it; which of us gets the lock is still open.
+        opened = disk.open(&path, OpenMode::Write);
+    }
+    let file = opened.map_err(StorageError::io("open", &path))?;
+    if !file.try_lock().map_err(StorageError::io("lock", &path))? {
+        return Err(StorageError::Locked { path });
+    }
+    let pid = format!(" {}\n", std::process::id());
+    file.write_at(&mut [IoSlice::new(pid.as_bytes())], 0)
+        .and_then(|()| file.set_len(pid.len() as u64))
+        .map_err(StorageError::io("write", &path))?;
+    Ok(file)
+}
+
+fn is_error<T>(result: &io::Result<T>, kind: io::ErrorKind) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == kind)
+}
+
+/// Puts a data file without transactions in place of whatever there is.
+fn create(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
+    let index_path = with_suffix(path, ".index");
+    let oids_path = with_suffix(path, oids::SUFFIX);
+    // The index goes first, and the oid ceiling last: a crash in between leaves a file that is
+    // scanned, or oids that are skipped, but never one that believes the files of another.
+    disk.remove(&index_path)
+        .map_err(StorageError::io("remove", &index_path))?;
+    disk.replace(path, &[&MAGIC])
+        .map_err(StorageError::io("create", path))?;
+    disk.remove(&oids_path)
+        .map_err(StorageError::io("remove", &oids_path))
+}
+
+fn open_data(disk: &dyn Disk, path: &Path, writable: bool) -> Result<Arc<dyn File>, StorageError> {
+    let mode = if writable {
+        OpenMode::Write
+    } else {
+        OpenMode::Read
+    };
+    let mut opened = disk.open(path, mode);
+    if writable && is_error(&opened, io::ErrorKind::NotFound) {
+        create(disk, path)?;
+        opened = disk.open(path, mode);
+    }
+    let file = opened.map_err(StorageError::io("open", path))?;
+    // By inode: the lock file protects a name, and may have been removed.
+    if writable && !file.try_lock().map_err(StorageError::io("lock", path))? {
+        let path = path.to_owned();
+        return Err(StorageError::Locked { path });
+    }
+    Ok(file)
+}
+
+/// Checks that this is a data file; its length. An empty one becomes a data file, as in ZODB.
+fn read_magic(file: &dyn File, path: &Path, writable: bool) -> Result<u64, StorageError> {
+    let len = file.len().map_err(StorageError::io("open", path))?;
+    if len == 0 {
+        if writable {
+            file.write_at(&mut [IoSlice::new(&MAGIC)], 0)
+                .map_err(StorageError::io("write", path))?;
+        }
+        return Ok(FIRST_TXN_POS);
+    }
+    if len > POS_END {
+        let path = path.to_owned();
+        return Err(StorageError::TooLong { path, len });
+    }
+    let mut magic = [0; MAGIC.len()];
+    let read = file
+        .read_at(&mut magic, 0)
+        .map_err(StorageError::io("read", path))?;
+    if magic != MAGIC {
+        return Err(StorageError::NotADataFile {
+            path: path.to_owned(),
+            found: magic[..read].to_vec(),
+        });
+    }
+    Ok(len)
+}
+
+/// What is known of the file up to `pos`.
+#[derive(Debug)]
+struct Known {
+    index: Index,
+    pos: u64,
+    last_tid: Tid,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            index: Index::new(),
+            pos: FIRST_TXN_POS,
+            last_tid: Tid::ZERO,
+        }
+    }
+}
+
+/// Why the index file is not used.
+#[derive(Debug)]
+enum NoIndex {
+    Unusable(UnusableIndex),
+    /// It is not an index of this file, or of something that is no longer in it.
+    DoesNotFit,
+}
+
+impl fmt::Display for NoIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unusable(reason) => reason.fmt(f),
+            Self::DoesNotFit => f.write_str("does not fit the data file"),
+        }
+    }
+}
+
+/// The index from its file, if it is sane: the position it was saved at is the end of a
+/// transaction, and the first few records of the last transaction before it are where the index
+/// says. The same test as in ZODB, and as cheap.
+fn load_index(
+    disk: &dyn Disk,
+    index_path: &Path,
+    file: &Arc<dyn File>,
+    size: u64,
+) -> Result<Known, NoIndex> {
+    let (index, pos) = Index::load(disk, index_path).map_err(NoIndex::Unusable)?;
+    match last_indexed_tid(&index, pos, file, size) {
+        Ok(Some(last_tid)) => Ok(Known {
+            index,
+            pos,
+            last_tid,
+        }),
+        // An error of the disk will come up again when the file is scanned.
+        Ok(None) | Err(_) => Err(NoIndex::DoesNotFit),
+    }
+}
+
+/// Tid of the transaction that ends at `pos`, if the index agrees with it.
+fn last_indexed_tid(
+    index: &Index,
+    pos: u64,
+    file: &Arc<dyn File>,
+    size: u64,
+) -> Result<Option<Tid>, ReadError> {
+    const RECORDS_TO_CHECK: usize = 5;
+
+    if pos > size {
+        return Ok(None);
+    }
+    let mut last_tid = None;
+    for txn in Backwards::new(&**file, pos) {
+        let txn = txn?;
+        let last_tid = *last_tid.get_or_insert(txn.header.tid);
+        match txn.header.status {
+            Status::Undone => continue,
+            Status::Finished | Status::Packed => {}
+            Status::Voted | Status::Other(_) => return Ok(None),
+        }
+        if txn.records_pos() == txn.records_end() {
+            continue;
+        }
+        let mut txns = Transactions::from_pos(Arc::clone(file), txn.pos, pos);
+        for record in txns.records(&txn).take(RECORDS_TO_CHECK) {
+            let record = record?;
+            // A transaction may have several records of an object. The last one counts.
+            let known = index.get(record.header.oid);
+            if !known.is_some_and(|known| (record.pos..txn.records_end()).contains(&known)) {
+                return Ok(None);
+            }
+        }
+        return Ok(Some(last_tid));
+    }
+    Ok(None)
+}
+
+/// Something that ZODB warns of and lives with: where it was first, and how often.
+#[derive(Debug, Default)]
+struct Oddity {
+    first_pos: u64,
+    count: u64,
+}
+
+impl Oddity {
+    const fn note(&mut self, pos: u64) {
+        if self.count == 0 {
+            self.first_pos = pos;
+        }
+        self.count += 1;
+    }
+
+    fn log(&self, path: &Path, what: &str) {
+        if self.count > 0 {
+            let (path, Self { first_pos, count }) = (path.display(), self);
+            warn!("{path}: {what} at {first_pos} ({count} of them in all)");
+        }
+    }
+}
+
+/// Completes what is known with the rest of the file.
+#[derive(Debug)]
+struct Scan<'a> {
+    file: &'a Arc<dyn File>,
+    path: &'a Path,
+    size: u64,
+    known: Known,
+    unordered: Oddity,
+    unknown_status: Oddity,
+    wrong_prev: Oddity,
+}
+
+impl Scan<'_> {
+    /// Up to the first unfinished transaction.
+    fn run(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<(), StorageError> {
+        let start = self.known.pos;
+        let total = self.size - start;
+        let mut reported = 0;
+        let mut txns = Transactions::from_pos(Arc::clone(self.file), start, self.size);
+        // Records of one transaction; they count when all of it has been found right.
+        let mut positions = Vec::new();
+        while self.known.pos < self.size {
+            let finished = self
+                .next_txn(&mut txns, &mut positions)
+                .map_err(StorageError::reading(self.path))?;
+            if !finished {
+                break;
+            }
+            let done = self.known.pos - start;
+            if done - reported >= PROGRESS_LEN {
+                reported = done;
+                progress(Progress { done, total });
+            }
+        }
+        Ok(())
+    }
+
+    /// `false` if what follows was never finished.
+    fn next_txn(
+        &mut self,
+        txns: &mut Transactions,
+        positions: &mut Vec<(Oid, u64)>,
+    ) -> Result<bool, ReadError> {
+        if self.is_unfinished(txns)? {
+            return Ok(false);
+        }
+        let Some(txn) = txns.next().transpose()? else {
+            return Ok(false);
+        };
+        if txn.header.tid <= self.known.last_tid {
+            self.unordered.note(txn.pos);
+        }
+        if matches!(txn.header.status, Status::Other(_)) {
+            self.unknown_status.note(txn.pos);
+        }
+        if txn.header.status != Status::Undone {
+            positions.clear();
+            for record in txns.records(&txn) {
+                let record = record?;
+                let oid = record.header.oid;
+                if record.header.prev != self.known.index.get(oid).unwrap_or(0) {
+                    self.wrong_prev.note(record.pos);
+                }
+                positions.push((oid, record.pos));
+            }
+            for (oid, pos) in positions.drain(..) {
+                self.known.index.insert(oid, pos);
+            }
+        }
+        self.known.last_tid = txn.header.tid;
+        self.known.pos = txn.end();
+        Ok(true)
+    }
+
+    /// Whether the file ends here, but for transactions that were never finished. An error if
+    /// it does not, and this one was not finished all the same.
+    fn is_unfinished(&self, txns: &mut Transactions) -> Result<bool, ReadError> {
+        let pos = txns.pos();
+        let Some(header) = txns.peek()? else {
+            return Ok(true);
+        };
+        match header.status {
+            // Finished ones may follow: those that were voted after this one and finished with
+            // it, but whose status reached the disk first.
+            Status::Voted => return Ok(true),
+            // The header, or its second half, never reached the disk.
+            Status::Other(0) => {}
+            _ if self.fits(pos, &header) => return Ok(false),
+            // All of it is here: its length in the header is wrong, as will be found.
+            _ if self.last_len()? == self.size - POINTER_LEN as u64 - pos => return Ok(false),
+            _ => {}
+        }
+        match self.finished_after(pos)? {
+            None => Ok(true),
+            Some(next) => {
+                let fault = Fault::Unfinished { next };
+                Err(Damage { pos, fault }.into())
+            }
+        }
+    }
+
+    fn fits(&self, pos: u64, header: &TxnHeader) -> bool {
+        let room = (self.size - pos).saturating_sub(POINTER_LEN as u64);
+        header.len <= room
+    }
+
+    /// The length in the last bytes of the file.
+    fn last_len(&self) -> Result<u64, ReadError> {
+        let mut bytes = [0; POINTER_LEN];
+        self.file
+            .read_at(&mut bytes, self.size - POINTER_LEN as u64)?;
+        Ok(u64::from_be_bytes(bytes))
+    }
+
+    /// Position of a finished transaction somewhere behind `pos`, whatever is in between. Data of
+    /// objects may look like one, if somebody stores data files in objects; but their positions
+    /// are not right for this place.
+    fn finished_after(&self, pos: u64) -> Result<Option<u64>, ReadError> {
+        const STEP: usize = 256 * 1024;
+
+        let mut window = Window::new(Arc::clone(self.file));
+        let mut start = pos + 1;
+        loop {
+            let bytes = window.bytes(start, STEP + TXN_HEADER_LEN - 1)?;
+            for (pos, header) in (start..).zip(bytes.windows(TXN_HEADER_LEN)) {
+                let Ok(header) = header.try_into() else {
+                    continue;
+                };
+                let header = TxnHeader::decode(header);
+                if self.is_finished(pos, &header)? {
+                    return Ok(Some(pos));
+                }
+            }
+            if bytes.len() < STEP {
+                return Ok(None);
+            }
+            start += STEP as u64;
+        }
+    }
+
+    /// Whether a finished transaction with this header, and with a record, stands at `pos`. Cheap
+    /// in nearly all cases, as it is asked at every byte.
+    fn is_finished(&self, pos: u64, header: &TxnHeader) -> Result<bool, ReadError> {
+        let likely = matches!(header.status, Status::Finished | Status::Packed)
+            && header.tid > self.known.last_tid
+            && header.len > header.header_len()
+            && self.fits(pos, header);
+        if !likely {
+            return Ok(false);
+        }
+        let mut again = [0; POINTER_LEN];
+        self.file.read_at(&mut again, pos + header.len)?;
+        let mut record = [0; DATA_HEADER_LEN];
+        self.file.read_at(&mut record, pos + header.header_len())?;
+        let right_place = DataHeader::decode(&record).is_ok_and(|record| record.tloc == pos);
+        Ok(right_place && u64::from_be_bytes(again) == header.len)
+    }
+
+    fn log_oddities(&self) {
+        self.unordered
+            .log(self.path, "transaction not newer than the one before it");
+        self.unknown_status
+            .log(self.path, "transaction with unknown status");
+        self.wrong_prev.log(
+            self.path,
+            "record that does not lead to the object's previous one",
+        );
+    }
+}
+
+/// Cuts the file to `tail`. What is lost by that is kept in a file of its own first.
+fn cut(
+    disk: &dyn Disk,
+    path: &Path,
+    file: &dyn File,
+    tail: u64,
+    size: u64,
+) -> Result<(), StorageError> {
+    let (kept_path, kept) = open_kept(disk, path)?;
+    let failed = StorageError::io("write", &kept_path);
+    copy(file, tail..size, &*kept)
+        .and_then(|()| kept.sync())
+        .and_then(|()| disk.sync_directory_of(&kept_path))
+        .map_err(failed)?;
+    warn!(
+        "{}: cut at {tail} (see {})",
+        path.display(),
+        kept_path.display()
+    );
+    file.set_len(tail).map_err(StorageError::io("cut", path))
+}
+
+/// The first of `Data.fs.tr0`, `Data.fs.tr1`, ... that does not exist yet.
+fn open_kept(disk: &dyn Disk, path: &Path) -> Result<(PathBuf, Arc<dyn File>), StorageError> {
+    let mut number = 0u64;
+    loop {
+        let kept_path = with_suffix(path, &format!(".tr{number}"));
+        match disk.open(&kept_path, OpenMode::CreateNew) {
+            Ok(kept) => return Ok((kept_path, kept)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            Err(error) => return Err(StorageError::io("create", &kept_path)(error)),
+        }
+    }
+}
+
+fn copy(from: &dyn File, range: Range<u64>, to: &dyn File) -> io::Result<()> {
+    let mut buf = vec![0; COPY_LEN];
+    let mut pos = range.start;
+    while pos < range.end {
+        let len = COPY_LEN.min(usize::try_from(range.end - pos).unwrap_or(COPY_LEN));
+        let read = from.read_at(&mut buf[..len], pos)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.write_at(&mut [IoSlice::new(&buf[..read])], pos - range.start)?;
+        pos += read as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::disk::OsDisk;
+    use crate::storage::testing::Content::{Back, Data};
+    use crate::storage::testing::{DataFile, TestDir};
+
+    fn open_as(access: Access, path: &Path) -> Result<Opened, StorageError> {
+        open(&OsDisk::default(), path, access, &mut |_| ())
+    }
+
+    /// Two finished transactions: objects 1 and 2 created, 1 changed and 2 deleted.
+    fn two_txns() -> DataFile {
+        let mut file = DataFile::new();
+        let records = [(1, Data(b"one")), (2, Data(b"two"))];
+        file.txn(10, Status::Packed, "alice", &records);
+        file.txn(
+            20,
+            Status::Finished,
+            "bob",
+            &[(1, Data(b"uno")), (2, Back(0))],
+        );
+        file
+    }
+
+    /// A third transaction behind them, of object 3.
+    fn with_third(status: Status) -> (DataFile, u64) {
+        let mut file = two_txns();
+        let tail = file.end();
+        file.txn(30, status, "carol", &[(3, Data(b"three"))]);
+        (file, tail)
+    }
+
+    fn write(path: &Path, bytes: &[u8]) {
+        OsDisk::default().replace(path, &[bytes]).unwrap();
+    }
+
+    fn positions(index: &Index) -> Vec<(u64, u64)> {
+        index.iter().map(|(oid, pos)| (oid.0, pos)).collect()
+    }
+
+    #[test]
+    fn a_missing_file_is_created_and_an_old_one_replaced_if_asked() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        assert!(open_as(Access::ReadOnly, &path).is_err());
+        assert_eq!(dir.names(), [""; 0]);
+        for access in [Access::ReadWrite, Access::Create] {
+            write(&dir.path("Data.fs.index"), b"of another file");
+            write(&dir.path("Data.fs.oids"), b"of another file");
+            let opened = open_as(access, &path).unwrap();
+            assert_eq!((opened.tail, opened.last_tid), (4, Tid::ZERO));
+            assert_eq!(std::fs::read(&path).unwrap(), MAGIC);
+            assert_eq!(dir.names(), ["Data.fs", "Data.fs.lock"]);
+            drop(opened);
+            write(&path, &two_txns().bytes);
+        }
+    }
+
+    #[test]
+    fn an_empty_file_becomes_a_data_file() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        write(&path, b"");
+        assert_eq!(open_as(Access::ReadOnly, &path).unwrap().tail, 4);
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
+        assert_eq!(open_as(Access::ReadWrite, &path).unwrap().tail, 4);
+        assert_eq!(std::fs::read(&path).unwrap(), MAGIC);
+    }
+
+    #[test]
+    fn another_file_is_refused() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        for contents in [&b"FS"[..], b"FS20", b"something else"] {
+            write(&path, contents);
+            for access in [Access::ReadOnly, Access::ReadWrite] {
+                let error = open_as(access, &path).unwrap_err();
+                assert!(matches!(error, StorageError::NotADataFile { .. }));
+            }
+            assert_eq!(std::fs::read(&path).unwrap(), contents);
+        }
+    }
+
+    #[test]
+    fn a_second_writer_is_refused_by_name_and_by_inode() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let first = open_as(Access::ReadWrite, &path).unwrap();
+        let pid = format!(" {}\n", std::process::id());
+        let lock_path = dir.path("Data.fs.lock");
+        assert_eq!(std::fs::read_to_string(&lock_path).unwrap(), pid);
+        let locked = |path: &Path| match open_as(Access::ReadWrite, path) {
+            Err(StorageError::Locked { path }) => path,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(locked(&path), lock_path);
+        let other_path = dir.path("Other.fs");
+        std::fs::hard_link(&path, &other_path).unwrap();
+        assert_eq!(locked(&other_path), other_path);
+        open_as(Access::ReadOnly, &path).unwrap();
+        drop(first);
+        open_as(Access::ReadWrite, &path).unwrap();
+    }
+
+    #[test]
+    fn the_index_is_the_same_from_its_file_and_from_the_data() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (file, second_end) = with_third(Status::Finished);
+        file.save(&path);
+        let scanned = open_as(Access::ReadWrite, &path).unwrap();
+        let expected: Vec<_> = file.current.iter().map(|(o, p)| (*o, *p)).collect();
+        assert_eq!(positions(&scanned.index), expected);
+        assert_eq!((scanned.tail, scanned.last_tid), (file.end(), Tid(30)));
+        assert_eq!(scanned.index_pos, FIRST_TXN_POS);
+        drop(scanned);
+        // Saved after two transactions, and after all of them.
+        let mut index = Index::new();
+        for (oid, pos) in &two_txns().current {
+            index.insert(Oid(*oid), *pos);
+        }
+        for pos in [second_end, file.end()] {
+            if pos == file.end() {
+                index.insert(Oid(3), file.current[&3]);
+            }
+            let disk = OsDisk::default();
+            index.save(pos, &disk, &dir.path("Data.fs.index")).unwrap();
+            let opened = open_as(Access::ReadWrite, &path).unwrap();
+            assert_eq!(positions(&opened.index), expected);
+            assert_eq!((opened.tail, opened.last_tid), (file.end(), Tid(30)));
+            assert_eq!(opened.index_pos, pos);
+        }
+    }
+
+    #[test]
+    fn an_index_that_does_not_fit_is_not_used() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (file, second_end) = with_third(Status::Finished);
+        file.save(&path);
+        let mut good = Index::new();
+        for (oid, pos) in &file.current {
+            good.insert(Oid(*oid), *pos);
+        }
+        let mut moved = good.snapshot();
+        moved.insert(Oid(3), file.current[&3] - 1);
+        for (index, pos) in [
+            (&moved, file.end()),
+            (&good, file.end() - 1),
+            (&good, second_end),
+            (&good, file.end() + 100),
+            (&Index::new(), file.end()),
+        ] {
+            let disk = OsDisk::default();
+            index.save(pos, &disk, &dir.path("Data.fs.index")).unwrap();
+            let opened = open_as(Access::ReadWrite, &path).unwrap();
+            assert_eq!(opened.index_pos, FIRST_TXN_POS, "{pos}");
+            assert!(opened.index.iter().eq(good.iter()));
+        }
+    }
+
+    #[test]
+    fn a_file_that_ends_within_a_transaction_ends_before_it() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (file, tail) = with_third(Status::Finished);
+        for len in tail..file.end() {
+            write(&path, &file.bytes[..usize::try_from(len).unwrap()]);
+            let opened = open_as(Access::ReadOnly, &path).unwrap();
+            assert_eq!((opened.tail, opened.last_tid), (tail, Tid(20)), "{len}");
+            assert_eq!(positions(&opened.index).len(), 2);
+        }
+        assert_eq!(dir.names(), ["Data.fs"]);
+    }
+
+    #[test]
+    fn an_unfinished_transaction_is_cut_and_kept() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (voted, tail) = with_third(Status::Voted);
+        let start = usize::try_from(tail).unwrap();
+        let mut hole = voted.bytes.clone();
+        hole[start..start + 40].fill(0);
+        let mut half_header = voted.bytes.clone();
+        half_header[start + 12..].fill(0);
+        let short = voted.bytes[..start + 22].to_vec();
+        let mut followed = DataFile {
+            bytes: voted.bytes.clone(),
+            current: voted.current.clone(),
+        };
+        followed.txn(40, Status::Finished, "", &[(4, Data(b"four"))]);
+        let cases = [voted.bytes, hole, half_header, short, followed.bytes];
+        for (number, bytes) in cases.iter().enumerate() {
+            write(&path, bytes);
+            let opened = open_as(Access::ReadWrite, &path).unwrap();
+            assert_eq!((opened.tail, opened.last_tid), (tail, Tid(20)), "{number}");
+            assert_eq!(std::fs::read(&path).unwrap(), two_txns().bytes);
+            let kept = std::fs::read(dir.path(&format!("Data.fs.tr{number}"))).unwrap();
+            assert_eq!(kept, bytes[start..]);
+        }
+    }
+
+    #[test]
+    fn one_wrong_bit_never_costs_a_finished_transaction() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (file, third) = with_third(Status::Finished);
+        let third = usize::try_from(third).unwrap();
+        for at in 4..file.bytes.len() {
+            for bit in 0..8 {
+                let mut bytes = file.bytes.clone();
+                bytes[at] ^= 1 << bit;
+                std::fs::write(&path, &bytes).unwrap();
+                match open_as(Access::ReadOnly, &path) {
+                    Ok(opened) if opened.tail == file.end() => {}
+                    // The last one may have become one that was never finished: status 0.
+                    Ok(opened) => assert_eq!((opened.tail, at), (third as u64, third + 16)),
+                    Err(StorageError::Damaged { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_data_file_within_an_object_is_no_transaction() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let mut inner = DataFile::new();
+        inner.txn(1000, Status::Finished, "", &[(1, Data(b"inner"))]);
+        let mut file = two_txns();
+        let tail = file.end();
+        file.txn(30, Status::Finished, "", &[(3, Data(&inner.bytes))]);
+        write(&path, &file.bytes[..file.bytes.len() - 3]);
+        assert_eq!(open_as(Access::ReadOnly, &path).unwrap().tail, tail);
+    }
+
+    #[test]
+    fn damage_is_an_error_that_says_where_and_changes_nothing() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (file, third) = with_third(Status::Finished);
+        let second_record = file.current[&1];
+        let mut bytes = file.bytes.clone();
+        let at = usize::try_from(second_record).unwrap() + 24;
+        bytes[at..at + 8].copy_from_slice(&77u64.to_be_bytes());
+        write(&path, &bytes);
+        let tloc = second_record - 23 - 3;
+        assert_eq!(
+            open_as(Access::ReadWrite, &path).unwrap_err().to_string(),
+            format!(
+                "{}: damaged at {second_record}: record of the transaction at 77 (expected {tloc})",
+                path.display()
+            )
+        );
+        // A length that seems to reach over the end.
+        let mut bytes = file.bytes.clone();
+        bytes[12] = 1;
+        write(&path, &bytes);
+        let error = open_as(Access::ReadWrite, &path).unwrap_err();
+        let next = tloc;
+        assert!(matches!(
+            error,
+            StorageError::Damaged {
+                damage: Damage {
+                    pos: 4,
+                    fault: Fault::Unfinished { next: found }
+                },
+                ..
+            } if found == next
+        ));
+        // The same in the last transaction, of which all is there.
+        let mut bytes = file.bytes.clone();
+        bytes[usize::try_from(third).unwrap() + 12] = 1;
+        write(&path, &bytes);
+        let error = open_as(Access::ReadWrite, &path).unwrap_err();
+        assert!(matches!(
+            error,
+            StorageError::Damaged {
+                damage: Damage {
+                    pos,
+                    fault: Fault::TxnLength { .. }
+                },
+                ..
+            } if pos == third
+        ));
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        assert_eq!(dir.names(), ["Data.fs", "Data.fs.lock"]);
+    }
+
+    #[test]
+    fn what_was_undone_in_place_does_not_count() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let mut file = two_txns();
+        let current = file.current.clone();
+        file.txn(30, Status::Undone, "", &[(1, Data(b"x")), (5, Data(b"y"))]);
+        file.save(&path);
+        let opened = open_as(Access::ReadOnly, &path).unwrap();
+        assert!(positions(&opened.index).into_iter().eq(current));
+        assert_eq!((opened.tail, opened.last_tid), (file.end(), Tid(30)));
+    }
+}
