@@ -1,13 +1,398 @@
-//! Data.fs: FileStorage's file format FS21, in Rust.
+//! Data.fs: FileStorage's file format FS21, and the transactions that go into it.
+//!
+//! [`FileStorage`] decides; it does no I/O that can wait. What has to wait for the disk leaves as
+//! [`Event::Run`] with a [`Job`], is run on a worker thread, and comes back through
+//! [`FileStorage::on_done`]. Clients, sockets and encodings are unknown here.
+//!
+//! | part | for |
+//! |---|---|
+//! | `disk` | files and directories as the storage needs them; the only user of `std::fs` |
+//! | `format` | headers of transactions and records |
+//! | `index` | object to position; the `.index` file |
+//! | `recover` | opening: locks, index, tail |
+//! | `read` | following an object's revisions |
+//! | `iterate` | transactions in order, and backwards |
+//! | `oids` | object ids, never handed out twice |
+//! | `staging`, `commit_lock`, `commit` | a transaction from begin to published |
+//! | `job` | what workers do |
 
+mod commit;
+mod commit_lock;
 pub mod disk;
 pub mod error;
 pub mod format;
 pub mod index;
 pub mod iterate;
+mod job;
+pub mod memory;
 pub mod oids;
 pub mod read;
 pub mod recover;
+mod staging;
 #[cfg(test)]
 mod testing;
 mod window;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use commit::{Commit, Conflict, Refusal, Vote};
+pub use commit_lock::LockScope;
+pub use job::{Answer, Append, Done, Job, Lane, Lookup};
+pub use staging::{Metadata, TxnId};
+
+use commit::Finishing;
+use commit_lock::{CommitLock, Ticket};
+use disk::{Disk, File, FileId, with_suffix};
+use error::{ReadError, StorageError};
+use index::Index;
+use oids::OidAllocator;
+use read::{Reader, Wait};
+use recover::{Access, Progress};
+use staging::Txn;
+
+use crate::ids::{Oid, Tid};
+use crate::limits::{INDEX_SAVE_INTERVAL, INDEX_SAVE_LEN};
+
+/// How a storage is opened and kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What it is called in logs and by clients.
+    pub name: String,
+    /// Serve what is there, and write nothing.
+    pub read_only: bool,
+    /// Begin with an empty file even if there is one.
+    pub create: bool,
+    /// Refuse to grow beyond this many bytes.
+    pub quota: Option<u64>,
+    /// Conflicts go back to the client, which may resolve them.
+    pub client_resolves: bool,
+    /// What a vote excludes.
+    pub lock_scope: LockScope,
+}
+
+/// What the storage wants done or known.
+#[derive(Debug)]
+pub enum Event {
+    /// Run this on a worker and bring the [`Done`] back.
+    Run(Job),
+    /// The answer to [`FileStorage::vote`].
+    Voted(TxnId, Vote),
+    /// A transaction is on stable storage and visible.
+    Committed(Commit),
+    /// A finish failed in the disk: nobody can know whether the transaction is in the file.
+    Lost(TxnId),
+    /// [`FileStorage::allocate_oids`] can go on.
+    OidsRaised,
+}
+
+/// Why a lookup has no answer yet, or none at all.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// It has to wait for the disk: run this and ask [`FileStorage::settle`].
+    Reading(Job),
+    /// The file is damaged or cannot be read there.
+    Failed(ReadError),
+}
+
+/// One data file with its transactions in progress.
+#[derive(Debug)]
+pub struct FileStorage {
+    options: Options,
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    file: Arc<dyn File>,
+    /// What stands under `path` as long as nobody replaces it.
+    file_id: FileId,
+    /// Kept open for the lock that it holds; there is none when read-only.
+    _lock: Option<Arc<dyn File>>,
+
+    // What is committed: synced and published.
+    index: Index,
+    /// Behind the last committed transaction. `tail <= assigned_end`
+    tail: u64,
+    /// The last committed tid. `last_tid <= assigned_tid`
+    last_tid: Tid,
+
+    // What has its place, but is not on stable storage yet.
+    assigned_end: u64,
+    assigned_tid: Tid,
+    /// In the worker's hands.
+    appending: Vec<Finishing>,
+    /// Will go with the next append.
+    finishing: Vec<Finishing>,
+
+    // What is voted: its space is reserved.
+    voted_len: u64,
+    allocated_end: u64,
+
+    txns: BTreeMap<TxnId, Txn>,
+    txns_begun: u64,
+    lock: CommitLock,
+    tickets: BTreeMap<Ticket, TxnId>,
+    oids: OidAllocator,
+    /// A higher ceiling is on its way to the disk.
+    oids_raising: bool,
+
+    /// Why no more writes are taken.
+    failed: Option<String>,
+    /// Behind what the saved index covers.
+    index_saved: u64,
+    index_saving: bool,
+    index_looked_at: Option<Instant>,
+    events: VecDeque<Event>,
+}
+
+impl FileStorage {
+    /// Opens or creates a data file. Blocks until that is done, which for a large file without an
+    /// index takes as long as reading it once.
+    ///
+    /// # Errors
+    ///
+    /// The file is locked, damaged, of another format, or cannot be read.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        path: &Path,
+        options: Options,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, StorageError> {
+        let access = match (options.read_only, options.create) {
+            (true, _) => Access::ReadOnly,
+            (false, true) => Access::Create,
+            (false, false) => Access::ReadWrite,
+        };
+        let opened = recover::open(&*disk, path, access, progress)?;
+        let ceiling = oids::load(&*disk, path)?;
+        Ok(Self {
+            file_id: opened
+                .file
+                .id()
+                .map_err(StorageError::io("identify", path))?,
+            lock: CommitLock::new(options.lock_scope),
+            options,
+            disk,
+            path: path.to_owned(),
+            file: opened.file,
+            _lock: opened.lock,
+            oids: OidAllocator::new(opened.index.max_oid(), ceiling),
+            oids_raising: false,
+            index: opened.index,
+            tail: opened.tail,
+            last_tid: opened.last_tid,
+            assigned_end: opened.tail,
+            assigned_tid: opened.last_tid,
+            appending: Vec::new(),
+            finishing: Vec::new(),
+            voted_len: 0,
+            allocated_end: opened.tail,
+            txns: BTreeMap::new(),
+            txns_begun: 0,
+            tickets: BTreeMap::new(),
+            failed: None,
+            index_saved: opened.index_pos,
+            index_saving: false,
+            index_looked_at: None,
+            events: VecDeque::new(),
+        })
+    }
+
+    /// What it is called in logs and by clients.
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// The data file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it can be written at all.
+    pub const fn is_read_only(&self) -> bool {
+        self.options.read_only
+    }
+
+    /// The last committed tid; zero for an empty storage.
+    pub const fn last_tid(&self) -> Tid {
+        self.last_tid
+    }
+
+    /// How many objects it has. Deleted ones count until they are packed away.
+    pub fn object_count(&self) -> u64 {
+        self.index.len() as u64
+    }
+
+    /// Length of the committed part of the file, in bytes.
+    pub const fn file_len(&self) -> u64 {
+        self.tail
+    }
+
+    /// The last `count` committed transactions with the objects that they changed, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// The file is damaged or cannot be read there.
+    pub fn last_transactions(&self, count: usize) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
+        iterate::last_changes(self.file.clone(), self.tail, count)
+            .map_err(StorageError::reading(&self.path))
+    }
+
+    /// Looks something up, if that needs no wait for the disk.
+    ///
+    /// # Errors
+    ///
+    /// See [`Unanswered`].
+    pub fn look_up(&self, lookup: Lookup) -> Result<Answer, Unanswered> {
+        let Some(pos) = self.index.get(lookup.oid()) else {
+            return Ok(Answer::Missing);
+        };
+        match lookup.follow(&self.reader(), pos) {
+            Ok(answer) => Ok(answer),
+            Err(ReadError::WouldBlock) => {
+                let (file, tail) = (self.file.clone(), self.tail);
+                Err(Unanswered::Reading(Job::Lookup {
+                    lookup,
+                    file,
+                    pos,
+                    tail,
+                }))
+            }
+            Err(error) => Err(Unanswered::Failed(error)),
+        }
+    }
+
+    /// Turns what a [`Job::Lookup`] found into an answer that is right now: if the object has got
+    /// a new revision meanwhile, what was read as current no longer is, and the client would keep
+    /// it for ever.
+    ///
+    /// # Errors
+    ///
+    /// See [`Unanswered`].
+    pub fn settle(
+        &self,
+        lookup: Lookup,
+        pos: u64,
+        result: Result<Answer, ReadError>,
+    ) -> Result<Answer, Unanswered> {
+        if self.index.get(lookup.oid()) != Some(pos) {
+            return self.look_up(lookup);
+        }
+        result.map_err(Unanswered::Failed)
+    }
+
+    /// Hands out `count` new oids in a row; `None` until an [`Event::OidsRaised`].
+    pub fn allocate_oids(&mut self, count: u64) -> Option<std::ops::Range<u64>> {
+        let range = self.oids.allocate(count);
+        if self.oids.is_low() && !self.oids_raising && self.failed.is_none() {
+            self.oids_raising = true;
+            self.events.push_back(Event::Run(Job::RaiseOids {
+                disk: self.disk.clone(),
+                path: self.path.clone(),
+                ceiling: self.oids.raise(),
+            }));
+        }
+        range
+    }
+
+    /// The next thing that the storage wants done or known. To be drained after every call.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// A job has ended. Those of [`Job::Lookup`] go to [`Self::settle`] instead.
+    pub fn on_done(&mut self, done: Done, now: Instant) {
+        match done {
+            Done::Appended(result) => self.on_appended(result, now),
+            Done::Allocated { txn, end, result } => self.on_allocated(txn, end, result, now),
+            Done::Serials { txn, result } => self.on_serials(txn, result, now),
+            Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
+            Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
+            Done::Looked { lookup, .. } => {
+                debug_assert!(false, "{lookup:?} belongs to settle()");
+            }
+        }
+    }
+
+    /// Saves the index if it is time. To be called now and then.
+    pub fn on_timer(&mut self, now: Instant) {
+        let due = self
+            .index_looked_at
+            .is_none_or(|last| now >= last + INDEX_SAVE_INTERVAL);
+        if due {
+            let first = self.index_looked_at.replace(now).is_none();
+            if !first && self.tail > self.index_saved {
+                self.save_index();
+            }
+        }
+    }
+
+    /// Whether transactions are on their way to the disk.
+    pub fn is_writing(&self) -> bool {
+        !self.appending.is_empty() || !self.finishing.is_empty()
+    }
+
+    /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone;
+    /// those that are have to be waited for before ([`Self::is_writing`]).
+    pub fn close(self) -> io::Result<()> {
+        if self.options.read_only || self.failed.is_some() {
+            return Ok(());
+        }
+        if self.allocated_end > self.tail {
+            // Gives back the space that was reserved ahead.
+            self.file.set_len(self.tail)?;
+        }
+        if self.tail > self.index_saved || !self.index_saving {
+            self.index
+                .save(self.tail, &*self.disk, &with_suffix(&self.path, ".index"))?;
+        }
+        Ok(())
+    }
+
+    /// Reads what is committed, if that needs no wait.
+    fn reader(&self) -> Reader<'_> {
+        Reader {
+            file: &*self.file,
+            wait: Wait::No,
+            tail: self.tail,
+        }
+    }
+
+    pub(super) fn save_index_if_due(&mut self) {
+        if self.tail - self.index_saved >= INDEX_SAVE_LEN {
+            self.save_index();
+        }
+    }
+
+    fn save_index(&mut self) {
+        if self.options.read_only || self.index_saving || self.failed.is_some() {
+            return;
+        }
+        self.index_saving = true;
+        self.events.push_back(Event::Run(Job::SaveIndex {
+            disk: self.disk.clone(),
+            path: with_suffix(&self.path, ".index"),
+            index: self.index.snapshot(),
+            tail: self.tail,
+        }));
+    }
+
+    fn on_index_saved(&mut self, tail: u64, result: io::Result<()>) {
+        self.index_saving = false;
+        match result {
+            Ok(()) => self.index_saved = tail,
+            // The data are safe without it; opening will take longer.
+            Err(error) => log::warn!("{}: index not saved ({error})", self.name()),
+        }
+    }
+
+    fn on_oids_raised(&mut self, ceiling: Oid, result: Result<(), StorageError>) {
+        self.oids_raising = false;
+        match result {
+            Ok(()) => self.oids.raised(ceiling),
+            Err(error) => log::error!("{}: new oids cannot be reserved: {error}", self.name()),
+        }
+        self.events.push_back(Event::OidsRaised);
+    }
+}

@@ -68,6 +68,11 @@ impl OidAllocator {
         Some(allocated)
     }
 
+    /// Whether it is time to raise the ceiling: some are left, so that nobody has to wait for it.
+    pub const fn is_low(&self) -> bool {
+        self.ceiling.saturating_sub(self.next) < OID_RESERVE / 2
+    }
+
     /// The ceiling to be written with [`save`] now. When it is on stable storage tell so with
     /// [`Self::raised`].
     pub const fn raise(&self) -> Oid {

@@ -77,6 +77,13 @@ impl From<String> for Value {
     }
 }
 
+impl From<u64> for Value {
+    /// Saturates; no count that we send comes near.
+    fn from(count: u64) -> Self {
+        Self::Int(i64::try_from(count).unwrap_or(i64::MAX))
+    }
+}
+
 impl From<Oid> for Value {
     fn from(oid: Oid) -> Self {
         Self::Id(oid.to_bytes())

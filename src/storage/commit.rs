@@ -1,0 +1,1027 @@
+//! Voting and finishing: from staged records to a transaction in the file.
+//!
+//! ```text
+//!  begin ─► Staging ─vote─► Waiting ─lock─► Checking ─► Voted ─finish─► Finishing ─► published
+//!              ▲                               │ │
+//!              │                     conflicts │ └ failed: rolled back
+//!              └────────── Resolving ◄─────────┘
+//! ```
+//!
+//! *Checking* compares serials and reserves space; it needs a worker only for what is not in
+//! memory. *Finish* fixes tid and position. Transactions that finish while an append is on its way
+//! to the disk share the next one: one write, one sync. Only when that is done are they published,
+//! in tid order: index, `last_tid`, then the events by which clients hear of it.
+//!
+//! A crash leaves a prefix of the last append behind the last synced transaction. Opening cuts it
+//! (`recover`); nobody was told of it.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::commit_lock::Ticket;
+use super::error::ReadError;
+use super::format::{DataHeader, POS_END, Status, TxnHeader};
+use super::job::{Append, Job};
+use super::staging::{Metadata, Record, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
+use super::{Event, FileStorage};
+use crate::ids::{Oid, Tid};
+use crate::limits::{
+    METADATA_LEN_MAX, RESOLVE_TIMEOUT, SHARED_DATA_LEN_MIN, VOTES_WITH_CONFLICTS_MAX,
+};
+
+/// Space is reserved in steps of this many bytes.
+const ALLOCATE_STEP: u64 = 4 << 20;
+
+/// An object whose stored revision is not the one that a client replaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The object.
+    pub oid: Oid,
+    /// The serial of the current revision.
+    pub committed: Tid,
+    /// The serial that the client sent; zero if it sent none.
+    pub sent: Tid,
+    /// The data that the client sent.
+    pub data: Bytes,
+}
+
+/// The answer to a vote.
+#[derive(Debug)]
+pub enum Vote {
+    /// It can be finished.
+    Granted,
+    /// The client may resolve these, store the results, and vote again.
+    Conflicts(Vec<Conflict>),
+    /// It is rolled back.
+    Refused(Refusal),
+}
+
+/// Why a vote failed.
+#[derive(Debug)]
+pub enum Refusal {
+    /// A store conflicts, and the client shall not (or no more) try to resolve it.
+    Conflict(Conflict),
+    /// An object that the transaction depends on was changed.
+    ReadConflict {
+        /// The object.
+        oid: Oid,
+        /// The serial of the current revision.
+        committed: Tid,
+        /// The serial that the client read.
+        read: Tid,
+    },
+    /// An object that the transaction depends on does not exist.
+    Missing(Oid),
+    /// The file would outgrow its quota, or what its format can address.
+    Quota,
+    /// User name, description or extension are too long for the file format.
+    MetadataTooLong(&'static str),
+    /// The wanted tid is not above the last one.
+    TidNotAbove(Tid),
+    /// No space, or the disk failed.
+    Disk(String),
+}
+
+/// A transaction on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Finishing {
+    txn: TxnId,
+    ticket: Ticket,
+    tid: Tid,
+    /// Behind its last byte.
+    end: u64,
+    positions: Vec<(Oid, u64)>,
+    parts: Vec<Bytes>,
+}
+
+/// A committed transaction, as it is published.
+#[derive(Debug)]
+pub struct Commit {
+    /// Whose.
+    pub txn: TxnId,
+    /// Its tid.
+    pub tid: Tid,
+    /// The objects that it changed.
+    pub oids: Vec<Oid>,
+    /// Objects in the storage afterwards.
+    pub object_count: u64,
+    /// Length of the file afterwards, in bytes.
+    pub len: u64,
+}
+
+impl FileStorage {
+    /// Begins a transaction. Takes no lock.
+    pub fn begin(&mut self, metadata: Metadata) -> TxnId {
+        let id = TxnId(self.txns_begun);
+        self.txns_begun += 1;
+        self.txns.insert(id, Txn::new(metadata));
+        id
+    }
+
+    /// Adds a new revision of an object. `serial` is the revision that it replaces; what is not a
+    /// serial can only be right for a new object.
+    pub fn store(&mut self, txn: TxnId, oid: Oid, serial: Option<Tid>, data: Bytes) {
+        if let Some(txn) = self.txns.get_mut(&txn) {
+            txn.store(Record { oid, serial, data });
+        }
+    }
+
+    /// Makes the transaction depend on a revision being current when it is voted.
+    pub fn check(&mut self, txn: TxnId, oid: Oid, serial: Tid) {
+        if let Some(txn) = self.txns.get_mut(&txn) {
+            txn.checks.push((oid, serial));
+        }
+    }
+
+    /// Asks for the commit lock; the answer is an [`Event::Voted`], now or later. `false` if this
+    /// transaction cannot be voted, because it was already.
+    pub fn vote(&mut self, id: TxnId, now: Instant) -> bool {
+        let Some(txn) = self.txns.get_mut(&id) else {
+            return false;
+        };
+        let kept = match txn.state {
+            TxnState::Staging => None,
+            TxnState::Resolving { ticket, .. } => Some(ticket),
+            _ => return false,
+        };
+        let (oids, whole) = (txn.oids(), txn.metadata.tid.is_some());
+        let ticket = match kept.filter(|ticket| self.lock.covers(*ticket, &oids)) {
+            Some(ticket) => ticket,
+            None => {
+                // Not while it has a lock already: two that do so could wait for each other.
+                if let Some(ticket) = kept {
+                    self.let_go(ticket, now);
+                }
+                let (ticket, held) = self.lock.enqueue(oids, whole);
+                self.tickets.insert(ticket, id);
+                if !held {
+                    self.set_state(id, TxnState::Waiting { ticket });
+                    return true;
+                }
+                ticket
+            }
+        };
+        self.check_vote(id, ticket, now);
+        true
+    }
+
+    /// Whether a transaction waits for the disk, so that its client's next calls should wait too.
+    pub fn is_busy(&self, id: TxnId) -> bool {
+        self.txns.get(&id).is_some_and(|txn| {
+            matches!(
+                txn.state,
+                TxnState::Checking { .. } | TxnState::Finishing { .. }
+            )
+        })
+    }
+
+    /// Gives a voted transaction its tid and its place in the file. It is committed when the
+    /// [`Event::Committed`] comes. `false` if it was not voted.
+    pub fn finish(&mut self, id: TxnId, wall: Duration, now: Instant) -> bool {
+        let Some(txn) = self.txns.get_mut(&id) else {
+            return false;
+        };
+        let TxnState::Voted { ticket, len, .. } = txn.state else {
+            return false;
+        };
+        if self.failed.is_some() {
+            self.roll_back(id, now);
+            self.events.push_back(Event::Lost(id));
+            return true;
+        }
+        let tid = match txn.metadata.tid {
+            Some(tid) => tid,
+            None => Tid::from_unix_time(wall).max(self.assigned_tid.next()),
+        };
+        assert!(
+            tid > self.assigned_tid,
+            "a vote for a tid that is not above the last was granted"
+        );
+        txn.state = TxnState::Finishing { ticket };
+        let finishing = lay_out(id, ticket, txn, tid, self.assigned_end, |oid| {
+            self.index.get(oid)
+        });
+        assert_eq!(
+            finishing.end - self.assigned_end,
+            len,
+            "a transaction has another length"
+        );
+        // They are in `finishing` now.
+        txn.records = Vec::new();
+        self.voted_len -= len;
+        self.assigned_tid = tid;
+        self.assigned_end = finishing.end;
+        self.finishing.push(finishing);
+        let held = self.lock.downgrade(ticket);
+        self.go_on(held, now);
+        true
+    }
+
+    /// Rolls a transaction back, whatever its state; one that has its place in the file already is
+    /// committed all the same, and only its answer is dropped.
+    pub fn abort(&mut self, id: TxnId, now: Instant) {
+        let Some(txn) = self.txns.get(&id) else {
+            return;
+        };
+        if !matches!(txn.state, TxnState::Finishing { .. }) {
+            self.roll_back(id, now);
+        }
+    }
+
+    /// How many votes wait for the commit lock.
+    pub fn waiting_count(&self) -> usize {
+        self.lock.waiting_count()
+    }
+
+    /// Transactions that have the lock since before `now - timeout`: who they are, and since when.
+    pub fn overdue(&self, timeout: Duration, now: Instant) -> Vec<(TxnId, Duration)> {
+        let held = self.txns.iter().filter_map(|(id, txn)| match txn.state {
+            TxnState::Voted { since, .. } => Some((*id, now.saturating_duration_since(since))),
+            _ => None,
+        });
+        held.filter(|(_, held_for)| *held_for >= timeout).collect()
+    }
+
+    /// Since when the oldest voted transaction has the commit lock.
+    pub fn locked_since(&self) -> Option<Instant> {
+        self.txns
+            .values()
+            .filter_map(|txn| match txn.state {
+                TxnState::Voted { since, .. } => Some(since),
+                _ => None,
+            })
+            .min()
+    }
+
+    /// Takes the lock from those who were told of conflicts and did not vote again in time. They
+    /// stay alive, and wait in line when they do.
+    pub fn expire_resolving(&mut self, now: Instant) {
+        let expired: Vec<(TxnId, Ticket)> = self
+            .txns
+            .iter()
+            .filter_map(|(id, txn)| match txn.state {
+                TxnState::Resolving { ticket, since } if now >= since + RESOLVE_TIMEOUT => {
+                    Some((*id, ticket))
+                }
+                _ => None,
+            })
+            .collect();
+        for (id, ticket) in expired {
+            self.set_state(id, TxnState::Staging);
+            self.let_go(ticket, now);
+        }
+    }
+
+    /// When [`Self::expire_resolving`] has something to do.
+    pub fn resolving_until(&self) -> Option<Instant> {
+        self.txns
+            .values()
+            .filter_map(|txn| match txn.state {
+                TxnState::Resolving { since, .. } => Some(since + RESOLVE_TIMEOUT),
+                _ => None,
+            })
+            .min()
+    }
+
+    /// Checks a transaction that has the lock, as far as that goes without waiting.
+    fn check_vote(&mut self, id: TxnId, ticket: Ticket, now: Instant) {
+        self.set_state(id, TxnState::Checking { ticket });
+        let Some(txn) = self.txns.get(&id) else {
+            return;
+        };
+        let checked = match self.compare(txn) {
+            Ok(Comparison::NeedsReading(records)) => {
+                let (file, tail) = (self.file.clone(), self.tail);
+                self.events.push_back(Event::Run(Job::Serials {
+                    txn: id,
+                    file,
+                    records,
+                    tail,
+                }));
+                return;
+            }
+            Ok(Comparison::Conflicts(conflicts)) => self.on_conflicts(id, ticket, conflicts, now),
+            Ok(Comparison::Clean) => self.reserve(id, ticket, now),
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = checked {
+            self.roll_back(id, now);
+            self.events
+                .push_back(Event::Voted(id, Vote::Refused(refusal)));
+        }
+    }
+
+    /// Compares the serials that the client sent with those of the current revisions.
+    fn compare(&self, txn: &Txn) -> Result<Comparison, Refusal> {
+        let metadata = &txn.metadata;
+        for (what, text) in [
+            ("user name", &metadata.user),
+            ("description", &metadata.description),
+            ("extension", &metadata.extension),
+        ] {
+            if text.len() > METADATA_LEN_MAX {
+                return Err(Refusal::MetadataTooLong(what));
+            }
+        }
+        if let Some(reason) = &self.failed {
+            return Err(Refusal::Disk(reason.clone()));
+        }
+        let mut to_read = Vec::new();
+        let mut serial_at = |oid: Oid, pos: u64| -> Result<Option<Tid>, Refusal> {
+            if let Some(tid) = txn.serials_read.get(&pos) {
+                return Ok(Some(*tid));
+            }
+            match self.reader().record_tid(pos, oid) {
+                Ok(tid) => Ok(Some(tid)),
+                Err(ReadError::WouldBlock) => {
+                    to_read.push((oid, pos));
+                    Ok(None)
+                }
+                Err(error) => Err(Refusal::Disk(error.to_string())),
+            }
+        };
+        for (oid, read) in &txn.checks {
+            let Some(pos) = self.index.get(*oid) else {
+                return Err(Refusal::Missing(*oid));
+            };
+            match serial_at(*oid, pos)? {
+                Some(committed) if committed != *read => {
+                    return Err(Refusal::ReadConflict {
+                        oid: *oid,
+                        committed,
+                        read: *read,
+                    });
+                }
+                _ => {}
+            }
+        }
+        let mut conflicts = Vec::new();
+        for record in &txn.records {
+            let Some(pos) = self.index.get(record.oid) else {
+                continue;
+            };
+            match serial_at(record.oid, pos)? {
+                Some(committed) if record.serial != Some(committed) => conflicts.push(Conflict {
+                    oid: record.oid,
+                    committed,
+                    sent: record.serial.unwrap_or_default(),
+                    data: record.data.clone(),
+                }),
+                _ => {}
+            }
+        }
+        if !to_read.is_empty() {
+            return Ok(Comparison::NeedsReading(to_read));
+        }
+        if !conflicts.is_empty() {
+            return Ok(Comparison::Conflicts(conflicts));
+        }
+        Ok(Comparison::Clean)
+    }
+
+    /// The client may resolve conflicts, with the lock kept for it, but not for ever.
+    fn on_conflicts(
+        &mut self,
+        id: TxnId,
+        ticket: Ticket,
+        mut conflicts: Vec<Conflict>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let Some(txn) = self.txns.get_mut(&id) else {
+            return Ok(());
+        };
+        txn.conflicting_votes += 1;
+        if !self.options.client_resolves || txn.conflicting_votes > VOTES_WITH_CONFLICTS_MAX {
+            return Err(Refusal::Conflict(conflicts.swap_remove(0)));
+        }
+        txn.state = TxnState::Resolving { ticket, since: now };
+        self.events
+            .push_back(Event::Voted(id, Vote::Conflicts(conflicts)));
+        Ok(())
+    }
+
+    /// Sees to it that the file has space for a transaction that is otherwise fine.
+    fn reserve(&mut self, id: TxnId, ticket: Ticket, now: Instant) -> Result<(), Refusal> {
+        let Some(txn) = self.txns.get_mut(&id) else {
+            return Ok(());
+        };
+        if let Some(tid) = txn.metadata.tid.filter(|tid| *tid <= self.assigned_tid) {
+            return Err(Refusal::TidNotAbove(tid));
+        }
+        let len = txn.len_in_file();
+        let end = self.assigned_end + self.voted_len + len;
+        if self.options.quota.is_some_and(|quota| end > quota) || end >= POS_END {
+            return Err(Refusal::Quota);
+        }
+        if end > self.allocated_end {
+            let (file, pos) = (self.file.clone(), self.allocated_end.max(self.assigned_end));
+            let len = (end - pos).next_multiple_of(ALLOCATE_STEP);
+            self.events.push_back(Event::Run(Job::Allocate {
+                txn: id,
+                file,
+                pos,
+                len,
+            }));
+            return Ok(());
+        }
+        txn.state = TxnState::Voted {
+            ticket,
+            since: now,
+            len,
+        };
+        self.voted_len += len;
+        self.events.push_back(Event::Voted(id, Vote::Granted));
+        Ok(())
+    }
+
+    pub(super) fn on_allocated(
+        &mut self,
+        id: TxnId,
+        end: u64,
+        result: io::Result<()>,
+        now: Instant,
+    ) {
+        match result {
+            Ok(()) => self.allocated_end = self.allocated_end.max(end),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                log::info!(
+                    "{}: this file system cannot reserve space ahead",
+                    self.name()
+                );
+                self.allocated_end = u64::MAX;
+            }
+            Err(error) => {
+                log::error!("{}: no space for a transaction ({error})", self.name());
+                if self.checking(id).is_some() {
+                    self.roll_back(id, now);
+                    let refusal = Refusal::Disk(error.to_string());
+                    self.events
+                        .push_back(Event::Voted(id, Vote::Refused(refusal)));
+                }
+                return;
+            }
+        }
+        if let Some(ticket) = self.checking(id) {
+            self.check_vote(id, ticket, now);
+        }
+    }
+
+    pub(super) fn on_serials(
+        &mut self,
+        id: TxnId,
+        result: Result<Vec<(u64, Tid)>, ReadError>,
+        now: Instant,
+    ) {
+        let Some(ticket) = self.checking(id) else {
+            return;
+        };
+        match result {
+            Ok(serials) => {
+                if let Some(txn) = self.txns.get_mut(&id) {
+                    txn.serials_read.extend(serials);
+                }
+                self.check_vote(id, ticket, now);
+            }
+            Err(error) => {
+                self.roll_back(id, now);
+                let refusal = Refusal::Disk(error.to_string());
+                self.events
+                    .push_back(Event::Voted(id, Vote::Refused(refusal)));
+            }
+        }
+    }
+
+    /// The ticket of a transaction that waits for the disk in its vote; `None` if it was aborted
+    /// meanwhile.
+    fn checking(&self, id: TxnId) -> Option<Ticket> {
+        match self.txns.get(&id)?.state {
+            TxnState::Checking { ticket } => Some(ticket),
+            _ => None,
+        }
+    }
+
+    /// Sends all that finished to the disk, unless an append is on its way. To be called at the
+    /// end of a turn, so that those who finish in the same turn share one sync.
+    pub fn flush(&mut self) {
+        if !self.appending.is_empty() || self.finishing.is_empty() || self.failed.is_some() {
+            return;
+        }
+        self.appending = std::mem::take(&mut self.finishing);
+        let parts = self
+            .appending
+            .iter_mut()
+            .flat_map(|one| std::mem::take(&mut one.parts));
+        let append = Append {
+            disk: self.disk.clone(),
+            path: self.path.clone(),
+            file: self.file.clone(),
+            id: self.file_id,
+            pos: self.tail,
+            parts: parts.collect(),
+        };
+        self.events.push_back(Event::Run(Job::Append(append)));
+    }
+
+    pub(super) fn on_appended(&mut self, result: io::Result<()>, now: Instant) {
+        let group = std::mem::take(&mut self.appending);
+        if let Err(error) = result {
+            self.fail(&error);
+            let later = std::mem::take(&mut self.finishing);
+            for finishing in group.into_iter().chain(later) {
+                self.roll_back(finishing.txn, now);
+                self.events.push_back(Event::Lost(finishing.txn));
+            }
+            return;
+        }
+        let mut held = Vec::new();
+        for finishing in group {
+            // Publishing before the sync would show a transaction that a power cut takes back.
+            for (oid, pos) in &finishing.positions {
+                self.index.insert(*oid, *pos);
+                self.oids.stored(*oid);
+            }
+            self.tail = finishing.end;
+            self.last_tid = finishing.tid;
+            self.txns.remove(&finishing.txn);
+            self.tickets.remove(&finishing.ticket);
+            self.events.push_back(Event::Committed(Commit {
+                txn: finishing.txn,
+                tid: finishing.tid,
+                oids: finishing
+                    .positions
+                    .into_iter()
+                    .map(|(oid, _)| oid)
+                    .collect(),
+                object_count: self.object_count(),
+                len: self.tail,
+            }));
+            held.append(&mut self.lock.release(finishing.ticket));
+        }
+        self.save_index_if_due();
+        self.go_on(held, now);
+    }
+
+    /// After this the file takes no more writes in this process: what the kernel has of it and
+    /// what the disk has may differ.
+    fn fail(&mut self, error: &io::Error) {
+        let reason = format!(
+            "{}: a write failed, no more are taken: {error}",
+            self.name()
+        );
+        log::error!("{reason}");
+        self.failed = Some(reason);
+    }
+
+    fn roll_back(&mut self, id: TxnId, now: Instant) {
+        let Some(txn) = self.txns.remove(&id) else {
+            return;
+        };
+        if let TxnState::Voted { len, .. } = txn.state {
+            self.voted_len -= len;
+        }
+        if let Some(ticket) = txn.state.ticket() {
+            self.let_go(ticket, now);
+        }
+    }
+
+    fn let_go(&mut self, ticket: Ticket, now: Instant) {
+        self.tickets.remove(&ticket);
+        let held = self.lock.release(ticket);
+        self.go_on(held, now);
+    }
+
+    /// These have the lock now.
+    fn go_on(&mut self, held: Vec<Ticket>, now: Instant) {
+        for ticket in held {
+            if let Some(id) = self.tickets.get(&ticket) {
+                self.check_vote(*id, ticket, now);
+            }
+        }
+    }
+
+    fn set_state(&mut self, id: TxnId, state: TxnState) {
+        if let Some(txn) = self.txns.get_mut(&id) {
+            txn.state = state;
+        }
+    }
+}
+
+/// What comparing serials led to.
+enum Comparison {
+    Clean,
+    Conflicts(Vec<Conflict>),
+    /// These current records are not in memory.
+    NeedsReading(Vec<(Oid, u64)>),
+}
+
+/// The bytes of a transaction at its place in the file. Long data stay where they are; the rest is
+/// gathered around them.
+fn lay_out(
+    id: TxnId,
+    ticket: Ticket,
+    txn: &Txn,
+    tid: Tid,
+    start: u64,
+    current: impl Fn(Oid) -> Option<u64>,
+) -> Finishing {
+    let metadata = &txn.metadata;
+    // The length fields do not count the trailing one.
+    let len = txn.len_in_file() - TXN_TRAILER_LEN as u64;
+    let text_len = |text: &Bytes| u16::try_from(text.len()).expect("checked by the vote");
+    let header = TxnHeader {
+        tid,
+        len,
+        status: Status::from_byte(metadata.status),
+        user_len: text_len(&metadata.user),
+        descr_len: text_len(&metadata.description),
+        ext_len: text_len(&metadata.extension),
+    };
+    let mut parts = Vec::new();
+    let mut head = BytesMut::new();
+    head.put_slice(&header.encode());
+    head.put_slice(&metadata.user);
+    head.put_slice(&metadata.description);
+    head.put_slice(&metadata.extension);
+    let mut pos = start + head.len() as u64;
+    let mut positions = Vec::with_capacity(txn.records.len());
+    for record in &txn.records {
+        let data = &record.data;
+        let prev = current(record.oid).unwrap_or(0);
+        let header = DataHeader {
+            oid: record.oid,
+            tid,
+            prev,
+            tloc: start,
+            data_len: data.len() as u64,
+        };
+        head.put_slice(&header.encode());
+        if data.len() < SHARED_DATA_LEN_MIN {
+            head.put_slice(data);
+        } else {
+            parts.push(head.split().freeze());
+            parts.push(data.clone());
+        }
+        positions.push((record.oid, pos));
+        pos += record.len_in_file();
+    }
+    head.put_u64(len);
+    parts.push(head.freeze());
+    Finishing {
+        txn: id,
+        ticket,
+        tid,
+        end: pos + TXN_TRAILER_LEN as u64,
+        positions,
+        parts,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::storage::memory::MemoryDisk;
+    use crate::storage::{Answer, LockScope, Lookup, Options};
+
+    /// A storage whose jobs are run when the test says so.
+    struct Rig {
+        storage: FileStorage,
+        jobs: Vec<Job>,
+        events: Vec<Event>,
+        now: Instant,
+        wall: Duration,
+    }
+
+    impl Rig {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an Instant can be had in no other way"
+        )]
+        fn new(options: Options) -> Self {
+            let disk = Arc::new(MemoryDisk::new());
+            let storage =
+                FileStorage::open(disk, Path::new("Data.fs"), options, &mut |_| ()).unwrap();
+            let wall = Duration::from_secs(1_800_000_000);
+            Self {
+                storage,
+                jobs: Vec::new(),
+                events: Vec::new(),
+                now: Instant::now(),
+                wall,
+            }
+        }
+
+        fn collect(&mut self) {
+            while let Some(event) = self.storage.poll_event() {
+                match event {
+                    Event::Run(job) => self.jobs.push(job),
+                    event => self.events.push(event),
+                }
+            }
+        }
+
+        /// Ends the turn and runs all jobs, and those that come of them.
+        fn settle(&mut self) -> Vec<Event> {
+            self.storage.flush();
+            self.collect();
+            while !self.jobs.is_empty() {
+                for job in std::mem::take(&mut self.jobs) {
+                    self.storage.on_done(job.run(), self.now);
+                }
+                self.storage.flush();
+                self.collect();
+            }
+            std::mem::take(&mut self.events)
+        }
+
+        fn begin(&mut self, stores: &[(u64, u64, &'static str)]) -> TxnId {
+            let id = self.storage.begin(metadata());
+            for (oid, serial, data) in stores {
+                let data = Bytes::from_static(data.as_bytes());
+                self.storage.store(id, Oid(*oid), Some(Tid(*serial)), data);
+            }
+            id
+        }
+
+        fn vote(&mut self, id: TxnId) -> Vec<Event> {
+            assert!(self.storage.vote(id, self.now));
+            self.settle()
+        }
+
+        fn finish(&mut self, id: TxnId) {
+            assert!(self.storage.finish(id, self.wall, self.now));
+        }
+
+        fn commit(&mut self, stores: &[(u64, u64, &'static str)]) -> Tid {
+            let id = self.begin(stores);
+            assert!(matches!(
+                self.vote(id)[..],
+                [Event::Voted(_, Vote::Granted)]
+            ));
+            self.finish(id);
+            match &self.settle()[..] {
+                [Event::Committed(commit)] => commit.tid,
+                events => panic!("{events:?}"),
+            }
+        }
+
+        fn current(&self, oid: u64) -> Option<(Bytes, Tid)> {
+            match self
+                .storage
+                .look_up(Lookup::Before(Oid(oid), Tid::MAX))
+                .unwrap()
+            {
+                Answer::Revision {
+                    data,
+                    serial,
+                    end: None,
+                } => Some((data, serial)),
+                Answer::Missing => None,
+                answer => panic!("{answer:?}"),
+            }
+        }
+    }
+
+    fn metadata() -> Metadata {
+        Metadata {
+            user: Bytes::from_static(b"user"),
+            description: Bytes::from_static(b"text"),
+            extension: Bytes::new(),
+            tid: None,
+            status: b' ',
+        }
+    }
+
+    fn options() -> Options {
+        Options {
+            name: "1".to_owned(),
+            read_only: false,
+            create: false,
+            quota: None,
+            client_resolves: true,
+            lock_scope: LockScope::Storage,
+        }
+    }
+
+    #[test]
+    fn a_transaction_is_visible_when_it_is_synced_and_not_before() {
+        let mut rig = Rig::new(options());
+        let id = rig.begin(&[(1, 0, "one")]);
+        rig.vote(id);
+        rig.finish(id);
+        rig.storage.flush();
+        rig.collect();
+        assert!(matches!(rig.jobs[..], [Job::Append(_)]));
+        assert_eq!(rig.current(1), None);
+        assert_eq!(rig.storage.last_tid(), Tid::ZERO);
+        rig.settle();
+        let tid = rig.storage.last_tid();
+        assert_eq!(rig.current(1), Some((Bytes::from_static(b"one"), tid)));
+        assert!(tid.unix_time().abs_diff(rig.wall) < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn tids_increase_even_if_the_clock_goes_back() {
+        let mut rig = Rig::new(options());
+        let first = rig.commit(&[(1, 0, "one")]);
+        rig.wall -= Duration::from_secs(3600);
+        let second = rig.commit(&[(2, 0, "two")]);
+        assert_eq!(second, first.next());
+    }
+
+    #[test]
+    fn finishes_that_meet_share_an_append() {
+        for lock_scope in [LockScope::Storage, LockScope::Objects] {
+            let mut rig = Rig::new(Options {
+                lock_scope,
+                ..options()
+            });
+            let ids: Vec<TxnId> = (1..=3).map(|oid| rig.begin(&[(oid, 0, "data")])).collect();
+            for id in &ids {
+                rig.storage.vote(*id, rig.now);
+            }
+            rig.collect();
+            // The first needs space; with it there is enough for all.
+            for job in std::mem::take(&mut rig.jobs) {
+                rig.storage.on_done(job.run(), rig.now);
+            }
+            for id in &ids {
+                rig.finish(*id);
+            }
+            rig.storage.flush();
+            rig.collect();
+            let appends = rig
+                .jobs
+                .iter()
+                .filter(|job| matches!(job, Job::Append(_)))
+                .count();
+            assert_eq!(appends, 1, "{lock_scope:?}");
+            let events = rig.settle();
+            let committed = events.iter().filter_map(|event| match event {
+                Event::Committed(commit) => Some(commit.txn),
+                _ => None,
+            });
+            assert_eq!(committed.collect::<Vec<_>>(), ids);
+        }
+    }
+
+    #[test]
+    fn a_vote_on_an_object_that_is_being_written_waits_for_the_sync() {
+        let mut rig = Rig::new(options());
+        let tid = rig.commit(&[(1, 0, "one")]);
+        let first = rig.begin(&[(1, tid.0, "two")]);
+        rig.vote(first);
+        rig.finish(first);
+        let second = rig.begin(&[(1, tid.0, "three")]);
+        assert!(rig.storage.vote(second, rig.now));
+        assert_eq!(rig.storage.waiting_count(), 1);
+        let events = rig.settle();
+        let [
+            Event::Committed(commit),
+            Event::Voted(id, Vote::Conflicts(conflicts)),
+        ] = &events[..]
+        else {
+            panic!("{events:?}");
+        };
+        assert_eq!((commit.txn, *id), (first, second));
+        assert_eq!(conflicts[0].committed, commit.tid);
+        assert_eq!(conflicts[0].sent, tid);
+    }
+
+    #[test]
+    fn who_resolves_keeps_the_lock_but_not_for_ever() {
+        let mut rig = Rig::new(options());
+        let tid = rig.commit(&[(1, 0, "one")]);
+        let stale = rig.begin(&[(1, 0, "two")]);
+        assert!(matches!(
+            rig.vote(stale)[..],
+            [Event::Voted(_, Vote::Conflicts(_))]
+        ));
+        let other = rig.begin(&[(2, 0, "other")]);
+        assert!(rig.vote(other).is_empty());
+        rig.storage.expire_resolving(rig.now);
+        assert!(rig.settle().is_empty());
+        rig.now += RESOLVE_TIMEOUT;
+        assert!(
+            rig.storage
+                .resolving_until()
+                .is_some_and(|until| until <= rig.now)
+        );
+        rig.storage.expire_resolving(rig.now);
+        assert!(matches!(rig.settle()[..], [Event::Voted(id, Vote::Granted)] if id == other));
+        // The late one waits in line, and goes on with what it has resolved.
+        rig.storage
+            .store(stale, Oid(1), Some(tid), Bytes::from_static(b"both"));
+        assert!(rig.vote(stale).is_empty());
+        rig.storage.abort(other, rig.now);
+        assert!(matches!(rig.settle()[..], [Event::Voted(id, Vote::Granted)] if id == stale));
+    }
+
+    #[test]
+    fn votes_with_conflicts_end_in_an_error() {
+        let mut rig = Rig::new(options());
+        rig.commit(&[(1, 0, "one")]);
+        let id = rig.begin(&[(1, 0, "two")]);
+        for _ in 0..VOTES_WITH_CONFLICTS_MAX {
+            assert!(matches!(
+                rig.vote(id)[..],
+                [Event::Voted(_, Vote::Conflicts(_))]
+            ));
+        }
+        let events = rig.vote(id);
+        assert!(matches!(
+            events[..],
+            [Event::Voted(_, Vote::Refused(Refusal::Conflict(_)))]
+        ));
+        assert!(!rig.storage.vote(id, rig.now), "it is rolled back");
+        rig.commit(&[(2, 0, "free")]);
+    }
+
+    #[test]
+    fn a_dependency_must_be_current() {
+        let mut rig = Rig::new(options());
+        let tid = rig.commit(&[(1, 0, "one")]);
+        for (oid, serial, fine) in [(1, tid.0, true), (1, 5, false), (9, 5, false)] {
+            let id = rig.begin(&[(2 + serial + oid, 0, "two")]);
+            rig.storage.check(id, Oid(oid), Tid(serial));
+            let granted = matches!(rig.vote(id)[..], [Event::Voted(_, Vote::Granted)]);
+            assert_eq!(granted, fine);
+            rig.storage.abort(id, rig.now);
+        }
+    }
+
+    #[test]
+    fn a_quota_is_not_exceeded_and_what_was_reserved_is_given_back() {
+        let mut rig = Rig::new(Options {
+            quota: Some(200),
+            ..options()
+        });
+        let id = rig.begin(&[(1, 0, "a text of thirty characters ..")]);
+        assert!(matches!(rig.vote(id)[..], [Event::Voted(_, Vote::Granted)]));
+        rig.storage.abort(id, rig.now);
+        rig.commit(&[(1, 0, "a text of thirty characters ..")]);
+        let id = rig.begin(&[(2, 0, "a text of thirty characters ..")]);
+        let events = rig.vote(id);
+        assert!(matches!(
+            events[..],
+            [Event::Voted(_, Vote::Refused(Refusal::Quota))]
+        ));
+    }
+
+    #[test]
+    fn after_a_failed_sync_nothing_is_written_any_more() {
+        let mut rig = Rig::new(options());
+        let tid = rig.commit(&[(1, 0, "one")]);
+        let [in_flight, later] = [2, 3].map(|oid| {
+            let id = rig.begin(&[(oid, 0, "lost")]);
+            assert!(rig.storage.vote(id, rig.now));
+            rig.finish(id);
+            rig.storage.flush();
+            id
+        });
+        rig.collect();
+        rig.jobs.clear();
+        rig.events.clear();
+        let voting = rig.begin(&[(3, 0, "waits for the one that is lost")]);
+        assert!(rig.storage.vote(voting, rig.now));
+        rig.storage.on_done(
+            super::super::Done::Appended(Err(io::Error::other("gone"))),
+            rig.now,
+        );
+        let events = rig.settle();
+        assert!(
+            matches!(
+                events[..],
+                [Event::Lost(a), Event::Voted(b, Vote::Refused(Refusal::Disk(_))), Event::Lost(c)]
+                if (a, b, c) == (in_flight, voting, later)
+            ),
+            "{events:?}"
+        );
+        assert_eq!(rig.storage.last_tid(), tid);
+        assert_eq!(rig.current(1).map(|(_, serial)| serial), Some(tid));
+        let id = rig.begin(&[(4, 0, "refused")]);
+        let events = rig.vote(id);
+        assert!(matches!(
+            events[..],
+            [Event::Voted(_, Vote::Refused(Refusal::Disk(_)))]
+        ));
+    }
+
+    #[test]
+    fn a_wanted_tid_must_be_above_the_last() {
+        let mut rig = Rig::new(options());
+        let tid = rig.commit(&[(1, 0, "one")]);
+        for (wanted, fine) in [(tid, false), (Tid(tid.0 + 1000), true)] {
+            let id = rig.storage.begin(Metadata {
+                tid: Some(wanted),
+                ..metadata()
+            });
+            let granted = matches!(rig.vote(id)[..], [Event::Voted(_, Vote::Granted)]);
+            assert_eq!(granted, fine);
+        }
+    }
+}

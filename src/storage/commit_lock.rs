@@ -1,0 +1,255 @@
+//! Who may vote: the commit lock of one storage.
+//!
+//! A transaction that votes takes a ticket with the oids that it names. Tickets are served in the
+//! order in which they were taken, and a ticket takes all its oids at once, so there is neither
+//! deadlock nor starvation: whoever waits, waits for earlier tickets only.
+//!
+//! ```text
+//!   enqueue ──► waiting ──► held ──── downgrade ──► finishing ──► (released)
+//!                  │          │                                       ▲
+//!                  └──────────┴──────────── release ──────────────────┘
+//! ```
+//!
+//! With [`LockScope::Storage`], ZEO's own rule, a held ticket excludes every later one until its
+//! client says `tpc_finish`. With [`LockScope::Objects`] it excludes only those that name one of
+//! its objects. In both, a *finishing* ticket, whose place in the file is fixed but not yet on
+//! stable storage, excludes only those that name one of its objects: what they would be compared
+//! with is not committed yet. This is what lets several finishes share one sync.
+
+use std::collections::BTreeMap;
+
+use crate::ids::Oid;
+
+/// What a voted transaction excludes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LockScope {
+    /// Every other vote on its storage, as ZEO does.
+    #[default]
+    Storage,
+    /// Votes that name one of its objects.
+    Objects,
+}
+
+/// A ticket's number; smaller is earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64);
+
+/// The lock, with its queue.
+#[derive(Debug)]
+pub(super) struct CommitLock {
+    scope: LockScope,
+    next: u64,
+    tickets: BTreeMap<Ticket, Entry>,
+    /// The tickets that name an oid, in order. No list is empty.
+    by_oid: BTreeMap<Oid, Vec<Ticket>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Sorted, without repetition.
+    oids: Vec<Oid>,
+    /// Excludes all others whatever the scope.
+    whole: bool,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Waits at least for this earlier ticket.
+    Waiting {
+        on: Ticket,
+    },
+    Held,
+    Finishing,
+}
+
+impl CommitLock {
+    pub(super) fn new(scope: LockScope) -> Self {
+        Self {
+            scope,
+            next: 0,
+            tickets: BTreeMap::new(),
+            by_oid: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a ticket. `whole` asks for the storage as a whole.
+    pub(super) fn enqueue(&mut self, mut oids: Vec<Oid>, whole: bool) -> (Ticket, bool) {
+        oids.sort_unstable();
+        oids.dedup();
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        for oid in &oids {
+            self.by_oid.entry(*oid).or_default().push(ticket);
+        }
+        let mut entry = Entry {
+            oids,
+            whole,
+            phase: Phase::Held,
+        };
+        if let Some(on) = self.blocker(ticket, &entry) {
+            entry.phase = Phase::Waiting { on };
+        }
+        let held = entry.phase == Phase::Held;
+        self.tickets.insert(ticket, entry);
+        (ticket, held)
+    }
+
+    /// Whether the ticket, which is held, covers these oids too.
+    pub(super) fn covers(&self, ticket: Ticket, oids: &[Oid]) -> bool {
+        self.tickets
+            .get(&ticket)
+            .is_some_and(|entry| oids.iter().all(|oid| entry.oids.binary_search(oid).is_ok()))
+    }
+
+    /// The transaction has its place in the file: from now on it excludes only those that name
+    /// its objects. Returns the tickets that are held now because of that.
+    pub(super) fn downgrade(&mut self, ticket: Ticket) -> Vec<Ticket> {
+        if let Some(entry) = self.tickets.get_mut(&ticket) {
+            entry.phase = Phase::Finishing;
+        }
+        self.wake(ticket)
+    }
+
+    /// The transaction is over, or left the queue. Returns the tickets that are held now.
+    pub(super) fn release(&mut self, ticket: Ticket) -> Vec<Ticket> {
+        let Some(entry) = self.tickets.remove(&ticket) else {
+            return Vec::new();
+        };
+        for oid in &entry.oids {
+            if let Some(list) = self.by_oid.get_mut(oid) {
+                list.retain(|other| *other != ticket);
+                if list.is_empty() {
+                    self.by_oid.remove(oid);
+                }
+            }
+        }
+        self.wake(ticket)
+    }
+
+    /// How many tickets wait.
+    pub(super) fn waiting_count(&self) -> usize {
+        self.tickets
+            .values()
+            .filter(|entry| matches!(entry.phase, Phase::Waiting { .. }))
+            .count()
+    }
+
+    /// Looks again at those that waited for `ticket`.
+    fn wake(&mut self, ticket: Ticket) -> Vec<Ticket> {
+        let waiting_on_it: Vec<Ticket> = self
+            .tickets
+            .range(ticket..)
+            .filter(|(_, entry)| entry.phase == Phase::Waiting { on: ticket })
+            .map(|(waiting, _)| *waiting)
+            .collect();
+        let mut held = Vec::new();
+        for waiting in waiting_on_it {
+            let phase = match self.tickets.get(&waiting) {
+                Some(entry) => match self.blocker(waiting, entry) {
+                    Some(on) => Phase::Waiting { on },
+                    None => Phase::Held,
+                },
+                None => continue,
+            };
+            if phase == Phase::Held {
+                held.push(waiting);
+            }
+            if let Some(entry) = self.tickets.get_mut(&waiting) {
+                entry.phase = phase;
+            }
+        }
+        held
+    }
+
+    /// An earlier ticket that excludes this one.
+    fn blocker(&self, ticket: Ticket, entry: &Entry) -> Option<Ticket> {
+        let everything = self.scope == LockScope::Storage || entry.whole;
+        let whole = self.tickets.range(..ticket).find(|(_, earlier)| {
+            earlier.phase != Phase::Finishing && (everything || earlier.whole)
+        });
+        if let Some((earlier, _)) = whole {
+            return Some(*earlier);
+        }
+        entry.oids.iter().find_map(|oid| {
+            let first = *self.by_oid.get(oid)?.first()?;
+            (first < ticket).then_some(first)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn oids(numbers: &[u64]) -> Vec<Oid> {
+        numbers.iter().map(|number| Oid(*number)).collect()
+    }
+
+    #[test]
+    fn with_storage_scope_votes_go_one_by_one_in_order() {
+        let mut lock = CommitLock::new(LockScope::Storage);
+        let (a, held) = lock.enqueue(oids(&[]), false);
+        assert!(held);
+        let (b, held) = lock.enqueue(oids(&[1]), false);
+        assert!(!held);
+        let (c, held) = lock.enqueue(oids(&[2]), false);
+        assert!(!held);
+        assert_eq!(lock.waiting_count(), 2);
+        assert_eq!(lock.release(a), [b]);
+        assert_eq!(lock.release(b), [c]);
+        assert_eq!(lock.waiting_count(), 0);
+    }
+
+    #[test]
+    fn one_who_leaves_the_queue_lets_the_next_pass_in_turn() {
+        let mut lock = CommitLock::new(LockScope::Storage);
+        let (a, _) = lock.enqueue(oids(&[1]), false);
+        let (b, _) = lock.enqueue(oids(&[2]), false);
+        let (c, _) = lock.enqueue(oids(&[3]), false);
+        assert_eq!(lock.release(b), []);
+        assert_eq!(lock.release(a), [c]);
+    }
+
+    #[test]
+    fn a_finishing_transaction_excludes_only_its_own_objects() {
+        for scope in [LockScope::Storage, LockScope::Objects] {
+            let mut lock = CommitLock::new(scope);
+            let (a, _) = lock.enqueue(oids(&[1, 2]), false);
+            assert_eq!(lock.downgrade(a), []);
+            let (b, held) = lock.enqueue(oids(&[3]), false);
+            assert!(held);
+            assert_eq!(lock.downgrade(b), []);
+            let (c, held) = lock.enqueue(oids(&[2, 3]), false);
+            assert!(!held);
+            assert_eq!(lock.release(a), []);
+            assert_eq!(lock.release(b), [c]);
+        }
+    }
+
+    #[test]
+    fn with_object_scope_disjoint_transactions_do_not_wait() {
+        let mut lock = CommitLock::new(LockScope::Objects);
+        let (a, _) = lock.enqueue(oids(&[1, 2]), false);
+        assert!(lock.enqueue(oids(&[3]), false).1);
+        let (c, held) = lock.enqueue(oids(&[2, 4]), false);
+        assert!(!held);
+        // It came before, so it is not overtaken by one that could go at once.
+        let (d, held) = lock.enqueue(oids(&[4]), false);
+        assert!(!held);
+        assert_eq!(lock.release(a), [c]);
+        assert_eq!(lock.release(c), [d]);
+    }
+
+    #[test]
+    fn a_whole_ticket_excludes_all_and_waits_for_all() {
+        let mut lock = CommitLock::new(LockScope::Objects);
+        let (a, _) = lock.enqueue(oids(&[1]), false);
+        let (b, held) = lock.enqueue(oids(&[2]), true);
+        assert!(!held);
+        let (c, held) = lock.enqueue(oids(&[3]), false);
+        assert!(!held);
+        assert_eq!(lock.downgrade(a), [b]);
+        assert_eq!(lock.release(b), [c]);
+    }
+}

@@ -1,0 +1,242 @@
+//! A disk in memory: what `<mappingstorage>` is kept on. It is gone with the process.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::disk::{Disk, File, FileId, OpenMode};
+
+/// Files in memory, by name.
+#[derive(Debug, Default)]
+pub struct MemoryDisk {
+    files: Mutex<BTreeMap<PathBuf, Arc<MemoryFile>>>,
+}
+
+/// A file in memory.
+#[derive(Debug)]
+struct MemoryFile {
+    inode: u64,
+    contents: RwLock<Vec<u8>>,
+    locked: AtomicBool,
+}
+
+/// A handle: what holds a lock.
+#[derive(Debug)]
+struct Handle {
+    file: Arc<MemoryFile>,
+    holds_lock: AtomicBool,
+}
+
+impl MemoryDisk {
+    /// An empty disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<MemoryFile>>> {
+        // No code of ours panics with the lock held and the map half changed.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn create(files: &mut BTreeMap<PathBuf, Arc<MemoryFile>>, path: &Path, contents: Vec<u8>) {
+        let inode = files.values().map(|file| file.inode).max().unwrap_or(0) + 1;
+        let contents = RwLock::new(contents);
+        let file = MemoryFile {
+            inode,
+            contents,
+            locked: AtomicBool::new(false),
+        };
+        files.insert(path.to_owned(), Arc::new(file));
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        let mut files = self.files();
+        if mode == OpenMode::CreateNew {
+            if files.contains_key(path) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            Self::create(&mut files, path, Vec::new());
+        }
+        let file = files.get(path).ok_or(io::ErrorKind::NotFound)?.clone();
+        Ok(Arc::new(Handle {
+            file,
+            holds_lock: AtomicBool::new(false),
+        }))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let file = self
+            .files()
+            .get(path)
+            .ok_or(io::ErrorKind::NotFound)?
+            .clone();
+        Ok(file
+            .contents
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone())
+    }
+
+    fn replace(&self, path: &Path, contents: &[&[u8]]) -> io::Result<()> {
+        Self::create(&mut self.files(), path, contents.concat());
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.files().remove(path);
+        Ok(())
+    }
+
+    fn identify(&self, path: &Path) -> io::Result<FileId> {
+        let files = self.files();
+        let file = files.get(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(FileId {
+            device: 0,
+            inode: file.inode,
+        })
+    }
+
+    fn sync_directory_of(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn open_unnamed(&self, _path: &Path) -> io::Result<Arc<dyn File>> {
+        let (contents, locked) = (RwLock::new(Vec::new()), AtomicBool::new(false));
+        let file = Arc::new(MemoryFile {
+            inode: 0,
+            contents,
+            locked,
+        });
+        Ok(Arc::new(Handle {
+            file,
+            holds_lock: AtomicBool::new(false),
+        }))
+    }
+}
+
+impl File for Handle {
+    fn id(&self) -> io::Result<FileId> {
+        Ok(FileId {
+            device: 0,
+            inode: self.file.inode,
+        })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self
+            .file
+            .contents
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        let contents = self
+            .file
+            .contents
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let pos = usize::try_from(pos)
+            .unwrap_or(usize::MAX)
+            .min(contents.len());
+        let len = buf.len().min(contents.len() - pos);
+        buf[..len].copy_from_slice(&contents[pos..pos + len]);
+        Ok(len)
+    }
+
+    fn read_at_nowait(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        self.read_at(buf, pos)
+    }
+
+    fn write_at(&self, bufs: &mut [IoSlice<'_>], pos: u64) -> io::Result<()> {
+        let mut contents = self
+            .file
+            .contents
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut pos = usize::try_from(pos).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        for buf in bufs {
+            let end = pos
+                .checked_add(buf.len())
+                .ok_or(io::ErrorKind::FileTooLarge)?;
+            if contents.len() < end {
+                contents.resize(end, 0);
+            }
+            contents[pos..end].copy_from_slice(buf);
+            pos = end;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        self.file
+            .contents
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .resize(len, 0);
+        Ok(())
+    }
+
+    fn allocate(&self, _pos: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        let taken = !self.file.locked.swap(true, Ordering::AcqRel);
+        if taken {
+            self.holds_lock.store(true, Ordering::Release);
+        }
+        Ok(taken)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if *self.holds_lock.get_mut() {
+            self.file.locked.store(false, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_keeps_what_is_written_and_its_lock_ends_with_its_handle() {
+        let disk = MemoryDisk::new();
+        let path = Path::new("file");
+        let file = disk.open(path, OpenMode::CreateNew).unwrap();
+        file.write_at(&mut [IoSlice::new(b"ab"), IoSlice::new(b"cd")], 1)
+            .unwrap();
+        assert_eq!(disk.read(path).unwrap(), b"\0abcd");
+        let mut buf = [0; 9];
+        assert_eq!(file.read_at(&mut buf, 3).unwrap(), 2);
+        assert_eq!(file.read_at(&mut buf, 99).unwrap(), 0);
+        assert!(file.try_lock().unwrap());
+        assert!(
+            !disk
+                .open(path, OpenMode::Write)
+                .unwrap()
+                .try_lock()
+                .unwrap()
+        );
+        drop(file);
+        assert!(
+            disk.open(path, OpenMode::Write)
+                .unwrap()
+                .try_lock()
+                .unwrap()
+        );
+    }
+}
