@@ -38,6 +38,7 @@ pub mod frame;
 pub mod message;
 pub mod msgpack;
 pub mod pickle;
+pub mod session;
 mod value;
 
 pub use errors::{Conflict, RemoteError};

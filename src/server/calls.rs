@@ -1,0 +1,494 @@
+//! Each method of the protocol, executed.
+
+use bytes::Bytes;
+
+use super::client::{ClientTxn, Pending};
+use super::{JobTag, Now, Output, PendingLookup, Reason, Server};
+use crate::ids::{ClientId, Oid};
+use crate::limits::OIDS_PER_CALL_MAX;
+use crate::storage::{Answer, Conflict, Lookup, Metadata, Refusal, Unanswered};
+use crate::zeo::errors::{self, RemoteError};
+use crate::zeo::message::{Call, Request};
+use crate::zeo::{Value, pickle};
+
+/// What a method comes to.
+enum Outcome {
+    /// The answer, if somebody waits for one.
+    Reply(Value),
+    /// It was answered, or will be.
+    Later,
+    /// An exception; in an asynchronous call, the end of the connection.
+    Raise(RemoteError),
+    /// The end of the connection.
+    HangUp(String),
+}
+
+impl Server {
+    /// Executes one call of a client.
+    pub(super) fn execute(&mut self, id: ClientId, call: Call, now: Now) {
+        let Call {
+            msgid,
+            asynchronous,
+            request,
+            dialect: _,
+        } = call;
+        let name = request.name();
+        log::trace!("{id}: {name}");
+        let problem = match self.outcome(id, &msgid, request, now) {
+            Outcome::Later => return,
+            Outcome::HangUp(problem) => problem,
+            Outcome::Raise(error) if asynchronous => error.class().to_owned(),
+            outcome => {
+                if let Some(client) = self.clients.get_mut(&id).filter(|_| !asynchronous) {
+                    match outcome {
+                        Outcome::Reply(value) => client.session.reply(&msgid, &value),
+                        Outcome::Raise(error) => client.session.fail(&msgid, &error),
+                        Outcome::Later | Outcome::HangUp(_) => {}
+                    }
+                }
+                return;
+            }
+        };
+        self.hang_up(id, &Reason::Call { name, problem }, now);
+    }
+
+    fn outcome(&mut self, id: ClientId, msgid: &Value, request: Request, now: Now) -> Outcome {
+        if let Request::Register { storage, read_only } = request {
+            return self.register(id, &String::from_utf8_lossy(&storage), read_only);
+        }
+        let Some(client) = self.clients.get_mut(&id) else {
+            return Outcome::Later;
+        };
+        // The session lets nothing else pass before `register`.
+        let Some(at) = client.storage else {
+            return Outcome::HangUp("not registered".to_owned());
+        };
+        if client.read_only && writes(&request) {
+            return Outcome::Raise(RemoteError::ReadOnly);
+        }
+        let served = &mut self.storages[at];
+        match request {
+            Request::Register { .. } => unreachable!("answered above"),
+            Request::Ping => Outcome::Reply(Value::None),
+            Request::SetClientLabel { label } => {
+                client.who.label = String::from_utf8_lossy(&label).into_owned();
+                Outcome::Reply(Value::None)
+            }
+            Request::LastTransaction => Outcome::Reply(Value::from(served.storage.last_tid())),
+            Request::GetInfo => Outcome::Reply(self.info(at)),
+            Request::ServerStatus => {
+                let moment = self.moment(at, now);
+                Outcome::Reply(self.storages[at].stats.to_value(&moment))
+            }
+            Request::GetInvalidations { tid } => {
+                Outcome::Reply(served.invalidations.since(tid).map_or(
+                    Value::None,
+                    |(last, oids)| {
+                        Value::Tuple(vec![
+                            Value::from(last),
+                            Value::List(oids.into_iter().map(Value::from).collect()),
+                        ])
+                    },
+                ))
+            }
+            Request::LoadBefore { oid, tid } => {
+                served.stats.loads += 1;
+                self.look_up(id, msgid, at, Lookup::Before(oid, tid))
+            }
+            Request::LoadSerial { oid, serial } => {
+                self.look_up(id, msgid, at, Lookup::Serial(oid, serial))
+            }
+            Request::GetTid { oid } => self.look_up(id, msgid, at, Lookup::Current(oid)),
+            Request::NewOids { count } => {
+                let count = count
+                    .clamp(1, OIDS_PER_CALL_MAX.cast_signed())
+                    .cast_unsigned();
+                self.new_oids(id, msgid, at, count, now)
+            }
+            Request::TpcBegin {
+                txn,
+                user,
+                description,
+                extension,
+                tid,
+                status,
+            } => {
+                if let Some(current) = &client.txn {
+                    if current.handle == txn {
+                        return Outcome::Reply(Value::None);
+                    }
+                    return Outcome::HangUp("a transaction is open already".to_owned());
+                }
+                let extension = match &extension {
+                    Value::Dict(items) if items.is_empty() => Bytes::new(),
+                    value => Bytes::from(pickle::encode_standalone(value)),
+                };
+                let metadata = Metadata {
+                    user,
+                    description,
+                    extension,
+                    tid,
+                    status,
+                };
+                let id_in_storage = served.storage.begin(metadata);
+                served.owners.insert(id_in_storage, id);
+                served.stats.active_txns += 1;
+                client.txn = Some(ClientTxn {
+                    handle: txn,
+                    id: id_in_storage,
+                    pending: Pending::Nothing,
+                    conflicts: 0,
+                });
+                Outcome::Reply(Value::None)
+            }
+            Request::Storea {
+                oid,
+                serial,
+                data,
+                txn,
+            } => match client.txn_named(&txn) {
+                Some(_) if data.is_empty() => Outcome::HangUp(format!("oid {oid} without data")),
+                Some(current) => {
+                    served.stats.stores += 1;
+                    served.storage.store(current.id, oid, serial, data);
+                    Outcome::Reply(Value::None)
+                }
+                None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
+            },
+            Request::CheckCurrentSerialInTransaction { oid, serial, txn } => {
+                match client.txn_named(&txn) {
+                    Some(current) => {
+                        served.storage.check(current.id, oid, serial);
+                        Outcome::Reply(Value::None)
+                    }
+                    None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
+                }
+            }
+            Request::Vote { txn } => match client.txn_named(&txn) {
+                Some(current)
+                    if current.pending == Pending::Nothing
+                        && served.storage.vote(current.id, now.mono) =>
+                {
+                    current.pending = Pending::Vote {
+                        msgid: msgid.clone(),
+                    };
+                    self.follow_storage(at, now);
+                    Outcome::Later
+                }
+                Some(_) => Outcome::Raise(RemoteError::AlreadyVoting {
+                    waiting: client.is_voting(),
+                }),
+                None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
+            },
+            Request::TpcFinish { txn } => match client.txn_named(&txn) {
+                Some(current) => {
+                    let id_in_storage = current.id;
+                    current.pending = Pending::Finish {
+                        msgid: msgid.clone(),
+                    };
+                    if served.storage.finish(id_in_storage, now.wall, now.mono) {
+                        self.follow_storage(at, now);
+                        return Outcome::Later;
+                    }
+                    current.pending = Pending::Nothing;
+                    Outcome::Raise(other(
+                        "builtins.AssertionError",
+                        "tpc_finish of a transaction that has no granted vote",
+                    ))
+                }
+                None => Outcome::Reply(Value::None),
+            },
+            Request::TpcAbort { txn } => {
+                if let Some(current) = client.txn.take_if(|current| current.handle == txn) {
+                    self.abort_txn(at, &current, now);
+                }
+                Outcome::Reply(Value::None)
+            }
+            unserved => {
+                let message = format!("this server does not support {} yet", unserved.name());
+                Outcome::Raise(other("builtins.NotImplementedError", message))
+            }
+        }
+    }
+
+    fn register(&mut self, id: ClientId, name: &str, read_only: bool) -> Outcome {
+        let found = self.storages.iter_mut().enumerate();
+        let Some((at, served)) = found.into_iter().find(|(_, it)| it.storage.name() == name) else {
+            let message = format!("unknown storage: {name}");
+            return Outcome::Raise(RemoteError::Other {
+                class: "builtins.ValueError",
+                message,
+            });
+        };
+        if !read_only && (self.read_only || served.storage.is_read_only()) {
+            return Outcome::Raise(RemoteError::ReadOnly);
+        }
+        let Some(client) = self.clients.get_mut(&id) else {
+            return Outcome::Later;
+        };
+        client.storage = Some(at);
+        client.read_only = read_only;
+        client.session.on_registered();
+        // From here on it hears of every commit, and the answer says which was the last before.
+        served.clients.insert(id);
+        log::info!(
+            "{}: connected to storage {name:?}{}",
+            client.who,
+            if read_only { " to read" } else { "" }
+        );
+        Outcome::Reply(Value::from(served.storage.last_tid()))
+    }
+
+    fn info(&self, at: usize) -> Value {
+        let storage = &self.storages[at].storage;
+        let interface = |module: &'static str, name: &'static str| {
+            Value::Tuple(vec![Value::text(module), Value::text(name)])
+        };
+        let interfaces = vec![
+            interface("ZODB.interfaces", "IStorage"),
+            interface("zope.interface", "Interface"),
+        ];
+        Value::Dict(vec![
+            (Value::text("length"), storage.object_count().into()),
+            (Value::text("size"), storage.file_len().into()),
+            (
+                Value::text("name"),
+                storage.path().display().to_string().into(),
+            ),
+            (Value::text("supportsUndo"), Value::Bool(false)),
+            (Value::text("supports_record_iternext"), Value::Bool(false)),
+            (Value::text("interfaces"), Value::Tuple(interfaces)),
+        ])
+    }
+
+    fn new_oids(
+        &mut self,
+        id: ClientId,
+        msgid: &Value,
+        at: usize,
+        count: u64,
+        now: Now,
+    ) -> Outcome {
+        let served = &mut self.storages[at];
+        let range = served.storage.allocate_oids(count);
+        if range.is_none() {
+            served.waiting_for_oids.push((id, msgid.clone(), count));
+        }
+        self.follow_storage(at, now);
+        range.map_or(Outcome::Later, |range| Outcome::Reply(oids_value(range)))
+    }
+
+    /// Calls of `new_oids` that had to wait are answered.
+    pub(super) fn on_oids_raised(&mut self, at: usize) {
+        let served = &mut self.storages[at];
+        for (id, msgid, count) in std::mem::take(&mut served.waiting_for_oids) {
+            let Some(client) = self.clients.get_mut(&id) else {
+                continue;
+            };
+            match served.storage.allocate_oids(count) {
+                Some(range) => client.session.reply(&msgid, &oids_value(range)),
+                None => client.session.fail(
+                    &msgid,
+                    &other("builtins.OSError", "new oids cannot be reserved on disk"),
+                ),
+            }
+            self.to_send.insert(id);
+        }
+    }
+
+    /// Answers now if that needs no wait for the disk, else later.
+    fn look_up(&mut self, id: ClientId, msgid: &Value, at: usize, lookup: Lookup) -> Outcome {
+        match self.storages[at].storage.look_up(lookup) {
+            Ok(answer) => lookup_outcome(lookup, answer),
+            Err(Unanswered::Failed(error)) => self.lookup_failed(at, lookup, &error.to_string()),
+            Err(Unanswered::Reading(job)) => {
+                let pending = PendingLookup {
+                    client: id,
+                    msgid: msgid.clone(),
+                    lookup,
+                };
+                let tag = JobTag {
+                    storage: at,
+                    lookup: Some(self.lookups.insert(pending)),
+                };
+                self.outputs.push_back(Output::Run(tag, job));
+                Outcome::Later
+            }
+        }
+    }
+
+    /// The disk has answered a lookup.
+    pub(super) fn answer_lookup(
+        &mut self,
+        at: usize,
+        pending: PendingLookup,
+        settled: Result<Answer, Unanswered>,
+    ) {
+        let outcome = match settled {
+            Ok(answer) => lookup_outcome(pending.lookup, answer),
+            Err(Unanswered::Failed(error)) => {
+                self.lookup_failed(at, pending.lookup, &error.to_string())
+            }
+            Err(Unanswered::Reading(job)) => {
+                let tag = JobTag {
+                    storage: at,
+                    lookup: Some(self.lookups.insert(pending)),
+                };
+                self.outputs.push_back(Output::Run(tag, job));
+                return;
+            }
+        };
+        let PendingLookup {
+            client: id, msgid, ..
+        } = pending;
+        let Some(client) = self.clients.get_mut(&id).filter(|client| !client.closing) else {
+            return;
+        };
+        match outcome {
+            Outcome::Reply(value) => client.session.reply(&msgid, &value),
+            Outcome::Raise(error) => client.session.fail(&msgid, &error),
+            Outcome::Later | Outcome::HangUp(_) => {}
+        }
+        self.note_output(id);
+    }
+
+    fn lookup_failed(&self, at: usize, lookup: Lookup, error: &str) -> Outcome {
+        log::error!(
+            "{}: oid {}: {error}",
+            self.storages[at].storage.name(),
+            lookup.oid()
+        );
+        Outcome::Raise(other("ZODB.FileStorage.format.CorruptedDataError", error))
+    }
+}
+
+/// Whether a client that registered to read may not call this. `pack` counts as reading.
+const fn writes(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::NewOids { .. }
+            | Request::TpcBegin { .. }
+            | Request::Storea { .. }
+            | Request::Restorea { .. }
+            | Request::DeleteObject { .. }
+            | Request::CheckCurrentSerialInTransaction { .. }
+            | Request::Undoa { .. }
+            | Request::StoreBlobStart
+            | Request::StoreBlobChunk { .. }
+            | Request::StoreBlobEnd { .. }
+            | Request::StoreBlobShared { .. }
+            | Request::Vote { .. }
+            | Request::TpcFinish { .. }
+            | Request::TpcAbort { .. }
+    )
+}
+
+fn lookup_outcome(lookup: Lookup, answer: Answer) -> Outcome {
+    Outcome::Reply(match answer {
+        Answer::Revision { data, serial, end } => Value::Tuple(vec![
+            Value::Bytes(data),
+            Value::from(serial),
+            end.map_or(Value::None, Value::from),
+        ]),
+        Answer::NoneBefore => Value::None,
+        Answer::Data(data) => Value::Bytes(data),
+        Answer::Serial(serial) => Value::from(serial),
+        Answer::Missing => return Outcome::Raise(RemoteError::PosKey(lookup.oid())),
+    })
+}
+
+/// Module and class of an object, where its record begins in the usual way: with a pickle of the
+/// class, by name. Good enough for a message.
+fn class_name(record: &[u8]) -> Option<Bytes> {
+    let pickle = record
+        .strip_prefix(&[0x80])
+        .map_or(record, |rest| &rest[1.min(rest.len())..]);
+    let global = pickle
+        .strip_prefix(b"(")
+        .unwrap_or(pickle)
+        .strip_prefix(b"c")?;
+    let mut lines = global.split(|byte| *byte == b'\n');
+    let name = [lines.next()?, lines.next()?].join(&b'.');
+    str::from_utf8(&name).is_ok().then(|| Bytes::from(name))
+}
+
+fn oids_value(range: std::ops::Range<u64>) -> Value {
+    Value::List(range.map(|oid| Oid(oid).into()).collect())
+}
+
+fn no_such_txn(current: Option<&ClientTxn>, named: Value) -> RemoteError {
+    let current = current.map_or(Value::None, |txn| txn.handle.clone());
+    RemoteError::NotCurrentTransaction {
+        current,
+        given: named,
+    }
+}
+
+/// A conflict in the form that clients resolve.
+pub(super) fn conflict_value(conflict: Conflict) -> Value {
+    let Conflict {
+        oid,
+        committed,
+        sent,
+        data,
+    } = conflict;
+    Value::Dict(vec![
+        (Value::text("oid"), oid.into()),
+        (
+            Value::text("serials"),
+            Value::Tuple(vec![Value::from(committed), Value::from(sent)]),
+        ),
+        (Value::text("data"), Value::Bytes(data)),
+    ])
+}
+
+/// Whether a refusal counts as a conflict in the statistics.
+pub(super) const fn is_conflict(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Conflict(_) | Refusal::ReadConflict { .. })
+}
+
+/// A refused vote in the form that clients know.
+pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
+    const STORAGE: &str = "ZODB.FileStorage.FileStorage.FileStorageError";
+    match refusal {
+        Refusal::Conflict(Conflict {
+            oid,
+            committed,
+            sent,
+            data,
+        }) => {
+            let class_name = class_name(&data);
+            RemoteError::Conflict(errors::Conflict {
+                oid,
+                committed,
+                read: sent,
+                class_name,
+            })
+        }
+        Refusal::ReadConflict {
+            oid,
+            committed,
+            read,
+        } => RemoteError::ReadConflict(errors::Conflict {
+            oid,
+            committed,
+            read,
+            class_name: None,
+        }),
+        Refusal::Missing(oid) => RemoteError::PosKey(oid),
+        Refusal::Quota => other(
+            "ZODB.FileStorage.FileStorage.FileStorageQuotaError",
+            "The storage quota has been exceeded.",
+        ),
+        Refusal::MetadataTooLong(what) => other(STORAGE, format!("{what} is too long")),
+        Refusal::TidNotAbove(tid) => other(STORAGE, format!("tid {tid} is not above the last one")),
+        Refusal::Disk(error) => other(STORAGE, error),
+    }
+}
+
+fn other(class: &'static str, message: impl Into<String>) -> RemoteError {
+    RemoteError::Other {
+        class,
+        message: message.into(),
+    }
+}

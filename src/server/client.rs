@@ -1,0 +1,95 @@
+//! One client as the server sees it: its session, and its transaction in progress.
+
+use std::fmt;
+
+use crate::ids::ClientId;
+use crate::storage::TxnId;
+use crate::zeo::Value;
+use crate::zeo::session::Session;
+
+/// A connected client.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) who: Who,
+    pub(super) session: Session,
+    /// The storage that it registered for.
+    pub(super) storage: Option<usize>,
+    pub(super) read_only: bool,
+    pub(super) txn: Option<ClientTxn>,
+    /// It does not take what we send; its calls wait.
+    pub(super) paused: bool,
+    /// It has been told to close; nothing is executed for it any more.
+    pub(super) closing: bool,
+    /// Bytes of notices queued since it last had taken all.
+    pub(super) notices_len: usize,
+}
+
+/// What ZEO calls a transaction of a connection; there is at most one.
+#[derive(Debug)]
+pub(super) struct ClientTxn {
+    /// The client's name for it.
+    pub(super) handle: Value,
+    pub(super) id: TxnId,
+    /// The call that waits for an answer.
+    pub(super) pending: Pending,
+    /// Conflicts that the client was told of, and has to resolve.
+    pub(super) conflicts: u64,
+}
+
+/// A call of a transaction that is answered later.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Pending {
+    Nothing,
+    Vote { msgid: Value },
+    Finish { msgid: Value },
+}
+
+/// A client in a log line.
+#[derive(Clone, Debug)]
+pub(super) struct Who {
+    pub(super) id: ClientId,
+    pub(super) peer: String,
+    /// What the client calls itself.
+    pub(super) label: String,
+}
+
+impl Client {
+    pub(super) fn new(id: ClientId, peer: String, session: Session) -> Self {
+        Self {
+            who: Who {
+                id,
+                peer,
+                label: String::new(),
+            },
+            session,
+            storage: None,
+            read_only: false,
+            txn: None,
+            paused: false,
+            closing: false,
+            notices_len: 0,
+        }
+    }
+
+    /// Whether its vote waits for an answer.
+    pub(super) fn is_voting(&self) -> bool {
+        self.txn
+            .as_ref()
+            .is_some_and(|txn| matches!(txn.pending, Pending::Vote { .. }))
+    }
+
+    /// Its transaction, if the client calls it by that name.
+    pub(super) fn txn_named(&mut self, handle: &Value) -> Option<&mut ClientTxn> {
+        self.txn.as_mut().filter(|txn| txn.handle == *handle)
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.id, self.peer)?;
+        if !self.label.is_empty() {
+            write!(f, ", {}", self.label)?;
+        }
+        f.write_str(")")
+    }
+}

@@ -1,0 +1,646 @@
+//! The storage server: what happens at a call. Ties [`crate::zeo`] to [`crate::storage`].
+//!
+//! It is driven from outside and does no I/O: bytes and the time go in, and what it wants comes out
+//! of [`Server::poll_output`]. What a client gets is queued in its session; [`Output::Send`] says
+//! that there is something.
+//!
+//! Everything that clients can see happens in one thread, in one order (zeo-protocol, section 8):
+//! a commit is published to the storage's index, then its committer's answer and the others'
+//! invalidations are queued, then nobody reads an older state. A load that had to wait for the disk
+//! is looked at again before it is answered (`FileStorage::settle`).
+
+mod calls;
+mod client;
+mod invalidation;
+mod stats;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use slab::Slab;
+
+use self::client::{Client, ClientTxn, Pending, Who};
+use self::invalidation::InvalidationQueue;
+use self::stats::{Moment, Stats};
+use crate::config::Config;
+use crate::ids::ClientId;
+use crate::limits::{
+    OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
+};
+use crate::storage::{Commit, Done, Event, FileStorage, Job, Lookup, TxnId, Vote};
+use crate::zeo::Value;
+use crate::zeo::frame::OutQueue;
+use crate::zeo::message::{Dialect, Encoder, Encoding};
+use crate::zeo::session::{Incoming, Session, SessionError};
+
+/// The time, as the reactor sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For deadlines: never goes back.
+    pub mono: Instant,
+    /// For tids: since 1970, and may jump.
+    pub wall: Duration,
+}
+
+/// Whose job it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobTag {
+    /// Number of the storage.
+    pub storage: usize,
+    /// Number of the lookup, if it is one.
+    lookup: Option<usize>,
+}
+
+/// What the server wants of the reactor.
+#[derive(Debug)]
+pub enum Output {
+    /// Run the job on a worker and call [`Server::on_done`].
+    Run(JobTag, Job),
+    /// There is output for the client.
+    Send(ClientId),
+    /// The client's calls can go on.
+    Serve(ClientId),
+    /// Send what is queued, close, and call [`Server::forget`].
+    Close(ClientId),
+}
+
+/// All storages and all clients.
+#[derive(Debug)]
+pub struct Server {
+    storages: Vec<Served>,
+    clients: BTreeMap<ClientId, Client>,
+    /// Lookups that wait for the disk.
+    lookups: Slab<PendingLookup>,
+    outputs: VecDeque<Output>,
+    /// Clients for which something was queued in this turn.
+    to_send: BTreeSet<ClientId>,
+    encoding: Encoding,
+    read_only: bool,
+    /// How long a vote may stay granted.
+    transaction_timeout: Duration,
+    /// Whether the operator chose that time.
+    has_timeout: bool,
+    /// When the server started, for `server_status`.
+    start: String,
+}
+
+/// A storage with what belongs to serving it.
+#[derive(Debug)]
+struct Served {
+    storage: FileStorage,
+    invalidations: InvalidationQueue,
+    /// Registered clients, in the order of their ids: that is who hears of commits.
+    clients: BTreeSet<ClientId>,
+    owners: BTreeMap<TxnId, ClientId>,
+    /// Calls of `new_oids` that wait for a higher ceiling.
+    waiting_for_oids: Vec<(ClientId, Value, u64)>,
+    stats: Stats,
+}
+
+/// A call that waits for the disk.
+#[derive(Debug)]
+struct PendingLookup {
+    client: ClientId,
+    msgid: Value,
+    lookup: Lookup,
+}
+
+impl Server {
+    /// Serves these storages. `start` is the time of the start, for people.
+    ///
+    /// # Errors
+    ///
+    /// The end of a data file cannot be read.
+    pub fn new(config: &Config, storages: Vec<FileStorage>, start: &str) -> io::Result<Self> {
+        let storages = storages.into_iter().map(|storage| {
+            let recent = storage
+                .last_transactions(config.invalidation_queue_size)
+                .map_err(|error| io::Error::other(error.to_string()))?;
+            Ok(Served {
+                invalidations: InvalidationQueue::new(config.invalidation_queue_size, recent),
+                storage,
+                clients: BTreeSet::new(),
+                owners: BTreeMap::new(),
+                waiting_for_oids: Vec::new(),
+                stats: Stats::default(),
+            })
+        });
+        Ok(Self {
+            storages: storages.collect::<io::Result<_>>()?,
+            clients: BTreeMap::new(),
+            lookups: Slab::new(),
+            outputs: VecDeque::new(),
+            to_send: BTreeSet::new(),
+            encoding: if config.msgpack {
+                Encoding::M
+            } else {
+                Encoding::Z
+            },
+            read_only: config.read_only,
+            transaction_timeout: config
+                .transaction_timeout
+                .unwrap_or(TRANSACTION_TIMEOUT_DEFAULT),
+            has_timeout: config.transaction_timeout.is_some(),
+            start: start.to_owned(),
+        })
+    }
+
+    // -- what the reactor tells
+
+    /// A client connected.
+    pub fn connect(&mut self, id: ClientId, peer: String) {
+        let mut session = Session::new(self.encoding);
+        session.greet();
+        self.clients.insert(id, Client::new(id, peer, session));
+        self.to_send.insert(id);
+    }
+
+    /// Bytes came from a client; [`Self::run_calls`] executes them.
+    pub fn receive(&mut self, id: ClientId, data: &[u8]) {
+        if let Some(client) = self.clients.get_mut(&id).filter(|client| !client.closing) {
+            client.session.receive(data);
+        }
+    }
+
+    /// Executes calls that have arrived, `budget` at most; whether more may be there.
+    pub fn run_calls(&mut self, id: ClientId, budget: usize, now: Now) -> bool {
+        for _ in 0..budget {
+            if !self.wants_input(id) {
+                return false;
+            }
+            let Some(client) = self.clients.get_mut(&id) else {
+                return false;
+            };
+            match client.session.next() {
+                Ok(None) => {
+                    self.note_output(id);
+                    return false;
+                }
+                Ok(Some(Incoming::Call(call))) => self.execute(id, call, now),
+                Ok(Some(Incoming::Status)) => self.answer_status(id, now),
+                Err(error) => self.hang_up(id, &Reason::Session(error), now),
+            }
+            self.note_output(id);
+        }
+        true
+    }
+
+    /// Whether the client's bytes should be read, and its calls executed.
+    pub fn wants_input(&self, id: ClientId) -> bool {
+        let Some(client) = self.clients.get(&id) else {
+            return false;
+        };
+        !client.closing && !client.paused && !self.is_busy(client)
+    }
+
+    /// The client closed the connection.
+    pub fn on_end(&mut self, id: ClientId, now: Now) {
+        self.hang_up(id, &Reason::ClientClosed, now);
+    }
+
+    /// The connection broke.
+    pub fn on_broken(&mut self, id: ClientId, error: &io::Error, now: Now) {
+        self.hang_up(id, &Reason::Broken(error.to_string()), now);
+    }
+
+    /// The client has had the time to register.
+    pub fn on_register_timeout(&mut self, id: ClientId, now: Now) {
+        if self
+            .clients
+            .get(&id)
+            .is_some_and(|client| client.storage.is_none())
+        {
+            self.hang_up(id, &Reason::NotRegistered, now);
+        }
+    }
+
+    /// What waits for the client's socket.
+    pub fn output_of(&mut self, id: ClientId) -> Option<&mut OutQueue> {
+        self.clients
+            .get_mut(&id)
+            .map(|client| &mut client.session.out)
+    }
+
+    /// The client's socket took something.
+    pub fn on_written(&mut self, id: ClientId) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        if client.session.out.is_empty() {
+            client.notices_len = 0;
+        }
+        if client.paused && client.session.out.len() <= OUTPUT_RESUME_LEN {
+            client.paused = false;
+            self.outputs.push_back(Output::Serve(id));
+        }
+    }
+
+    /// The connection is closed.
+    pub fn forget(&mut self, id: ClientId) {
+        self.clients.remove(&id);
+        self.to_send.remove(&id);
+    }
+
+    /// A job has ended.
+    pub fn on_done(&mut self, tag: JobTag, done: Done, now: Now) {
+        match (tag.lookup, done) {
+            (
+                Some(key),
+                Done::Looked {
+                    lookup,
+                    pos,
+                    result,
+                },
+            ) => {
+                let pending = self.lookups.remove(key);
+                let settled = self.storages[tag.storage]
+                    .storage
+                    .settle(lookup, pos, result);
+                self.answer_lookup(tag.storage, pending, settled);
+            }
+            (_, done) => {
+                self.storages[tag.storage].storage.on_done(done, now.mono);
+                self.follow_storage(tag.storage, now);
+            }
+        }
+    }
+
+    /// The deadline of [`Self::deadline`] has come.
+    pub fn on_deadline(&mut self, now: Now) {
+        for at in 0..self.storages.len() {
+            let served = &mut self.storages[at];
+            served.storage.expire_resolving(now.mono);
+            let overdue = served.storage.overdue(self.transaction_timeout, now.mono);
+            for (txn, held_for) in overdue {
+                if let Some(id) = self.storages[at].owners.get(&txn).copied() {
+                    self.hang_up(id, &Reason::TransactionTimeout(held_for), now);
+                }
+            }
+            self.follow_storage(at, now);
+        }
+    }
+
+    /// Some seconds have passed.
+    pub fn on_tick(&mut self, now: Now) {
+        for at in 0..self.storages.len() {
+            self.storages[at].storage.on_timer(now.mono);
+            self.follow_storage(at, now);
+        }
+    }
+
+    /// All calls of this turn were executed.
+    pub fn end_turn(&mut self, now: Now) {
+        for at in 0..self.storages.len() {
+            self.storages[at].storage.flush();
+            self.follow_storage(at, now);
+        }
+    }
+
+    /// When [`Self::on_deadline`] wants to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        let deadlines = self.storages.iter().flat_map(|served| {
+            let locked = served.storage.locked_since();
+            [
+                locked.map(|since| since + self.transaction_timeout),
+                served.storage.resolving_until(),
+            ]
+        });
+        deadlines.flatten().min()
+    }
+
+    /// What the server wants next. To be drained after every call.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        self.to_send.pop_first().map(Output::Send)
+    }
+
+    /// Closes the storages; `drained` tells whether their jobs have all ended. `false` if one
+    /// could not be closed in good order.
+    pub fn close(self, drained: bool) -> bool {
+        let mut all_well = drained;
+        for Served { storage, .. } in self.storages {
+            if !drained {
+                continue;
+            }
+            let name = storage.name().to_owned();
+            if let Err(error) = storage.close() {
+                log::error!("{name}: not closed in good order: {error}");
+                all_well = false;
+            }
+        }
+        all_well
+    }
+
+    // -- what the storages tell
+
+    /// Does what a storage wants, and tells clients what happened.
+    fn follow_storage(&mut self, at: usize, now: Now) {
+        while let Some(event) = self.storages[at].storage.poll_event() {
+            match event {
+                Event::Run(job) => {
+                    let tag = JobTag {
+                        storage: at,
+                        lookup: None,
+                    };
+                    self.outputs.push_back(Output::Run(tag, job));
+                }
+                Event::Voted(txn, vote) => self.on_voted(at, txn, vote),
+                Event::Committed(commit) => self.on_committed(at, commit, now),
+                Event::Lost(txn) => {
+                    if let Some(id) = self.storages[at].owners.remove(&txn) {
+                        self.hang_up(id, &Reason::FinishLost, now);
+                    }
+                }
+                Event::OidsRaised => self.on_oids_raised(at),
+            }
+        }
+    }
+
+    /// A vote is answered.
+    fn on_voted(&mut self, at: usize, txn: TxnId, vote: Vote) {
+        let Served { owners, stats, .. } = &mut self.storages[at];
+        let Some(client) = owners.get(&txn).and_then(|id| self.clients.get_mut(id)) else {
+            return;
+        };
+        let id = client.who.id;
+        let Some(current) = &mut client.txn else {
+            return;
+        };
+        let Pending::Vote { msgid } = std::mem::replace(&mut current.pending, Pending::Nothing)
+        else {
+            return;
+        };
+        match vote {
+            Vote::Granted => client.session.reply(&msgid, &Value::List(Vec::new())),
+            Vote::Conflicts(conflicts) => {
+                stats.conflicts += conflicts.len() as u64;
+                current.conflicts += conflicts.len() as u64;
+                for conflict in &conflicts {
+                    log::debug!(
+                        "{}: vote: conflict (oid {}, committed {}, sent {})",
+                        client.who,
+                        conflict.oid,
+                        conflict.committed,
+                        conflict.sent
+                    );
+                }
+                let conflicts = conflicts.into_iter().map(calls::conflict_value).collect();
+                client.session.reply(&msgid, &Value::List(conflicts));
+            }
+            Vote::Refused(refusal) => {
+                log::debug!("{}: vote: refused ({refusal:?})", client.who);
+                if calls::is_conflict(&refusal) {
+                    stats.conflicts += 1;
+                }
+                client.session.fail(&msgid, &calls::refusal_error(refusal));
+                client.txn = None;
+                owners.remove(&txn);
+                stats.active_txns -= 1;
+            }
+        }
+        self.note_output(id);
+        self.outputs.push_back(Output::Serve(id));
+    }
+
+    /// A transaction is durable and visible: its client and all the others hear of it.
+    fn on_committed(&mut self, at: usize, commit: Commit, now: Now) {
+        let served = &mut self.storages[at];
+        let Commit {
+            txn,
+            tid,
+            oids,
+            object_count,
+            len,
+        } = commit;
+        served.stats.commits += 1;
+        served.stats.active_txns -= 1;
+        let owner = served.owners.remove(&txn);
+        let changed = Value::List(oids.iter().map(|oid| Value::from(*oid)).collect());
+        let mut frames = NoticeFrames {
+            encoding: self.encoding,
+            name: "invalidateTransaction",
+            args: vec![tid.into(), changed],
+            encoded: [None, None],
+        };
+        for id in &served.clients {
+            let Some(client) = self.clients.get_mut(id).filter(|client| !client.closing) else {
+                continue;
+            };
+            if Some(*id) == owner {
+                served.stats.conflicts_resolved +=
+                    answer_finish(client, txn, tid, object_count, len);
+                self.outputs.push_back(Output::Serve(*id));
+            } else {
+                let frame = frames.of(client.session.dialect());
+                client.notices_len += frame.len();
+                client.session.out.push(frame);
+            }
+            self.to_send.insert(*id);
+        }
+        served.invalidations.push(tid, oids);
+        self.drop_deaf_clients(at, now);
+    }
+
+    /// Disconnects clients that take nothing of what they are told.
+    fn drop_deaf_clients(&mut self, at: usize, now: Now) {
+        let deaf = self.storages[at].clients.iter().filter(|id| {
+            self.clients
+                .get(id)
+                .is_some_and(|client| client.notices_len > OUTPUT_LEN_MAX)
+        });
+        for id in deaf.copied().collect::<Vec<_>>() {
+            self.hang_up(id, &Reason::Deaf, now);
+        }
+    }
+
+    // -- clients
+
+    /// Whether a client's transaction is in the hands of the disk: calls that come behind a vote
+    /// or a finish see what came of it.
+    fn is_busy(&self, client: &Client) -> bool {
+        let (Some(at), Some(txn)) = (client.storage, &client.txn) else {
+            return false;
+        };
+        self.storages[at].storage.is_busy(txn.id)
+    }
+
+    /// Something may have been queued for the client: it is sent, and a client that takes nothing
+    /// is heard no more.
+    fn note_output(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(&id)
+            && !client.session.out.is_empty()
+        {
+            client.paused |= client.session.out.len() >= OUTPUT_PAUSE_LEN;
+            self.to_send.insert(id);
+        }
+    }
+
+    /// Ends a connection from our side, and with it its transaction.
+    fn hang_up(&mut self, id: ClientId, reason: &Reason, now: Now) {
+        let Some(client) = self.clients.get_mut(&id).filter(|client| !client.closing) else {
+            return;
+        };
+        client.closing = true;
+        reason.log(&client.who, client.storage.is_some());
+        self.outputs.push_back(Output::Close(id));
+        let (storage, txn) = (client.storage, client.txn.take());
+        let Some(at) = storage else {
+            return;
+        };
+        let served = &mut self.storages[at];
+        served.clients.remove(&id);
+        served
+            .waiting_for_oids
+            .retain(|(waiting, ..)| *waiting != id);
+        if let Some(txn) = txn {
+            self.abort_txn(at, &txn, now);
+        }
+    }
+
+    /// Rolls a client's transaction back, unless it is on its way to the disk.
+    fn abort_txn(&mut self, at: usize, txn: &ClientTxn, now: Now) {
+        let served = &mut self.storages[at];
+        if !matches!(txn.pending, Pending::Finish { .. }) {
+            served.owners.remove(&txn.id);
+            served.stats.aborts += 1;
+            served.stats.active_txns -= 1;
+        }
+        served.storage.abort(txn.id, now.mono);
+        self.follow_storage(at, now);
+    }
+
+    /// Answers the health check, and closes.
+    fn answer_status(&mut self, id: ClientId, now: Now) {
+        let reports: Vec<String> = (0..self.storages.len())
+            .map(|at| {
+                let served = &self.storages[at];
+                let report = served.stats.to_json(&self.moment(at, now));
+                format!("{}: {report}", json_text(served.storage.name()))
+            })
+            .collect();
+        if let Some(client) = self.clients.get_mut(&id) {
+            client
+                .session
+                .answer_status(&format!("{{{}}}", reports.join(", ")));
+        }
+        self.hang_up(id, &Reason::StatusAnswered, now);
+    }
+
+    fn moment(&self, at: usize, now: Now) -> Moment {
+        let served = &self.storages[at];
+        let lock_time = served.storage.locked_since().map(|since| {
+            (now.wall
+                .saturating_sub(now.mono.saturating_duration_since(since)))
+            .as_secs_f64()
+        });
+        Moment {
+            connections: served.clients.len(),
+            waiting: served.storage.waiting_count(),
+            lock_time,
+            start: self.start.clone(),
+            has_timeout: self.has_timeout,
+            last_transaction: served.storage.last_tid().to_string(),
+        }
+    }
+}
+
+/// Tells the committer; returns how many conflicts it had resolved.
+fn answer_finish(
+    client: &mut Client,
+    txn: TxnId,
+    tid: crate::ids::Tid,
+    object_count: u64,
+    len: u64,
+) -> u64 {
+    let Some(current) = client.txn.take_if(|current| current.id == txn) else {
+        return 0;
+    };
+    // The info comes before the answer: the client's thread goes on with the answer.
+    let info = Value::Dict(vec![
+        (Value::text("length"), Value::from(object_count)),
+        (Value::text("size"), Value::from(len)),
+    ]);
+    client.session.notify("info", vec![info]);
+    if let Pending::Finish { msgid } = &current.pending {
+        client.session.reply(msgid, &tid.into());
+    }
+    current.conflicts
+}
+
+/// A notice that goes to many clients, encoded once for each dialect.
+struct NoticeFrames {
+    encoding: Encoding,
+    name: &'static str,
+    args: Vec<Value>,
+    encoded: [Option<Bytes>; 2],
+}
+
+impl NoticeFrames {
+    fn of(&mut self, dialect: Dialect) -> Bytes {
+        let at = usize::from(dialect == Dialect::Python2);
+        let encoded = self.encoded[at].get_or_insert_with(|| {
+            Encoder::new(self.encoding, dialect).notice_frame(self.name, self.args.clone())
+        });
+        encoded.clone()
+    }
+}
+
+/// Why a connection ends.
+#[derive(Debug)]
+enum Reason {
+    ClientClosed,
+    Broken(String),
+    NotRegistered,
+    /// It takes nothing of what it is told.
+    Deaf,
+    StatusAnswered,
+    Session(SessionError),
+    /// An asynchronous call failed; there is no other way to say so.
+    Call {
+        name: &'static str,
+        problem: String,
+    },
+    TransactionTimeout(Duration),
+    FinishLost,
+}
+
+impl Reason {
+    /// A client's mistake is never an error of ours; one that never registered may be a port scan
+    /// or a load balancer, and is worth no line by default.
+    fn log(&self, who: &Who, registered: bool) {
+        match self {
+            Self::ClientClosed if registered => log::info!("{who}: disconnected"),
+            Self::ClientClosed => log::debug!("{who}: gone before it registered"),
+            Self::StatusAnswered => log::debug!("{who}: ruok answered"),
+            Self::Broken(error) if registered => log::info!("{who}: disconnected ({error})"),
+            Self::Broken(error) => log::debug!("{who}: gone before it registered ({error})"),
+            Self::NotRegistered => log::info!("{who}: closed (it did not register in time)"),
+            Self::Deaf => log::warn!("{who}: closed (it reads nothing, and more and more waits)"),
+            Self::Session(error) => log::warn!("{who}: closed ({error})"),
+            Self::Call { name, problem } => log::warn!("{who}: closed ({name}: {problem})"),
+            Self::TransactionTimeout(held_for) => log::warn!(
+                "{who}: closed (it held the commit lock for {:.1} s after its vote)",
+                held_for.as_secs_f64()
+            ),
+            Self::FinishLost => log::error!("{who}: closed (its tpc_finish met a failed disk)"),
+        }
+    }
+}
+
+/// A text as JSON. Names of storages come from the configuration, and may be anything.
+fn json_text(text: &str) -> String {
+    let mut json = String::from("\"");
+    for char in text.chars() {
+        match char {
+            '"' | '\\' => json.extend(['\\', char]),
+            char if char < ' ' => json.push_str(&format!("\\u{:04x}", u32::from(char))),
+            char => json.push(char),
+        }
+    }
+    json.push('"');
+    json
+}

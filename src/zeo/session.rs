@@ -1,0 +1,209 @@
+//! One client's side of the protocol: greeting, registration, the order of calls.
+//!
+//! ```text
+//!   Greeting ── "Z5" ──► Registering ── register answered ──► Registered
+//!      │
+//!      └── "ruok" ──► (answered and closed)
+//! ```
+//!
+//! Sans-I/O: bytes from the socket go in by [`Session::receive`], calls come out of
+//! [`Session::next`], answers are queued in [`Session::out`]. What a call does is unknown here.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use super::errors::RemoteError;
+use super::frame::{FrameError, FrameReader, OutQueue};
+use super::message::{Call, Dialect, Encoder, Encoding, Message, ProtocolError, Request, decode};
+use super::value::Value;
+use crate::limits::{FRAME_LEN_MAX, FRAME_LEN_MAX_UNREGISTERED};
+
+/// The version of the protocol behind the letter of the encoding.
+const VERSION: u8 = b'5';
+
+/// Protocol state of a connection.
+#[derive(Debug)]
+pub struct Session {
+    phase: Phase,
+    encoding: Encoding,
+    frames: FrameReader,
+    dialect: Dialect,
+    encoder: Encoder,
+    /// What waits for the socket.
+    pub out: OutQueue,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Greeting,
+    Registering,
+    Registered,
+}
+
+/// What a client asked.
+#[derive(Debug)]
+pub enum Incoming {
+    /// `ruok`, the health check: to be answered by [`Session::answer_status`], and closed.
+    Status,
+    /// A call, in an order that the protocol allows.
+    Call(Call),
+}
+
+/// Why a connection has to be closed.
+#[derive(Debug)]
+pub enum SessionError {
+    /// The first frame is not a greeting of ours.
+    Greeting(Bytes),
+    /// The bytes are not frames.
+    Frame(FrameError),
+    /// A frame is not a message.
+    Protocol(ProtocolError),
+    /// A call that has no place now.
+    OutOfOrder(&'static str),
+}
+
+impl Session {
+    /// A new connection. Nothing is sent before [`Self::greet`].
+    pub fn new(encoding: Encoding) -> Self {
+        Self {
+            phase: Phase::Greeting,
+            encoding,
+            frames: FrameReader::new(FRAME_LEN_MAX_UNREGISTERED),
+            dialect: Dialect::Python3,
+            encoder: Encoder::new(encoding, Dialect::Python3),
+            out: OutQueue::default(),
+        }
+    }
+
+    /// Announces the protocol, as the server has to before anything else.
+    pub fn greet(&mut self) {
+        self.out.push(raw_frame(&self.greeting()));
+    }
+
+    const fn greeting(&self) -> [u8; 2] {
+        let letter = match self.encoding {
+            Encoding::Z => b'Z',
+            Encoding::M => b'M',
+        };
+        [letter, VERSION]
+    }
+
+    /// Takes bytes from the socket.
+    pub fn receive(&mut self, data: &[u8]) {
+        self.frames.receive(data);
+    }
+
+    /// The next call, if a whole one has arrived. Calls with wrong arguments are answered here.
+    ///
+    /// # Errors
+    ///
+    /// The connection has to be closed.
+    pub fn next(&mut self) -> Result<Option<Incoming>, SessionError> {
+        while let Some(frame) = self.frames.next().map_err(SessionError::Frame)? {
+            if self.phase == Phase::Greeting {
+                if frame == b"ruok"[..] {
+                    return Ok(Some(Incoming::Status));
+                }
+                if frame[..] != self.greeting() {
+                    return Err(SessionError::Greeting(frame));
+                }
+                self.phase = Phase::Registering;
+                continue;
+            }
+            let call = match decode(self.encoding, &frame) {
+                Ok(Message::Heartbeat) => continue,
+                Ok(Message::Call(call)) => call,
+                Err(ProtocolError::BadArguments {
+                    msgid,
+                    asynchronous: false,
+                    method,
+                    reason,
+                }) if self.phase == Phase::Registered => {
+                    self.fail(&msgid, &RemoteError::Type(format!("{method}: {reason}")));
+                    continue;
+                }
+                Err(error) => return Err(SessionError::Protocol(error)),
+            };
+            let is_register = matches!(call.request, Request::Register { .. });
+            if is_register != (self.phase == Phase::Registering) {
+                return Err(SessionError::OutOfOrder(call.request.name()));
+            }
+            if is_register {
+                self.speak(call.dialect);
+            }
+            return Ok(Some(Incoming::Call(call)));
+        }
+        Ok(None)
+    }
+
+    /// The client is registered: from now on it may call all but `register`.
+    pub const fn on_registered(&mut self) {
+        self.phase = Phase::Registered;
+        self.frames.set_len_max(FRAME_LEN_MAX);
+    }
+
+    /// The first call shows the client's Python.
+    const fn speak(&mut self, dialect: Dialect) {
+        self.dialect = dialect;
+        self.encoder = Encoder::new(self.encoding, dialect);
+    }
+
+    /// Whether it is registered.
+    pub fn is_registered(&self) -> bool {
+        self.phase == Phase::Registered
+    }
+
+    /// The Python of the client.
+    pub const fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Answers a call.
+    pub fn reply(&mut self, msgid: &Value, result: &Value) {
+        self.encoder.reply(&mut self.out, msgid, result);
+    }
+
+    /// Answers a call with an exception.
+    pub fn fail(&mut self, msgid: &Value, error: &RemoteError) {
+        self.encoder.exception(&mut self.out, msgid, error);
+    }
+
+    /// Calls the client.
+    pub fn notify(&mut self, name: &'static str, args: Vec<Value>) {
+        self.encoder.notice(&mut self.out, name, args);
+    }
+
+    /// Answers `ruok`.
+    pub fn answer_status(&mut self, json: &str) {
+        self.out.push(raw_frame(json.as_bytes()));
+    }
+}
+
+/// A frame that is no message.
+fn raw_frame(body: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(4 + body.len());
+    frame.extend_from_slice(&(body.len() as u32).to_be_bytes());
+    frame.extend_from_slice(body);
+    Bytes::from(frame)
+}
+
+impl fmt::Display for SessionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Greeting(frame) => {
+                let shown = &frame[..frame.len().min(16)];
+                write!(
+                    f,
+                    "its greeting is not ours but \"{}\"",
+                    shown.escape_ascii()
+                )
+            }
+            Self::Frame(error) => write!(f, "{error}"),
+            Self::Protocol(error) => write!(f, "{error}"),
+            Self::OutOfOrder(name) => write!(f, "{name} has no place here"),
+        }
+    }
+}
+
+impl std::error::Error for SessionError {}
