@@ -1,0 +1,157 @@
+//! Listening sockets: TCP over IPv4 and IPv6, and Unix sockets.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
+use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::connection::Stream;
+use crate::config::Address;
+
+/// Connections that the kernel keeps for us between two turns.
+const BACKLOG: i32 = 1024;
+
+/// Seconds of silence after which the kernel asks whether a peer is still there, and between
+/// questions; stock clients send a heartbeat every 60 s.
+const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// An address that is bound.
+#[derive(Debug)]
+pub(super) enum Listener {
+    /// TCP
+    Tcp(mio::net::TcpListener),
+    /// A Unix socket, whose name is removed at the end.
+    Unix(mio::net::UnixListener, PathBuf),
+}
+
+impl Listener {
+    /// Binds all that an address of the configuration stands for: a host name may have several.
+    pub(super) fn bind(address: &Address) -> io::Result<Vec<Self>> {
+        match address {
+            Address::Unix(path) => Ok(vec![bind_unix(path.clone())?]),
+            Address::Tcp { host, port } if host.is_empty() => {
+                // One socket for both, where there is IPv6.
+                let v6 = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, *port));
+                let v4 = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, *port));
+                match bind_tcp(v6, true) {
+                    Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                        Ok(vec![bind_tcp(v4, false)?])
+                    }
+                    bound => Ok(vec![bound?]),
+                }
+            }
+            Address::Tcp { host, port } => {
+                let mut port = *port;
+                let mut listeners = Vec::new();
+                for resolved in (host.as_str(), port).to_socket_addrs()? {
+                    let listener = bind_tcp(SocketAddr::new(resolved.ip(), port), false)?;
+                    if let (0, Self::Tcp(bound)) = (port, &listener) {
+                        // "Any port" is the same one for all addresses of a name.
+                        port = bound.local_addr()?.port();
+                    }
+                    listeners.push(listener);
+                }
+                if listeners.is_empty() {
+                    return Err(io::Error::other(format!("{host} has no address")));
+                }
+                Ok(listeners)
+            }
+        }
+    }
+
+    /// The next connection, with a name of its peer for logs. `WouldBlock` if there is none.
+    pub(super) fn accept(&self) -> io::Result<(Stream, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept()?;
+                // Calls and replies are small and each is waited for.
+                sockopt::set_tcp_nodelay(&stream, true)?;
+                sockopt::set_socket_keepalive(&stream, true)?;
+                sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
+                Ok((Stream::Tcp(stream), peer.to_string()))
+            }
+            Self::Unix(listener, path) => {
+                let (stream, _) = listener.accept()?;
+                Ok((Stream::Unix(stream), path.display().to_string()))
+            }
+        }
+    }
+
+    /// Where it listens, for people.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener
+                .local_addr()
+                .map_or_else(|error| error.to_string(), |address| address.to_string()),
+            Self::Unix(_, path) => path.display().to_string(),
+        }
+    }
+
+    /// Registers it with the poll.
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
+            Self::Unix(listener, _) => listener.register(registry, token, Interest::READABLE),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self
+            && let Err(error) = remove_socket(path)
+        {
+            log::warn!("{}: not removed ({error})", path.display());
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<Listener> {
+    let family = if address.is_ipv6() {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    // A restart must not wait for connections of the last run to be forgotten.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, !both_families)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(Listener::Tcp(mio::net::TcpListener::from_std(
+        TcpListener::from(socket),
+    )))
+}
+
+fn bind_unix(path: PathBuf) -> io::Result<Listener> {
+    // A server that was killed leaves its socket behind; one that lives answers.
+    if UnixStream::connect(&path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    remove_socket(&path)?;
+    let listener = UnixListener::bind(&path)?;
+    listener.set_nonblocking(true)?;
+    Ok(Listener::Unix(
+        mio::net::UnixListener::from_std(listener),
+        path,
+    ))
+}
+
+/// Removes what stands under the name of a Unix socket, if it is one.
+fn remove_socket(path: &std::path::Path) -> io::Result<()> {
+    use rustix::fs::{FileType, lstat, unlink};
+    match lstat(path) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => Ok(unlink(path)?),
+        Ok(_) => Err(io::Error::other("there is something that is no socket")),
+        Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

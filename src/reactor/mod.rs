@@ -1,0 +1,601 @@
+//! The one loop that everything runs in: sockets, timers, signals, and the ends of disk jobs.
+//!
+//! This module and its children alone know mio, sockets and the clock. What a call means is the
+//! server's business ([`crate::server`]), which takes bytes and the time and gives back bytes,
+//! jobs and the next deadline.
+
+mod connection;
+mod listener;
+mod signals;
+mod timer;
+mod worker;
+
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use mio::{Events, Poll, Token, Waker};
+use sd_notify::NotifyState;
+use slab::Slab;
+
+use self::connection::{Connection, ReadOutcome};
+use self::listener::Listener;
+use self::signals::{Signal, Signals};
+use self::timer::Timers;
+use self::worker::Workers;
+use crate::config::{Config, StorageConfig, StorageKind};
+use crate::exit::Exit;
+use crate::ids::ClientId;
+use crate::limits::{ACCEPTS_PER_TURN, CALLS_PER_TURN, READ_BYTES_PER_TURN, REGISTER_TIMEOUT};
+use crate::logging;
+use crate::server::{Now, Output, Server};
+use crate::storage::disk::{Disk, OsDisk};
+use crate::storage::memory::MemoryDisk;
+use crate::storage::recover::Progress;
+use crate::storage::{self, FileStorage};
+
+/// Token of the waker; connections count from zero, listeners down from here.
+const WAKER: Token = Token(usize::MAX);
+
+/// Events taken from the kernel in one poll.
+const EVENTS_PER_POLL: usize = 1024;
+
+/// Slices in one `writev`: what Linux takes at most.
+const SLICES_PER_WRITE: usize = 1024;
+
+/// How long a listener rests when the process has no file descriptor left.
+const ACCEPT_REST: Duration = Duration::from_millis(500);
+
+/// Time between two looks at what is due only roughly.
+const TICK: Duration = Duration::from_secs(5);
+
+/// How long a stop waits for transactions that are on their way to the disk, and for clients to
+/// take their last replies.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Something with a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// The client has to be registered by then.
+    Register(ClientId),
+    /// The listener may accept again.
+    Accept(usize),
+    /// What the server asked for.
+    Server,
+    /// The regular look.
+    Tick,
+}
+
+/// The loop with all that it serves.
+struct Reactor {
+    poll: Poll,
+    listeners: Vec<Listener>,
+    /// Listeners that may have a connection waiting.
+    acceptable: Vec<bool>,
+    connections: Slab<Connection>,
+    /// Connections accepted so far: the part of a client's id that is never reused.
+    accepted: u32,
+    /// Slab keys of connections that have something to do, or may have.
+    ready: Vec<usize>,
+    workers: Workers,
+    server: Server,
+    timers: Timers<Timer>,
+    signals: Signals,
+    log: logging::Handle,
+    /// What sockets are read into; frames are cut from copies that are just long enough.
+    scratch: Vec<u8>,
+    /// Accepting failed, and was complained of.
+    starved: bool,
+}
+
+/// Serves until a signal ends it. `started` is called once, with the addresses, when clients can
+/// connect.
+pub fn run(config: &Config, log: logging::Handle, started: impl FnOnce(&[String])) -> ExitCode {
+    match Reactor::start(config, log) {
+        Ok(mut reactor) => {
+            let addresses: Vec<String> = reactor.listeners.iter().map(Listener::describe).collect();
+            for address in &addresses {
+                log::info!("listening on {address}");
+            }
+            started(&addresses);
+            notify(&[NotifyState::Ready]);
+            let exit = reactor.serve();
+            notify(&[NotifyState::Stopping]);
+            let exit = reactor.stop(exit);
+            log::info!("stopped");
+            exit.into()
+        }
+        Err((exit, message)) => {
+            log::error!("{message}");
+            exit.into()
+        }
+    }
+}
+
+impl Reactor {
+    /// Binds, opens, and starts the threads.
+    fn start(config: &Config, log: logging::Handle) -> Result<Self, (Exit, String)> {
+        let internal = |error: io::Error| (Exit::Internal, format!("cannot start: {error}"));
+        raise_descriptor_limit();
+        // First, so that no server that cannot listen opens a file, and reads it for minutes.
+        let mut listeners = Vec::new();
+        for address in &config.addresses {
+            match Listener::bind(address) {
+                Ok(bound) => listeners.extend(bound),
+                Err(error) => return Err((Exit::Usage, format!("address {address}: {error}"))),
+            }
+        }
+        let mut storages = Vec::new();
+        for storage in &config.storages {
+            storages.push(open(config, storage)?);
+        }
+        let poll = Poll::new().map_err(internal)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(internal)?);
+        for (at, listener) in listeners.iter_mut().enumerate() {
+            listener
+                .register(poll.registry(), listener_token(at))
+                .map_err(internal)?;
+        }
+        let workers = Workers::start(storages.len(), &waker).map_err(internal)?;
+        let started = logging::local_time_text(SystemTime::now());
+        let server = Server::new(config, storages, &started)
+            .map_err(|error| (Exit::StorageFailed, error.to_string()))?;
+        let mut timers = Timers::new();
+        timers.set(Timer::Tick, Some(now().mono + TICK));
+        Ok(Self {
+            workers,
+            signals: Signals::install(waker).map_err(internal)?,
+            server,
+            acceptable: vec![true; listeners.len()],
+            poll,
+            listeners,
+            connections: Slab::new(),
+            accepted: 0,
+            ready: Vec::new(),
+            timers,
+            log,
+            scratch: vec![0; READ_BYTES_PER_TURN],
+            starved: false,
+        })
+    }
+
+    /// Turns until a signal says that it is over.
+    fn serve(&mut self) -> Exit {
+        let mut events = Events::with_capacity(EVENTS_PER_POLL);
+        loop {
+            if let Err(error) = self.turn(&mut events) {
+                log::error!("the event loop failed ({error})");
+                return Exit::Internal;
+            }
+            if let Some(exit) = self.on_signals() {
+                return exit;
+            }
+        }
+    }
+
+    /// One turn, always in this order:
+    ///
+    /// 1. wait for events, or not at all if a connection has more to do than its last turn allowed;
+    /// 2. take the ends of disk jobs, so that what is committed is published before anybody reads;
+    /// 3. read each ready connection, to the end or to its budget, and execute its calls;
+    /// 4. accept;
+    /// 5. fire the timers;
+    /// 6. hand the jobs of this turn to the workers: the finishes of one turn share a sync;
+    /// 7. write to every connection that has something to send. A reply that promises durability
+    ///    is queued only when its sync is done (2), so none can leave early here;
+    /// 8. close what is to be closed. Nothing is closed before, so keys stay valid for a turn.
+    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+        self.wait(events)?;
+        let now = now();
+        while let Some((tag, done)) = self.workers.take_done() {
+            self.server.on_done(tag, done, now);
+        }
+        self.follow_server();
+        for key in std::mem::take(&mut self.ready) {
+            self.serve_connection(key, now);
+        }
+        for at in 0..self.listeners.len() {
+            self.accept(at, now);
+        }
+        while let Some(timer) = self.timers.pop_due(now.mono) {
+            self.on_timer(timer, now);
+        }
+        self.server.end_turn(now);
+        self.follow_server();
+        self.timers.set(Timer::Server, self.server.deadline());
+        Ok(())
+    }
+
+    /// Waits for the kernel, and notes what it says.
+    fn wait(&mut self, events: &mut Events) -> io::Result<()> {
+        let timeout = if self.ready.is_empty() && !self.acceptable.contains(&true) {
+            self.timers
+                .next()
+                .map(|deadline| deadline.saturating_duration_since(now().mono))
+        } else {
+            Some(Duration::ZERO)
+        };
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            result => result?,
+        }
+        for event in events.iter() {
+            let token = event.token();
+            if token == WAKER {
+                continue;
+            }
+            if let Some(at) = listener_at(token, self.listeners.len()) {
+                self.acceptable[at] = true;
+                continue;
+            }
+            let (key, serial) = token_parts(token);
+            // An event of the turn in which a connection was closed finds nobody, or somebody else.
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            if client_serial(connection.client) != serial {
+                continue;
+            }
+            connection.readable |= event.is_readable() || event.is_read_closed();
+            connection.read_closed |= event.is_read_closed() || event.is_error();
+            connection.writable |= event.is_writable();
+            self.queue(key);
+        }
+        Ok(())
+    }
+
+    /// The connection gets its turn.
+    fn queue(&mut self, key: usize) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !connection.queued
+        {
+            connection.queued = true;
+            self.ready.push(key);
+        }
+    }
+
+    /// Writes what waits, reads what there is, executes what is complete; each within its bound.
+    fn serve_connection(&mut self, key: usize, now: Now) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.queued = false;
+        let client = connection.client;
+        // Room may have come: a client that was paused for what it does not take goes on.
+        self.write(key);
+        // Calls first that a former turn left over: reading on would pile them up.
+        let mut more = self.server.run_calls(client, CALLS_PER_TURN, now);
+        if !more
+            && let Some(connection) = self.connections.get_mut(key)
+            && connection.readable
+            && self.server.wants_input(client)
+        {
+            match connection.read(&mut self.scratch) {
+                Ok(ReadOutcome::Bytes(len)) => {
+                    self.server.receive(client, &self.scratch[..len]);
+                    more = self.server.run_calls(client, CALLS_PER_TURN, now);
+                }
+                Ok(ReadOutcome::WouldBlock) => {}
+                Ok(ReadOutcome::End) => return self.server.on_end(client, now),
+                Err(error) => return self.server.on_broken(client, &error, now),
+            }
+        }
+        let readable = self
+            .connections
+            .get(key)
+            .is_some_and(|connection| connection.readable);
+        if more || (readable && self.server.wants_input(client)) {
+            self.queue(key);
+        }
+    }
+
+    /// Writes to a connection until nothing is left or there is no room.
+    fn write(&mut self, key: usize) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let client = connection.client;
+        let Some(out) = self.server.output_of(client) else {
+            return;
+        };
+        while connection.writable && !out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE];
+            let count = out.slices(&mut slices);
+            match connection.write(&slices[..count]) {
+                Ok(len) => out.advance(len),
+                Err(error) => {
+                    self.server.on_broken(client, &error, now());
+                    return;
+                }
+            }
+        }
+        self.server.on_written(client);
+    }
+
+    /// Accepts from one listener, up to its budget.
+    fn accept(&mut self, at: usize, now: Now) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            if !self.acceptable[at] {
+                return;
+            }
+            match self.listeners[at].accept() {
+                Ok((stream, peer)) => {
+                    self.starved = false;
+                    self.connect(stream, peer, now);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.acceptable[at] = false;
+                }
+                Err(error) if is_starved(&error) => {
+                    // The connection stays in the kernel's queue. Trying at once would spin.
+                    if !std::mem::replace(&mut self.starved, true) {
+                        log::error!(
+                            "cannot accept connections while {} are open: {error}",
+                            self.connections.len()
+                        );
+                    }
+                    self.acceptable[at] = false;
+                    self.timers
+                        .set(Timer::Accept(at), Some(now.mono + ACCEPT_REST));
+                }
+                // The peer was gone before its turn came.
+                Err(error) => log::debug!("accept: {error}"),
+            }
+        }
+    }
+
+    fn connect(&mut self, stream: connection::Stream, peer: String, now: Now) {
+        self.accepted = self.accepted.wrapping_add(1);
+        let entry = self.connections.vacant_entry();
+        let key = entry.key();
+        let client = client_id(key, self.accepted);
+        let mut connection = Connection::new(stream, client);
+        if let Err(error) = connection.register(self.poll.registry(), connection_token(client)) {
+            log::error!("{peer}: cannot be polled ({error})");
+            return;
+        }
+        entry.insert(connection);
+        self.server.connect(client, peer);
+        self.timers
+            .set(Timer::Register(client), Some(now.mono + REGISTER_TIMEOUT));
+        // It gets its greeting, and what it has sent already is read.
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.readable = true;
+        }
+        self.queue(key);
+    }
+
+    fn on_timer(&mut self, timer: Timer, now: Now) {
+        match timer {
+            Timer::Register(client) => self.server.on_register_timeout(client, now),
+            Timer::Accept(at) => self.acceptable[at] = true,
+            Timer::Server => self.server.on_deadline(now),
+            Timer::Tick => {
+                self.server.on_tick(now);
+                self.timers.set(Timer::Tick, Some(now.mono + TICK));
+            }
+        }
+    }
+
+    /// Does what the server has asked for, until it asks for no more.
+    fn follow_server(&mut self) {
+        while let Some(output) = self.server.poll_output() {
+            match output {
+                Output::Run(tag, job) => self.workers.submit(tag, job),
+                Output::Send(client) => self.write(client_key(client)),
+                Output::Serve(client) => self.queue(client_key(client)),
+                Output::Close(client) => self.close(client),
+            }
+        }
+    }
+
+    fn close(&mut self, client: ClientId) {
+        let key = client_key(client);
+        // What is queued was promised; there is no second try.
+        self.write(key);
+        self.timers.set(Timer::Register(client), None);
+        if let Some(mut connection) = self.connections.try_remove(key)
+            && let Err(error) = connection.deregister(self.poll.registry())
+        {
+            log::warn!("{client}: {error}");
+        }
+        self.server.forget(client);
+    }
+
+    fn on_signals(&mut self) -> Option<Exit> {
+        while let Some(signal) = self.signals.take() {
+            match signal {
+                Signal::Stop(name) => {
+                    log::info!("terminated by {name}");
+                    return Some(Exit::Stopped);
+                }
+                Signal::HangUp if !self.log.has_files() => {
+                    log::info!("hung up by SIGHUP, and there is no log file to reopen");
+                    return Some(Exit::HungUp);
+                }
+                Signal::ReopenLog if !self.log.has_files() => {
+                    log::warn!("SIGUSR2: there is no log file to reopen");
+                }
+                Signal::HangUp | Signal::ReopenLog => match self.log.reopen() {
+                    Ok(()) => log::info!("log files reopened"),
+                    Err(error) => log::error!("log files not reopened: {error}"),
+                },
+            }
+        }
+        None
+    }
+
+    /// Stops in good order: no new connections or calls; what is on its way to the disk gets there
+    /// and is answered; then the storages are closed.
+    fn stop(mut self, exit: Exit) -> Exit {
+        self.listeners.clear();
+        self.acceptable.clear();
+        let deadline = now().mono + DRAIN_TIMEOUT;
+        let mut events = Events::with_capacity(EVENTS_PER_POLL);
+        self.server.end_turn(now());
+        self.follow_server();
+        while !self.workers.is_idle() && now().mono < deadline {
+            let timeout = deadline.saturating_duration_since(now().mono);
+            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                log::error!("the event loop failed ({error})");
+                break;
+            }
+            while let Some((tag, done)) = self.workers.take_done() {
+                self.server.on_done(tag, done, now());
+            }
+            self.server.end_turn(now());
+            self.follow_server();
+        }
+        let Self {
+            server,
+            workers,
+            connections,
+            ..
+        } = self;
+        // The sockets last, so that who sees one closed finds the file closed, too.
+        let drained = workers.is_idle();
+        if drained {
+            workers.stop();
+        } else {
+            log::error!("the disk does not answer; stopping without it");
+        }
+        let closed = server.close(drained);
+        drop(connections);
+        if closed {
+            exit
+        } else {
+            exit.max(Exit::WriteFailed)
+        }
+    }
+}
+
+fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, String)> {
+    let mut options = storage::Options {
+        name: storage.name.clone(),
+        read_only: config.read_only,
+        create: false,
+        quota: None,
+        client_resolves: config.client_conflict_resolution,
+        lock_scope: config.lock_scope,
+    };
+    let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
+        StorageKind::Memory => (Arc::new(MemoryDisk::new()), Path::new("memory")),
+        StorageKind::File(file) => {
+            options.read_only |= file.read_only;
+            options.create = file.create;
+            options.quota = file.quota;
+            (Arc::new(OsDisk::default()), &file.path)
+        }
+    };
+    let mut reported = now().mono;
+    let mut progress = |progress: Progress| {
+        let at = now().mono;
+        if at >= reported + Duration::from_secs(2) {
+            reported = at;
+            log::info!(
+                "{}: {} of {} MB read",
+                storage.name,
+                progress.done >> 20,
+                progress.total >> 20
+            );
+            // A service manager that waits for us shall go on waiting.
+            notify(&[NotifyState::ExtendTimeoutUsec(30_000_000)]);
+        }
+    };
+    log::info!("opening storage {:?} from {}", storage.name, path.display());
+    let begun = now().mono;
+    let opened = FileStorage::open(disk, path, options, &mut progress).map_err(|error| {
+        (
+            Exit::StorageFailed,
+            format!("storage {:?}: {error}", storage.name),
+        )
+    })?;
+    log::info!(
+        "storage {:?}: {} objects, {} bytes, last transaction {}, opened in {:?}",
+        storage.name,
+        opened.object_count(),
+        opened.file_len(),
+        opened.last_tid(),
+        now().mono.saturating_duration_since(begun)
+    );
+    Ok(opened)
+}
+
+/// The one look at the clocks.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the reactor is where time comes from"
+)]
+fn now() -> Now {
+    Now {
+        mono: Instant::now(),
+        wall: SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default(),
+    }
+}
+
+/// Tells a service manager, if there is one.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::warn!("the service manager was not told ({error})");
+    }
+}
+
+/// Each client is a descriptor, and the usual soft limit of 1024 is for programs that use select.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::warn!("the limit of open files stays as it is ({error})");
+    }
+}
+
+/// No descriptor or memory left for another connection.
+fn is_starved(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error).is_some_and(|errno| {
+        matches!(
+            errno,
+            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
+        )
+    })
+}
+
+// A token of a connection is its client's id: the slab key, and above it a number that tells
+// those apart that have had the same key.
+
+fn client_id(key: usize, serial: u32) -> ClientId {
+    ClientId(u64::from(serial) << 32 | key as u64)
+}
+
+fn client_key(client: ClientId) -> usize {
+    (client.0 & 0xffff_ffff) as usize
+}
+
+fn client_serial(client: ClientId) -> u32 {
+    (client.0 >> 32) as u32
+}
+
+fn connection_token(client: ClientId) -> Token {
+    Token(client.0 as usize)
+}
+
+fn token_parts(token: Token) -> (usize, u32) {
+    let client = ClientId(token.0 as u64);
+    (client_key(client), client_serial(client))
+}
+
+fn listener_token(at: usize) -> Token {
+    Token(WAKER.0 - 1 - at)
+}
+
+fn listener_at(token: Token, count: usize) -> Option<usize> {
+    let at = (WAKER.0 - 1).checked_sub(token.0)?;
+    (at < count).then_some(at)
+}

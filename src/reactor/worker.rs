@@ -1,0 +1,131 @@
+//! The threads that may wait for the disk.
+//!
+//! Each storage has one thread for appends and syncs, whose order matters. Reads share a pool, and
+//! one thread does the housekeeping of all. What is done comes back through a channel; the waker
+//! ends the reactor's poll.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use mio::Waker;
+
+use crate::server::JobTag;
+use crate::storage::{Done, Job, Lane};
+
+/// Threads that read: as many reads of one disk as are worth having at a time.
+const READERS: usize = 4;
+
+/// Stack of a worker; they recurse nowhere.
+const STACK_LEN: usize = 128 * 1024;
+
+type Tagged = (JobTag, Job);
+
+/// The threads, and the way to them.
+#[derive(Debug)]
+pub(super) struct Workers {
+    commit: Vec<Sender<Tagged>>,
+    read: Sender<Tagged>,
+    housekeeping: Sender<Tagged>,
+    done: Receiver<(JobTag, Done)>,
+    threads: Vec<JoinHandle<()>>,
+    /// Jobs handed out whose end was not taken yet.
+    under_way: usize,
+}
+
+impl Workers {
+    /// Starts the threads for `storages` storages.
+    pub(super) fn start(storages: usize, waker: &Arc<Waker>) -> io::Result<Self> {
+        let (done_sender, done) = mpsc::channel();
+        let mut threads = Vec::new();
+        let mut spawn = |name: String, jobs: Arc<Mutex<Receiver<Tagged>>>| -> io::Result<()> {
+            let (done, waker) = (done_sender.clone(), waker.clone());
+            let thread = thread::Builder::new()
+                .name(name)
+                .stack_size(STACK_LEN)
+                .spawn(move || work(&jobs, &done, &waker))?;
+            threads.push(thread);
+            Ok(())
+        };
+        let mut commit = Vec::new();
+        for at in 0..storages {
+            let (sender, jobs) = mpsc::channel();
+            spawn(format!("commit-{at}"), Arc::new(Mutex::new(jobs)))?;
+            commit.push(sender);
+        }
+        let (read, jobs) = mpsc::channel();
+        let jobs = Arc::new(Mutex::new(jobs));
+        for at in 0..READERS {
+            spawn(format!("read-{at}"), jobs.clone())?;
+        }
+        let (housekeeping, jobs) = mpsc::channel();
+        spawn("housekeeping".to_owned(), Arc::new(Mutex::new(jobs)))?;
+        Ok(Self {
+            commit,
+            read,
+            housekeeping,
+            done,
+            threads,
+            under_way: 0,
+        })
+    }
+
+    /// Hands out a job.
+    pub(super) fn submit(&mut self, tag: JobTag, job: Job) {
+        let lane = match job.lane() {
+            Lane::Commit => &self.commit[tag.storage],
+            Lane::Read => &self.read,
+            Lane::Housekeeping => &self.housekeeping,
+        };
+        // A worker ends only when its sender is dropped.
+        if lane.send((tag, job)).is_ok() {
+            self.under_way += 1;
+        }
+    }
+
+    /// Takes what is done.
+    pub(super) fn take_done(&mut self) -> Option<(JobTag, Done)> {
+        let done = self.done.try_recv().ok()?;
+        self.under_way -= 1;
+        Some(done)
+    }
+
+    /// Whether all that was handed out was taken.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.under_way == 0
+    }
+
+    /// Ends the threads, after what they have been given.
+    pub(super) fn stop(self) {
+        let Self {
+            commit,
+            read,
+            housekeeping,
+            threads,
+            ..
+        } = self;
+        drop((commit, read, housekeeping));
+        for thread in threads {
+            if thread.join().is_err() {
+                log::error!("a worker thread had panicked");
+            }
+        }
+    }
+}
+
+fn work(jobs: &Mutex<Receiver<Tagged>>, done: &Sender<(JobTag, Done)>, waker: &Waker) {
+    loop {
+        // The lock is held while waiting: the other readers wait for it instead of for a job.
+        let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((tag, job)) = next else {
+            return;
+        };
+        if done.send((tag, job.run())).is_err() {
+            return;
+        }
+        if let Err(error) = waker.wake() {
+            log::error!("the reactor cannot be woken ({error})");
+        }
+    }
+}
