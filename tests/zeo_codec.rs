@@ -1,6 +1,8 @@
 //! The codec of ZEO against bytes that real clients and servers wrote: `data/zeo`,
 //! `data/pickles.txt`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

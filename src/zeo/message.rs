@@ -63,10 +63,7 @@ pub struct Call {
 /// `txn` is the client's own name for a transaction: any value, only to be compared. Text is what
 /// came, whether text or bytes.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    missing_docs,
-    reason = "the fields are named as in ZEO; manual::zeo describes them"
-)]
+#[expect(missing_docs, reason = "variants and fields have the names of ZEO")]
 pub enum Request {
     Register {
         storage: Bytes,

@@ -6,7 +6,7 @@
 //!
 //! A list that was memoised may still grow, and may be fetched many times. Such containers, and
 //! globals, are *held* in a table beside the stack; on the stack a [`Value::Id`] with the place in
-//! the table stands for them. When the machine stops, [`Resolver`] puts copies in their places and
+//! the table stands for them. When the machine stops, the resolver puts copies in their places and
 //! counts what it makes: a pickle of a few bytes can describe a value of any size, or one that
 //! contains itself.
 
