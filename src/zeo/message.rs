@@ -63,10 +63,7 @@ pub struct Call {
 /// `txn` is the client's own name for a transaction: any value, only to be compared. Text is what
 /// came, whether text or bytes.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    missing_docs,
-    reason = "the fields are named as in ZEO; manual::zeo describes them"
-)]
+#[expect(missing_docs, reason = "variants and fields have the names of ZEO")]
 pub enum Request {
     Register {
         storage: Bytes,
@@ -716,6 +713,211 @@ impl fmt::Display for ArgumentError {
             Self::Missing => write!(f, "an argument is missing"),
             Self::TooMany => write!(f, "too many arguments"),
             Self::Type { position, expected } => write!(f, "argument {position} is not {expected}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::SHARED_DATA_LEN_MIN;
+
+    const OID: Oid = Oid(1);
+    const TID: Tid = Tid(0x040d_277b_9f84_8e33);
+
+    fn call(name: &'static str, args: Vec<Value>) -> Result<Message, ProtocolError> {
+        let message = [
+            &Value::Int(5),
+            &Value::Bool(false),
+            &Value::text(name),
+            &Value::Tuple(args),
+        ];
+        let mut frame = Vec::new();
+        pickle::encode_message(&mut frame, Reader::Python3, message);
+        decode(Encoding::Z, &frame.into())
+    }
+
+    fn request(name: &'static str, args: Vec<Value>) -> Request {
+        match call(name, args) {
+            Ok(Message::Call(call)) => call.request,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    fn reason(name: &'static str, args: Vec<Value>) -> ArgumentError {
+        match call(name, args) {
+            Err(ProtocolError::BadArguments { method, reason, .. }) if method == name => reason,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_method_has_the_name_that_calls_it() {
+        let (oid, tid) = (|| Value::from(OID), || Value::from(TID));
+        let int = || Value::Int(3);
+        let text = || Value::text("x");
+        let data = || Value::Bytes(Bytes::from_static(b"data"));
+        for (name, args) in [
+            ("register", vec![text(), Value::Bool(true)]),
+            ("get_info", vec![]),
+            ("lastTransaction", vec![]),
+            ("getInvalidations", vec![tid()]),
+            ("loadBefore", vec![oid(), tid()]),
+            ("loadSerial", vec![oid(), tid()]),
+            ("getTid", vec![oid()]),
+            ("history", vec![oid(), int()]),
+            ("new_oids", vec![int()]),
+            (
+                "tpc_begin",
+                vec![int(), text(), text(), Value::Dict(vec![])],
+            ),
+            ("storea", vec![oid(), tid(), data(), int()]),
+            ("restorea", vec![oid(), tid(), data(), tid(), int()]),
+            ("deleteObject", vec![oid(), tid(), int()]),
+            ("checkCurrentSerialInTransaction", vec![oid(), tid(), int()]),
+            ("undoa", vec![data(), int()]),
+            ("storeBlobStart", vec![]),
+            ("storeBlobChunk", vec![data()]),
+            ("storeBlobEnd", vec![oid(), tid(), data(), int()]),
+            ("storeBlobShared", vec![oid(), tid(), data(), text(), int()]),
+            ("vote", vec![int()]),
+            ("tpc_finish", vec![int()]),
+            ("tpc_abort", vec![int()]),
+            ("undoLog", vec![int(), int()]),
+            ("undoInfo", vec![int(), int(), Value::None]),
+            ("pack", vec![Value::Float(1.5), Value::Bool(false)]),
+            ("sendBlob", vec![oid(), tid()]),
+            ("iterator_start", vec![Value::None, tid()]),
+            ("iterator_next", vec![int()]),
+            ("iterator_record_start", vec![int(), tid()]),
+            ("iterator_record_next", vec![int()]),
+            ("iterator_gc", vec![Value::List(vec![int()])]),
+            ("record_iternext", vec![Value::None]),
+            ("server_status", vec![]),
+            ("set_client_label", vec![text()]),
+            ("ping", vec![]),
+        ] {
+            assert_eq!(request(name, args.clone()).name(), name);
+            let one_more = [&args[..], &[Value::None, Value::None, Value::None]].concat();
+            assert!(call(name, one_more).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_may_be_left_out_have_defaults() {
+        assert_eq!(
+            request("history", vec![OID.into()]),
+            Request::History { oid: OID, size: 1 }
+        );
+        assert_eq!(request("new_oids", vec![]), Request::NewOids { count: 100 });
+        let empty = || Value::Bytes(Bytes::new());
+        assert_eq!(
+            request(
+                "tpc_begin",
+                vec![Value::Int(7), empty(), empty(), Value::Dict(vec![])]
+            ),
+            Request::TpcBegin {
+                txn: Value::Int(7),
+                user: Bytes::new(),
+                description: Bytes::new(),
+                extension: Value::Dict(vec![]),
+                tid: None,
+                status: b' ',
+            }
+        );
+    }
+
+    #[test]
+    fn the_serial_of_a_store_may_be_anything() {
+        for (sent, serial) in [
+            (TID.into(), Some(TID)),
+            (Value::None, None),
+            (Value::Bytes(Bytes::new()), None),
+            (Value::text("\0\0\0\0\0\0\0\0"), None),
+        ] {
+            let data = Bytes::from_static(b"data");
+            let args = vec![OID.into(), sent, Value::Bytes(data.clone()), Value::Int(7)];
+            let txn = Value::Int(7);
+            let expected = Request::Storea {
+                oid: OID,
+                serial,
+                data,
+                txn,
+            };
+            assert_eq!(request("storea", args), expected);
+        }
+    }
+
+    #[test]
+    fn wrong_arguments_are_told_apart() {
+        assert_eq!(
+            reason("loadBefore", vec![OID.into()]),
+            ArgumentError::Missing
+        );
+        assert_eq!(reason("ping", vec![Value::None]), ArgumentError::TooMany);
+        assert_eq!(
+            reason("loadBefore", vec![OID.into(), Value::text("12345678")]),
+            ArgumentError::Type {
+                position: 2,
+                expected: "a tid",
+            }
+        );
+        assert_eq!(
+            reason("history", vec![OID.into(), Value::None]),
+            ArgumentError::Type {
+                position: 2,
+                expected: "an integer",
+            }
+        );
+    }
+
+    #[test]
+    fn values_of_another_form_are_no_messages() {
+        for pickle in [
+            &b"N."[..],
+            b").",
+            b"(NNNt.",
+            b"(NNX\0\0\0\0Nt.",
+            b"(NNNNNt.",
+        ] {
+            let frame = Bytes::copy_from_slice(pickle);
+            assert_eq!(decode(Encoding::Z, &frame), Err(ProtocolError::NotAMessage));
+        }
+        let name = "new_oid".to_owned();
+        assert_eq!(
+            call("new_oid", vec![]),
+            Err(ProtocolError::UnknownMethod { name })
+        );
+    }
+
+    #[test]
+    fn an_exception_is_written_as_clients_expect_it() {
+        let conflict = super::super::Conflict {
+            oid: OID,
+            committed: TID,
+            read: Tid(2),
+            class_name: None,
+        };
+        let error = RemoteError::ReadConflict(conflict);
+        let mut out = OutQueue::default();
+        Encoder::new(Encoding::M, Dialect::Python3).exception(&mut out, &Value::Int(10), &error);
+        let body = b"\x94\x0a\x02\xa6.reply\x92\xd9\x23ZODB.POSException.ReadConflictError\
+            \x84\xa7message\xbcdatabase read conflict error\
+            \xa3oid\xc4\x08\0\0\0\0\0\0\0\x01\xaaclass_name\xc0\
+            \xa7serials\x92\xc4\x08\x04\x0d\x27\x7b\x9f\x84\x8e\x33\xc4\x08\0\0\0\0\0\0\0\x02";
+        assert_eq!(out.into_bytes()[4..], body[..]);
+    }
+
+    #[test]
+    fn object_data_are_sent_without_a_copy() {
+        let data = Bytes::from(vec![7; SHARED_DATA_LEN_MIN]);
+        let result = Value::Tuple(vec![Value::Bytes(data.clone()), TID.into(), Value::None]);
+        for encoding in [Encoding::Z, Encoding::M] {
+            let mut out = OutQueue::default();
+            Encoder::new(encoding, Dialect::Python3).reply(&mut out, &Value::Int(1), &result);
+            let mut slices = [std::io::IoSlice::new(&[]); 4];
+            assert_eq!(out.slices(&mut slices), 3);
+            assert_eq!(slices[1].as_ptr(), data.as_ptr());
         }
     }
 }

@@ -29,9 +29,9 @@
 //! Clients on Python 2 write other types of strings; they are understood, and in pickles answered
 //! in their own [`Dialect`].
 //!
-//! Nothing here knows sockets, or what a call does. Everything takes bytes from untrusted peers:
-//! it answers with a value or an error and takes no more memory than a fixed multiple of the bytes
-//! received.
+//! Nothing here knows sockets, or what a call does. Everything takes bytes from untrusted peers: it
+//! answers with a value or an error and takes no more memory than a fixed multiple of the bytes
+//! received, but for what [`crate::limits::VALUES_PER_MESSAGE_MAX`] allows a memo to repeat.
 
 pub mod errors;
 pub mod frame;

@@ -30,7 +30,7 @@ pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {
 }
 
 /// Appends `value`.
-pub(super) fn encode(sink: &mut impl Sink, value: &Value) {
+pub fn encode(sink: &mut impl Sink, value: &Value) {
     match value {
         Value::None => sink.put(&[0xc0]),
         Value::Bool(false) => sink.put(&[0xc2]),

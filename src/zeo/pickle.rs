@@ -6,7 +6,7 @@
 //!
 //! A list that was memoised may still grow, and may be fetched many times. Such containers, and
 //! globals, are *held* in a table beside the stack; on the stack a [`Value::Id`] with the place in
-//! the table stands for them. When the machine stops, [`Resolver`] puts copies in their places and
+//! the table stands for them. When the machine stops, the resolver puts copies in their places and
 //! counts what it makes: a pickle of a few bytes can describe a value of any size, or one that
 //! contains itself.
 
@@ -910,3 +910,145 @@ const BINUNICODE8: u8 = 0x8d;
 const BINBYTES8: u8 = 0x8e;
 const MEMOIZE: u8 = 0x94;
 const FRAME: u8 = 0x95;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(pickle: &[u8]) -> Result<Value, DecodeError> {
+        decode(&Bytes::copy_from_slice(pickle))
+    }
+
+    #[test]
+    fn byte_strings_are_slices_of_the_frame() {
+        let frame = Bytes::from_static(b"C\x03abc.");
+        let Ok(Value::Bytes(bytes)) = decode(&frame) else {
+            panic!("no bytes");
+        };
+        assert_eq!(bytes.as_ptr(), frame[2..].as_ptr());
+    }
+
+    #[test]
+    fn a_list_that_grows_after_it_was_memoised_is_whole_wherever_it_is_fetched() {
+        let list = Value::List(vec![Value::Int(1), Value::Int(2)]);
+        let tuple = Value::Tuple(vec![list.clone(), list]);
+        assert_eq!(decoded(b"]q\x00K\x01ah\x00K\x02a\x86."), Ok(tuple));
+    }
+
+    #[test]
+    fn what_contains_itself_is_refused() {
+        assert_eq!(decoded(b"]q\x00h\x00a."), Err(DecodeError::TooDeep));
+        assert_eq!(decoded(b"]2a."), Err(DecodeError::TooDeep));
+        assert_eq!(decoded(b"}q\x00(h\x00K\x01u."), Err(DecodeError::TooDeep));
+        assert_eq!(decoded(b"]q\x00h\x00\x85a."), Err(DecodeError::TooDeep));
+    }
+
+    #[test]
+    fn a_value_that_would_grow_without_bound_is_refused() {
+        // Each list holds the one before ten times.
+        let mut pickle = b"]q\x00".to_vec();
+        for level in 1..40 {
+            pickle.extend_from_slice(&[EMPTY_LIST, BINPUT, level, MARK]);
+            for _ in 0..10 {
+                pickle.extend_from_slice(&[BINGET, level - 1]);
+            }
+            pickle.push(APPENDS);
+        }
+        pickle.push(STOP);
+        assert_eq!(decoded(&pickle), Err(DecodeError::TooManyValues));
+    }
+
+    #[test]
+    fn nesting_is_limited_on_every_way_to_nest() {
+        let ways: [(&[u8], &[u8]); 4] = [(b"", b"\x85"), (b"]", b"a"), (b"(", b"l"), (b"}N", b"s")];
+        for (open, close) in ways {
+            let nested = |depth| {
+                let pickle = [&open.repeat(depth), &b"N"[..], &close.repeat(depth), b"."].concat();
+                decoded(&pickle)
+            };
+            assert!(nested(VALUE_DEPTH_MAX).is_ok());
+            assert_eq!(nested(VALUE_DEPTH_MAX + 1), Err(DecodeError::TooDeep));
+            assert!(nested(100_000).is_err());
+        }
+    }
+
+    #[test]
+    fn other_globals_and_opcodes_are_named() {
+        let error = DecodeError::Global {
+            name: "os.system".to_owned(),
+            pos: 2,
+        };
+        assert_eq!(decoded(b"\x80\x02cos\nsystem\nU\x02ls\x85R."), Err(error));
+        let error = DecodeError::Code { code: b'i', pos: 1 };
+        assert_eq!(decoded(b"(iZopeUndo.Prefix\nPrefix\n."), Err(error));
+    }
+
+    #[test]
+    fn a_global_is_not_a_value() {
+        for pickle in [
+            &b"cZopeUndo.Prefix\nPrefix\n."[..],
+            b"cZopeUndo.Prefix\nPrefix\n\x85.",
+            b"cZopeUndo.Prefix\nPrefix\n)R.",
+            b"cZopeUndo.Prefix\nPrefix\nN\x85R.",
+            b"cZopeUndo.Prefix\nPrefix\n)\x81Nb.",
+            b"]Nb.",
+        ] {
+            let error = decoded(pickle).unwrap_err();
+            assert!(matches!(error, DecodeError::Malformed { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_stack_is_not_used_below_a_mark() {
+        for pickle in [
+            &b"N(\x85."[..],
+            b"](Na.",
+            b"N(.",
+            b"]Na(b.",
+            b"t.",
+            b"0.",
+            b"(1u.",
+            b".",
+        ] {
+            let error = decoded(pickle).unwrap_err();
+            assert!(matches!(error, DecodeError::Malformed { .. }), "{error}");
+        }
+        assert_eq!(decoded(b"N(0."), Ok(Value::None));
+    }
+
+    #[test]
+    fn text_in_a_pickle_is_checked() {
+        assert_eq!(
+            decoded(b"X\x01\0\0\0\xff."),
+            Err(DecodeError::Malformed {
+                what: "text is not UTF-8",
+                pos: 0,
+            })
+        );
+        assert!(decoded(b"S'\\z'\n.").is_err());
+        assert!(decoded(b"V\\ud800\n.").is_err());
+        assert!(decoded(b"L340282366920938463463374607431768211456L\n.").is_err());
+    }
+
+    #[test]
+    fn old_strings_are_what_each_python_takes_them_for() {
+        for (reader, bytes, expected) in [
+            (
+                Reader::Python3,
+                "ascii".as_bytes(),
+                &b"X\x05\0\0\0ascii"[..],
+            ),
+            (Reader::Python3, b"\xe9t\xe9", b"C\x03\xe9t\xe9"),
+            (Reader::Python2, b"\xe9t\xe9", b"U\x03\xe9t\xe9"),
+            (Reader::File, b"\xe9t\xe9", b"U\x03\xe9t\xe9"),
+        ] {
+            let mut written = Vec::new();
+            let mut writer = Writer {
+                sink: &mut written,
+                reader,
+            };
+            writer.value(&Value::Str(Bytes::copy_from_slice(bytes)));
+            assert_eq!(written, expected);
+        }
+    }
+}

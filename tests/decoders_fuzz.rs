@@ -1,0 +1,352 @@
+//! Seeded mutation of what the decoders of ZEO read: a value or an error, never a panic, and never
+//! more memory than the bytes justify.
+//!
+//! `FUZZ_SEED` and `FUZZ_ROUNDS` choose another or a longer run; a failure prints what repeats it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::{env, fs, thread};
+
+use bytes::Bytes;
+use standby::limits::VALUES_PER_MESSAGE_MAX;
+use standby::zeo::{Encoding, FrameReader, decode_standalone, message, msgpack};
+
+#[test]
+fn mutated_frames_are_decoded_or_refused() {
+    let corpus = corpus();
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) {
+        let mut input = random.choose(&corpus).clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut random, &mut input, &corpus);
+        }
+        let _report = Report {
+            name: format!("FUZZ_SEED={seed} round {round}"),
+            input: &input,
+        };
+        check_decoders(&input);
+        check_frames(&mut random, &input);
+    }
+}
+
+#[test]
+fn nasty_inputs_are_decoded_or_refused() {
+    let mut random = Random::new(1);
+    for (name, input) in nasty() {
+        let _report = Report {
+            name: name.to_owned(),
+            input: &input[..input.len().min(100)],
+        };
+        check_decoders(&input);
+        check_frames(&mut random, &input);
+    }
+}
+
+/// Bytes made to hurt a decoder that trusts them.
+fn nasty() -> Vec<(&'static str, Vec<u8>)> {
+    let pickle = |parts: &[&[u8]]| [&b"\x80\x03"[..], &parts.concat(), b"."].concat();
+    let many = 100_000;
+    // Each level holds the one below ten times.
+    let mut lists = b"]q\x00".to_vec();
+    let mut tuples = b")\x94".to_vec();
+    for level in 1..30 {
+        lists.extend_from_slice(&[b']', b'q', level, b'(']);
+        lists.extend_from_slice(&[b'h', level - 1].repeat(10));
+        lists.push(b'e');
+        tuples.extend_from_slice(&[b'h', level - 1].repeat(3));
+        tuples.extend_from_slice(b"\x87\x94");
+    }
+    let encode = b"c_codecs\nencode\nq\x01";
+    let text = [&b"X\xff\xff\0\0"[..], &[b'a'; 0xffff], b"q\x02"].concat();
+    vec![
+        ("marks", b"(".repeat(many)),
+        ("nested tuples", pickle(&[b"N", &b"\x85".repeat(many)])),
+        (
+            "nested lists",
+            pickle(&[&b"]".repeat(many), &b"a".repeat(many)]),
+        ),
+        (
+            "nested dicts",
+            pickle(&[&b"}N".repeat(many), b"N", &b"s".repeat(many)]),
+        ),
+        (
+            "nested marks",
+            pickle(&[&b"(".repeat(many), &b"t".repeat(many)]),
+        ),
+        ("a list in itself", pickle(&[b"]q\0h\0a"])),
+        (
+            "a list in itself, often",
+            pickle(&[b"]q\0(", &b"h\0".repeat(many), b"e"]),
+        ),
+        (
+            "a long list in itself",
+            pickle(&[b"]q\0(h\0", &b"N".repeat(many), b"e"]),
+        ),
+        (
+            "a list in its copies",
+            pickle(&[b"]", &b"2a2".repeat(many)]),
+        ),
+        ("a dict in itself", pickle(&[b"}q\0h\0h\0s"])),
+        ("lists that grow tenfold", pickle(&[&lists])),
+        ("tuples that grow threefold", pickle(&[&tuples])),
+        (
+            "a text fetched often",
+            pickle(&[&text, b"(", &b"h\x02".repeat(many), b"t"]),
+        ),
+        (
+            "bytes made often",
+            pickle(&[
+                encode,
+                b"0",
+                &text,
+                b"0(",
+                &b"h\x01h\x02X\x06\0\0\0latin1\x86R".repeat(9999),
+            ]),
+        ),
+        ("memo keys", pickle(&[b"N", &b"\x94".repeat(many)])),
+        (
+            "globals",
+            pickle(&[&b"c__builtin__\nobject\n".repeat(many)]),
+        ),
+        (
+            "a long name of a global",
+            pickle(&[b"c", &b"x".repeat(many), b"\nx\n"]),
+        ),
+        ("many pops", pickle(&[&b"N0".repeat(many), b"N"])),
+        ("many digits", pickle(&[b"L", &b"9".repeat(many), b"L\n"])),
+        ("huge bytes", b"\x80\x03B\xff\xff\xff\xff".to_vec()),
+        (
+            "huge bytes in 64 bits",
+            b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(),
+        ),
+        (
+            "a negative length",
+            b"\x80\x02\x8b\xff\xff\xff\xff".to_vec(),
+        ),
+        ("nested arrays", b"\x91".repeat(many)),
+        ("nested maps", b"\x81\x01".repeat(many)),
+        ("huge array", b"\xdd\xff\xff\xff\xff".to_vec()),
+        ("huge map", b"\xdf\xff\xff\xff\xff\xc0".to_vec()),
+        ("huge arrays in each other", b"\xdc\x10\x00".repeat(1400)),
+        ("huge text", b"\xdb\xff\xff\xff\xff".to_vec()),
+        (
+            "many nils",
+            [&b"\xdd\0\x01\x86\xa0"[..], &vec![0xc0; many]].concat(),
+        ),
+        (
+            "many pairs",
+            [&b"\xdf\0\0\xc3\x50"[..], &vec![0xc0; many]].concat(),
+        ),
+        ("nothing", Vec::new()),
+    ]
+}
+
+fn check_decoders(input: &[u8]) {
+    let frame = Bytes::copy_from_slice(input);
+    // A value takes 40 bytes, and one byte may say that there is one. The stack of the pickle
+    // machine doubles when it grows, and what was memoised is copied up to the limit of values.
+    let pickle_max = 48 * VALUES_PER_MESSAGE_MAX + 200 * input.len() + 4096;
+    let msgpack_max = 64 * input.len() + 4096;
+    check_memory("pickle", pickle_max, || decode_standalone(&frame));
+    check_memory("msgpack", msgpack_max, || msgpack::decode(&frame));
+    for (encoding, memory_max) in [(Encoding::Z, pickle_max), (Encoding::M, msgpack_max)] {
+        check_memory("message", memory_max, || {
+            // An error must also be able to say what it is.
+            message::decode(encoding, &frame).map_err(|error| error.to_string())
+        });
+    }
+}
+
+/// The input as a stream, and behind its length, in random pieces.
+fn check_frames(random: &mut Random, input: &[u8]) {
+    let mut stream = input.to_vec();
+    stream.extend_from_slice(&u32::try_from(input.len()).unwrap().to_be_bytes());
+    stream.extend_from_slice(input);
+    let piece_len = 1 + random.below(input.len() + 10);
+    check_memory("frames", 4 * stream.len() + 4096, || {
+        let mut reader = FrameReader::new(1 << 20);
+        for piece in stream.chunks(piece_len) {
+            reader.receive(piece);
+            while let Ok(Some(frame)) = reader.next() {
+                assert!(frame.len() <= stream.len());
+            }
+        }
+        reader
+    });
+}
+
+fn check_memory<T>(what: &str, memory_max: usize, decode: impl FnOnce() -> T) {
+    let before = MEMORY.get();
+    PEAK.set(before);
+    drop(decode());
+    let peak = usize::try_from(PEAK.get() - before).unwrap();
+    assert!(
+        peak <= memory_max,
+        "{what} took {peak} bytes, allowed are {memory_max}"
+    );
+}
+
+fn mutate(random: &mut Random, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
+    let pos = random.below(input.len() + 1);
+    let end = (pos + random.below(20)).min(input.len());
+    match random.below(8) {
+        0 => input.truncate(pos),
+        1 => drop(input.drain(pos..end)),
+        2 => {
+            let copy = input[pos..end].to_vec();
+            let count = 1 + random.below(20);
+            input.splice(pos..pos, copy.repeat(count));
+        }
+        3 => {
+            // The rest of another one.
+            let other = random.choose(corpus);
+            input.truncate(pos);
+            input.extend_from_slice(&other[random.below(other.len())..]);
+        }
+        4 => {
+            // An interesting length or number, in either byte order.
+            let number = *random.choose(&[0, 1, 0x7f, 0xff, 0xffff, 0x7fff_ffff, 0xffff_ffff_u32]);
+            let bytes = if random.below(2) == 0 {
+                number.to_le_bytes()
+            } else {
+                number.to_be_bytes()
+            };
+            let end = (pos + 4).min(input.len());
+            input.splice(pos..end, bytes);
+        }
+        5 => {
+            // Opcodes that the captures do not have.
+            let opcodes =
+                b"012()]}aesutldqhpgrj\x94\x85\x86\x87b\x81Rc.NIJKLMFGSTUVXBC\x8a\x8b\x8c";
+            input.insert(pos, *random.choose(opcodes));
+        }
+        6 => input.insert(pos, random.byte()),
+        _ if pos < input.len() => input[pos] ^= 1 << random.below(8),
+        _ => {}
+    }
+}
+
+/// The frames of the captured streams, and the pickles of several Pythons.
+fn corpus() -> Vec<Vec<u8>> {
+    let mut corpus = Vec::new();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let mut paths = vec![data.join("zeo")];
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(path).unwrap();
+            let mut entries: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+            entries.sort();
+            paths.extend(entries);
+        } else if path.extension().is_some_and(|extension| extension == "bin") {
+            let mut reader = FrameReader::new(1 << 20);
+            reader.receive(&fs::read(path).unwrap());
+            while let Some(frame) = reader.next().unwrap() {
+                corpus.push(frame.to_vec());
+            }
+        }
+    }
+    let pickles = fs::read_to_string(data.join("pickles.txt")).unwrap();
+    for line in pickles.lines() {
+        let hex = line.split('\t').nth(2).unwrap();
+        let byte = |pos| u8::from_str_radix(&hex[pos..pos + 2], 16).unwrap();
+        corpus.push((0..hex.len()).step_by(2).map(byte).collect());
+    }
+    // The two pieces of a blob would only take time.
+    corpus.retain(|input| !input.is_empty() && input.len() < 2000);
+    assert!(corpus.len() > 1500);
+    corpus
+}
+
+fn number_from_env(name: &str, default: u64) -> u64 {
+    match env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is no number: {text}")),
+        Err(_) => default,
+    }
+}
+
+/// Says what was being decoded if the test fails.
+struct Report<'a> {
+    name: String,
+    input: &'a [u8],
+}
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}: {}", self.name, self.input.escape_ascii());
+        }
+    }
+}
+
+/// Xorshift.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        // Spreads small seeds over all bits; the state must not be zero.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end as u64).unwrap()
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.next().to_be_bytes()[0]
+    }
+
+    fn choose<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len())]
+    }
+}
+
+thread_local! {
+    /// Bytes allocated by this thread now.
+    static MEMORY: Cell<isize> = const { Cell::new(0) };
+    /// The most since it was set.
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+struct CountingAllocator;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+fn count(change: isize) {
+    let memory = MEMORY.get() + change;
+    MEMORY.set(memory);
+    PEAK.set(PEAK.get().max(memory));
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the trait is unsafe; all is passed on to the system's allocator"
+)]
+// SAFETY: `System` fulfils the contract, and counting neither allocates nor unwinds: the counters
+// are thread locals without destructors.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size().cast_signed());
+        // SAFETY: the caller's obligations are the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        count(-layout.size().cast_signed());
+        // SAFETY: the caller's obligations are the same.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
