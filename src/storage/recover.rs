@@ -572,6 +572,7 @@ fn copy(from: &dyn File, range: Range<u64>, to: &dyn File) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::storage::disk::OsDisk;
+    use crate::storage::format::STATUS_POS;
     use crate::storage::testing::Content::{Back, Data};
     use crate::storage::testing::{DataFile, TestDir};
 
@@ -776,20 +777,21 @@ mod tests {
         let dir = TestDir::new();
         let path = dir.path("Data.fs");
         let (file, third) = with_third(Status::Finished);
-        let third = usize::try_from(third).unwrap();
-        for at in 4..file.bytes.len() {
+        write(&path, &file.bytes);
+        let on_disk = OsDisk::default().open(&path, OpenMode::Write).unwrap();
+        for (at, byte) in (0..).zip(&file.bytes).skip(MAGIC.len()) {
             for bit in 0..8 {
-                let mut bytes = file.bytes.clone();
-                bytes[at] ^= 1 << bit;
-                std::fs::write(&path, &bytes).unwrap();
+                let wrong = [byte ^ 1 << bit];
+                on_disk.write_at(&mut [IoSlice::new(&wrong)], at).unwrap();
                 match open_as(Access::ReadOnly, &path) {
                     Ok(opened) if opened.tail == file.end() => {}
                     // The last one may have become one that was never finished: status 0.
-                    Ok(opened) => assert_eq!((opened.tail, at), (third as u64, third + 16)),
+                    Ok(opened) => assert_eq!((opened.tail, at), (third, third + STATUS_POS)),
                     Err(StorageError::Damaged { .. }) => {}
                     Err(error) => panic!("{error}"),
                 }
             }
+            on_disk.write_at(&mut [IoSlice::new(&[*byte])], at).unwrap();
         }
     }
 

@@ -61,7 +61,7 @@ impl Window {
 
     fn fill(&mut self, pos: u64, len: usize) -> io::Result<()> {
         if self.buf.len() < len {
-            self.buf.resize(len, 0);
+            self.buf = vec![0; len];
         }
         // Nothing is held if the read fails.
         self.filled = 0;
