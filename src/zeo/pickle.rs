@@ -1,8 +1,7 @@
 //! The part of pickle that ZEO speaks: listed opcodes, listed globals, and nothing is ever called.
 //!
 //! Reading is a stack machine over [`Value`]s that accepts protocols 0 to 4 as far as they can
-//! express one. Writing needs no memo and uses the opcodes that Python's picklers use in their
-//! fast mode.
+//! express one.
 //!
 //! A list that was memoised may still grow, and may be fetched many times. Such containers, and
 //! globals, are *held* in a table beside the stack; on the stack a [`Value::Id`] with the place in
@@ -10,13 +9,18 @@
 //! counts what it makes: a pickle of a few bytes can describe a value of any size, or one that
 //! contains itself.
 
+mod opcode;
+mod write;
+
 use std::collections::BTreeMap;
 use std::str;
 
 use bytes::Bytes;
 
-use super::frame::Sink;
-use super::value::{DecodeError, Value, shortest_integer_len};
+use self::opcode::*;
+pub use self::write::encode_standalone;
+pub(super) use self::write::{Reader, encode_message};
+use super::value::{DecodeError, Value};
 use crate::cursor::Cursor;
 use crate::limits::{VALUE_DEPTH_MAX, VALUES_PER_MESSAGE_MAX};
 
@@ -33,43 +37,6 @@ pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {
         opcode_pos: 0,
     };
     machine.run()
-}
-
-/// Writes a pickle for a file: what ZODB of any version reads there, as the extension of a
-/// transaction.
-pub fn encode_standalone(value: &Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut writer = Writer {
-        sink: &mut bytes,
-        reader: Reader::File,
-    };
-    writer.start();
-    writer.value(value);
-    writer.code(STOP);
-    bytes
-}
-
-/// For whom a pickle is written. Python 2 and 3 differ in what they read as `bytes`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reader {
-    /// A client on Python 2: protocol 2, and bytes as its `str`.
-    Python2,
-    /// A client on Python 3: protocol 3.
-    Python3,
-    /// ZODB of either: protocol 3, and `str` of Python 2 for what was one.
-    File,
-}
-
-/// Appends the pickle of a tuple of four: a message.
-pub(super) fn encode_message(sink: &mut impl Sink, reader: Reader, message: [&Value; 4]) {
-    let mut writer = Writer { sink, reader };
-    writer.start();
-    writer.code(MARK);
-    for value in message {
-        writer.value(value);
-    }
-    writer.code(TUPLE);
-    writer.code(STOP);
 }
 
 /// Something on the stack.
@@ -691,226 +658,6 @@ fn latin1(text: &[u8]) -> Option<Vec<u8>> {
     text.chars().map(|c| u8::try_from(c).ok()).collect()
 }
 
-struct Writer<'a, S> {
-    sink: &'a mut S,
-    reader: Reader,
-}
-
-impl<S: Sink> Writer<'_, S> {
-    fn start(&mut self) {
-        let protocol = match self.reader {
-            Reader::Python2 => 2,
-            Reader::Python3 | Reader::File => 3,
-        };
-        self.sink.put(&[PROTO, protocol]);
-    }
-
-    fn code(&mut self, code: u8) {
-        self.sink.put(&[code]);
-    }
-
-    fn value(&mut self, value: &Value) {
-        match value {
-            Value::None => self.code(NONE),
-            Value::Bool(true) => self.code(NEWTRUE),
-            Value::Bool(false) => self.code(NEWFALSE),
-            Value::Int(int) => self.int(*int),
-            Value::Long(bytes) => self.long(bytes),
-            Value::Float(float) => {
-                self.code(BINFLOAT);
-                self.sink.put(&float.to_be_bytes());
-            }
-            Value::Text(text) => {
-                self.code(BINUNICODE);
-                self.sink.put(&length(text.len()));
-                self.sink.put_data(text);
-            }
-            Value::Bytes(bytes) => {
-                self.bytes_head(bytes.len());
-                self.sink.put_data(bytes);
-            }
-            Value::Id(id) => {
-                self.bytes_head(id.len());
-                self.sink.put(id);
-            }
-            Value::Str(bytes) => self.python2_str(bytes),
-            Value::Tuple(items) => self.tuple(items),
-            // A path can only be read from a request; as a list it can be answered all the same.
-            Value::List(items) | Value::Prefix(items) => self.list(items),
-            Value::Dict(pairs) => self.dict(pairs),
-        }
-    }
-
-    fn int(&mut self, int: i64) {
-        if let Ok(int) = u8::try_from(int) {
-            self.sink.put(&[BININT1, int]);
-        } else if let Ok(int) = u16::try_from(int) {
-            self.code(BININT2);
-            self.sink.put(&int.to_le_bytes());
-        } else if let Ok(int) = i32::try_from(int) {
-            self.code(BININT);
-            self.sink.put(&int.to_le_bytes());
-        } else {
-            let bytes = int.to_le_bytes();
-            self.long(&bytes[..shortest_integer_len(&bytes)]);
-        }
-    }
-
-    fn long(&mut self, bytes: &[u8]) {
-        if let Ok(len) = u8::try_from(bytes.len()) {
-            self.sink.put(&[LONG1, len]);
-        } else {
-            self.code(LONG4);
-            self.sink.put(&length(bytes.len()));
-        }
-        self.sink.put(bytes);
-    }
-
-    fn bytes_head(&mut self, len: usize) {
-        let (short, long) = match self.reader {
-            Reader::Python2 => (SHORT_BINSTRING, BINSTRING),
-            Reader::Python3 | Reader::File => (SHORT_BINBYTES, BINBYTES),
-        };
-        self.head(short, long, len);
-    }
-
-    fn head(&mut self, short: u8, long: u8, len: usize) {
-        if let Ok(len) = u8::try_from(len) {
-            self.sink.put(&[short, len]);
-        } else {
-            self.code(long);
-            self.sink.put(&length(len));
-        }
-    }
-
-    /// As ZODB on Python 3 reads its files: text if it is ASCII, else bytes. Its clients would
-    /// fail at other texts of this kind.
-    fn python2_str(&mut self, bytes: &Bytes) {
-        match self.reader {
-            Reader::Python2 | Reader::File => {
-                self.head(SHORT_BINSTRING, BINSTRING, bytes.len());
-                self.sink.put_data(bytes);
-            }
-            Reader::Python3 if bytes.is_ascii() => self.value(&Value::Text(bytes.clone())),
-            Reader::Python3 => self.value(&Value::Bytes(bytes.clone())),
-        }
-    }
-
-    fn tuple(&mut self, items: &[Value]) {
-        let code = match items.len() {
-            0 => EMPTY_TUPLE,
-            1 => TUPLE1,
-            2 => TUPLE2,
-            3 => TUPLE3,
-            _ => {
-                self.code(MARK);
-                TUPLE
-            }
-        };
-        for item in items {
-            self.value(item);
-        }
-        self.code(code);
-    }
-
-    fn list(&mut self, items: &[Value]) {
-        self.code(EMPTY_LIST);
-        match items {
-            [] => {}
-            [item] => {
-                self.value(item);
-                self.code(APPEND);
-            }
-            _ => {
-                self.code(MARK);
-                for item in items {
-                    self.value(item);
-                }
-                self.code(APPENDS);
-            }
-        }
-    }
-
-    fn dict(&mut self, pairs: &[(Value, Value)]) {
-        self.code(EMPTY_DICT);
-        if pairs.len() > 1 {
-            self.code(MARK);
-        }
-        for (key, value) in pairs {
-            self.value(key);
-            self.value(value);
-        }
-        match pairs.len() {
-            0 => {}
-            1 => self.code(SETITEM),
-            _ => self.code(SETITEMS),
-        }
-    }
-}
-
-/// A length as opcodes want it. What is longer than they can tell does not fit into a frame
-/// either, which will notice.
-fn length(len: usize) -> [u8; 4] {
-    u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes()
-}
-
-const MARK: u8 = b'(';
-const STOP: u8 = b'.';
-const POP: u8 = b'0';
-const POP_MARK: u8 = b'1';
-const DUP: u8 = b'2';
-const FLOAT: u8 = b'F';
-const BINFLOAT: u8 = b'G';
-const INT: u8 = b'I';
-const BININT: u8 = b'J';
-const BININT1: u8 = b'K';
-const LONG: u8 = b'L';
-const BININT2: u8 = b'M';
-const NONE: u8 = b'N';
-const REDUCE: u8 = b'R';
-const STRING: u8 = b'S';
-const BINSTRING: u8 = b'T';
-const SHORT_BINSTRING: u8 = b'U';
-const UNICODE: u8 = b'V';
-const BINUNICODE: u8 = b'X';
-const APPEND: u8 = b'a';
-const BUILD: u8 = b'b';
-const GLOBAL: u8 = b'c';
-const DICT: u8 = b'd';
-const EMPTY_DICT: u8 = b'}';
-const APPENDS: u8 = b'e';
-const GET: u8 = b'g';
-const BINGET: u8 = b'h';
-const LONG_BINGET: u8 = b'j';
-const LIST: u8 = b'l';
-const EMPTY_LIST: u8 = b']';
-const PUT: u8 = b'p';
-const BINPUT: u8 = b'q';
-const LONG_BINPUT: u8 = b'r';
-const SETITEM: u8 = b's';
-const TUPLE: u8 = b't';
-const EMPTY_TUPLE: u8 = b')';
-const SETITEMS: u8 = b'u';
-// Protocol 2
-const PROTO: u8 = 0x80;
-const NEWOBJ: u8 = 0x81;
-const TUPLE1: u8 = 0x85;
-const TUPLE2: u8 = 0x86;
-const TUPLE3: u8 = 0x87;
-const NEWTRUE: u8 = 0x88;
-const NEWFALSE: u8 = 0x89;
-const LONG1: u8 = 0x8a;
-const LONG4: u8 = 0x8b;
-// Protocol 3
-const BINBYTES: u8 = b'B';
-const SHORT_BINBYTES: u8 = b'C';
-// Protocol 4
-const SHORT_BINUNICODE: u8 = 0x8c;
-const BINUNICODE8: u8 = 0x8d;
-const BINBYTES8: u8 = 0x8e;
-const MEMOIZE: u8 = 0x94;
-const FRAME: u8 = 0x95;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1028,27 +775,5 @@ mod tests {
         assert!(decoded(b"S'\\z'\n.").is_err());
         assert!(decoded(b"V\\ud800\n.").is_err());
         assert!(decoded(b"L340282366920938463463374607431768211456L\n.").is_err());
-    }
-
-    #[test]
-    fn old_strings_are_what_each_python_takes_them_for() {
-        for (reader, bytes, expected) in [
-            (
-                Reader::Python3,
-                "ascii".as_bytes(),
-                &b"X\x05\0\0\0ascii"[..],
-            ),
-            (Reader::Python3, b"\xe9t\xe9", b"C\x03\xe9t\xe9"),
-            (Reader::Python2, b"\xe9t\xe9", b"U\x03\xe9t\xe9"),
-            (Reader::File, b"\xe9t\xe9", b"U\x03\xe9t\xe9"),
-        ] {
-            let mut written = Vec::new();
-            let mut writer = Writer {
-                sink: &mut written,
-                reader,
-            };
-            writer.value(&Value::Str(Bytes::copy_from_slice(bytes)));
-            assert_eq!(written, expected);
-        }
     }
 }
