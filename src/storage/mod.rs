@@ -1,4 +1,4 @@
-//! Data.fs: FileStorage's file format FS21, in Rust.
+//! Data.fs: ZODB's FileStorage, in Rust.
 
 pub mod disk;
 pub mod error;
