@@ -1,4 +1,4 @@
-//! Data.fs: ZODB's FileStorage, in Rust.
+//! Data.fs: FileStorage's file format FS21, in Rust.
 
 pub mod disk;
 pub mod error;
