@@ -23,7 +23,7 @@ pub enum StorageError {
         /// The file that is locked: the data file or its `.lock`.
         path: PathBuf,
     },
-    /// The file does not begin with [`super::format::MAGIC`].
+    /// The file does not begin with one of the magics in [`super::format`].
     NotADataFile {
         /// The file.
         path: PathBuf,
@@ -89,7 +89,7 @@ impl fmt::Display for StorageError {
             }
             Self::NotADataFile { path, found } => write!(
                 f,
-                "{}: not a data file (begins with '{}', expected 'FS21')",
+                "{}: not a data file (begins with '{}', expected 'FS30' or 'FS21')",
                 path.display(),
                 found.escape_ascii()
             ),

@@ -1,13 +1,19 @@
-//! The headers of the file format FS21: encode and decode, nothing else. The whole file is drawn in
-//! `manual/data_file.md`; what a position may point to is checked by those who follow it.
+//! The headers of FileStorage's file format: encode and decode, nothing else. The whole file is
+//! drawn in `manual/data_file.md`; what a position may point to is checked by those who follow it.
 
 use byteorder::{BigEndian, ByteOrder};
 
 use super::error::Fault;
 use crate::ids::{Oid, Tid};
 
-/// The first four bytes of a data file.
-pub const MAGIC: [u8; 4] = *b"FS21";
+/// The first four bytes of a data file that we create, as ZODB on Python 3 writes and expects
+/// them.
+pub const MAGIC: [u8; 4] = *b"FS30";
+
+/// The same for ZODB on Python 2. All that follows has the same form; the magic says which Python's
+/// pickles the objects are, and each refuses the other's. We do not look into objects, serve
+/// either, and never change the magic of a file.
+pub const MAGIC_PYTHON2: [u8; 4] = *b"FS21";
 
 /// Position of the first transaction, and the length of a file without any.
 pub const FIRST_TXN_POS: u64 = MAGIC.len() as u64;
@@ -42,6 +48,7 @@ pub const POINTER_LEN: usize = 8;
 /// Positions are below this: they take 6 bytes in the index, in memory as in its file.
 pub const POS_END: u64 = 1 << 48;
 
+const _: () = assert!(MAGIC.len() == MAGIC_PYTHON2.len());
 const _: () = assert!(TXN_HEADER_LEN == 8 + 8 + 1 + 3 * 2);
 const _: () = assert!(STATUS_POS == 8 + 8);
 const _: () = assert!(DATA_HEADER_LEN == 4 * 8 + 2 + 8);

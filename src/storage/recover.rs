@@ -20,7 +20,7 @@ use log::{info, warn};
 use super::disk::{Disk, File, OpenMode, with_suffix};
 use super::error::{Damage, Fault, ReadError, StorageError};
 use super::format::{
-    DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, MAGIC, POINTER_LEN, POS_END, Status,
+    DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, MAGIC, MAGIC_PYTHON2, POINTER_LEN, POS_END, Status,
     TXN_HEADER_LEN, TxnHeader,
 };
 use super::index::{Index, UnusableIndex};
@@ -222,7 +222,7 @@ fn read_magic(file: &dyn File, path: &Path, writable: bool) -> Result<u64, Stora
     let read = file
         .read_at(&mut magic, 0)
         .map_err(StorageError::io("read", path))?;
-    if magic != MAGIC {
+    if ![MAGIC, MAGIC_PYTHON2].contains(&magic) {
         return Err(StorageError::NotADataFile {
             path: path.to_owned(),
             found: magic[..read].to_vec(),
