@@ -119,6 +119,11 @@ impl Server {
                     }
                     return Outcome::HangUp("a transaction is open already".to_owned());
                 }
+                // Any other means that the transaction is not, or does not count: opening would
+                // cut the file there.
+                if !matches!(status, b' ' | b'p') {
+                    return Outcome::HangUp(format!("status {:?}", char::from(status)));
+                }
                 let extension = match &extension {
                     Value::Dict(items) if items.is_empty() => Bytes::new(),
                     value => Bytes::from(pickle::encode_standalone(value)),

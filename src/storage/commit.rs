@@ -8,12 +8,17 @@
 //! ```
 //!
 //! *Checking* compares serials and reserves space; it needs a worker only for what is not in
-//! memory. *Finish* fixes tid and position. Transactions that finish while an append is on its way
-//! to the disk share the next one: one write, one sync. Only when that is done are they published,
-//! in tid order: index, `last_tid`, then the events by which clients hear of it.
+//! memory. *Finish* fixes tid and position. Transactions that finish while the disk is busy form
+//! the next *batch*, which goes to the disk in two syncs:
 //!
-//! A crash leaves a prefix of the last append behind the last synced transaction. Opening cuts it
-//! (`recover`); nobody was told of it.
+//! 1. the bytes of all, behind the end of the file, the first with status `'c'`: unfinished;
+//! 2. that one status byte as it shall be, which makes the whole batch finished at once.
+//!
+//! A disk that loses power may keep any part of what was not synced. Until the second sync opening
+//! finds `'c'`, or no header at all, and cuts the whole batch (`recover`), as ZODB does; after it,
+//! all bytes have long been there. Under load the second sync of a batch is the first of the next,
+//! so that a sync is spent on each batch, not two. Only then is the batch published, in tid order:
+//! index, `last_tid`, then the events by which clients hear of it.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -89,7 +94,8 @@ pub enum Refusal {
 pub(super) struct Finishing {
     txn: TxnId,
     ticket: Ticket,
-    tid: Tid,
+    header: TxnHeader,
+    start: u64,
     /// Behind its last byte.
     end: u64,
     positions: Vec<(Oid, u64)>,
@@ -502,53 +508,72 @@ impl FileStorage {
         }
     }
 
-    /// Sends all that finished to the disk, unless an append is on its way. To be called at the
-    /// end of a turn, so that those who finish in the same turn share one sync.
+    /// Sends to the disk what is there to be sent, unless it is busy. To be called at the end of a
+    /// turn, so that those who finish in the same turn share their syncs.
     pub fn flush(&mut self) {
-        if !self.appending.is_empty() || self.finishing.is_empty() || self.failed.is_some() {
+        let idle = self.sealing.is_empty() && self.writing.is_empty();
+        let wanted = !self.written.is_empty() || !self.finishing.is_empty();
+        if !idle || !wanted || self.failed.is_some() {
             return;
         }
-        self.appending = std::mem::take(&mut self.finishing);
+        self.sealing = std::mem::take(&mut self.written);
+        self.writing = std::mem::take(&mut self.finishing);
+        if let Some(first) = self.writing.first_mut() {
+            let header = TxnHeader {
+                status: Status::Voted,
+                ..first.header
+            };
+            first.parts[0] = Bytes::copy_from_slice(&header.encode());
+        }
         let parts = self
-            .appending
+            .writing
             .iter_mut()
             .flat_map(|one| std::mem::take(&mut one.parts));
         let append = Append {
+            parts: parts.collect(),
             disk: self.disk.clone(),
             path: self.path.clone(),
             file: self.file.clone(),
             id: self.file_id,
-            pos: self.tail,
-            parts: parts.collect(),
+            seal: self
+                .sealing
+                .first()
+                .map(|first| (first.start, first.header.status)),
+            pos: self
+                .writing
+                .first()
+                .map_or(self.assigned_end, |first| first.start),
         };
         self.events.push_back(Event::Run(Job::Append(append)));
     }
 
     pub(super) fn on_appended(&mut self, result: io::Result<()>, now: Instant) {
-        let group = std::mem::take(&mut self.appending);
+        let sealed = std::mem::take(&mut self.sealing);
+        self.written = std::mem::take(&mut self.writing);
         if let Err(error) = result {
             self.fail(&error);
+            let written = std::mem::take(&mut self.written);
             let later = std::mem::take(&mut self.finishing);
-            for finishing in group.into_iter().chain(later) {
+            for finishing in sealed.into_iter().chain(written).chain(later) {
                 self.roll_back(finishing.txn, now);
                 self.events.push_back(Event::Lost(finishing.txn));
             }
             return;
         }
         let mut held = Vec::new();
-        for finishing in group {
+        for finishing in sealed {
             // Publishing before the sync would show a transaction that a power cut takes back.
             for (oid, pos) in &finishing.positions {
                 self.index.insert(*oid, *pos);
                 self.oids.stored(*oid);
             }
             self.tail = finishing.end;
-            self.last_tid = finishing.tid;
+            self.last_tid = finishing.header.tid;
             self.txns.remove(&finishing.txn);
             self.tickets.remove(&finishing.ticket);
             self.events.push_back(Event::Committed(Commit {
                 txn: finishing.txn,
-                tid: finishing.tid,
+                tid: finishing.header.tid,
                 oids: finishing
                     .positions
                     .into_iter()
@@ -638,13 +663,13 @@ fn lay_out(
         descr_len: text_len(&metadata.description),
         ext_len: text_len(&metadata.extension),
     };
-    let mut parts = Vec::new();
+    // A part of its own, so that the status can be another for the first of a batch.
+    let mut parts = vec![Bytes::copy_from_slice(&header.encode())];
     let mut head = BytesMut::new();
-    head.put_slice(&header.encode());
     head.put_slice(&metadata.user);
     head.put_slice(&metadata.description);
     head.put_slice(&metadata.extension);
-    let mut pos = start + head.len() as u64;
+    let mut pos = start + header.header_len();
     let mut positions = Vec::with_capacity(txn.records.len());
     for record in &txn.records {
         let data = &record.data;
@@ -671,7 +696,8 @@ fn lay_out(
     Finishing {
         txn: id,
         ticket,
-        tid,
+        header,
+        start,
         end: pos + TXN_TRAILER_LEN as u64,
         positions,
         parts,

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
+use super::format::{STATUS_POS, Status};
 use super::index::Index;
 use super::oids;
 use super::read::{Found, Reader, Wait};
@@ -147,14 +148,19 @@ pub enum Job {
     },
 }
 
-/// Transactions to be written at the end of the file.
+/// What one sync brings to the disk: transactions behind the end of the file, and the status that
+/// makes those of the sync before finished (see `commit`).
 pub struct Append {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn File>,
     /// The file that must still be there under its name.
     pub(super) id: FileId,
+    /// Position and status of a transaction whose bytes are on stable storage.
+    pub(super) seal: Option<(u64, Status)>,
+    /// Where the new transactions begin.
     pub(super) pos: u64,
+    /// Their bytes, the first with status `'c'`.
     pub(super) parts: Vec<Bytes>,
 }
 
@@ -165,9 +171,16 @@ impl Append {
                 "the file was replaced while it was served",
             ));
         }
-        let mut slices: Vec<IoSlice<'_>> =
-            self.parts.iter().map(|part| IoSlice::new(part)).collect();
-        self.file.write_at(&mut slices, self.pos)?;
+        if let Some((pos, status)) = self.seal {
+            let status = [status.to_byte()];
+            self.file
+                .write_at(&mut [IoSlice::new(&status)], pos + STATUS_POS)?;
+        }
+        if !self.parts.is_empty() {
+            let mut slices: Vec<IoSlice<'_>> =
+                self.parts.iter().map(|part| IoSlice::new(part)).collect();
+            self.file.write_at(&mut slices, self.pos)?;
+        }
         self.file.sync()
     }
 }

@@ -120,9 +120,14 @@ pub struct FileStorage {
     // What has its place, but is not on stable storage yet.
     assigned_end: u64,
     assigned_tid: Tid,
-    /// In the worker's hands.
-    appending: Vec<Finishing>,
-    /// Will go with the next append.
+    // The stations of a batch on its way to the disk, last one first (see `commit`).
+    /// Its status is in the worker's hands.
+    sealing: Vec<Finishing>,
+    /// All its bytes are on stable storage.
+    written: Vec<Finishing>,
+    /// Its bytes are in the worker's hands.
+    writing: Vec<Finishing>,
+    /// It is still growing.
     finishing: Vec<Finishing>,
 
     // What is voted: its space is reserved.
@@ -184,7 +189,9 @@ impl FileStorage {
             last_tid: opened.last_tid,
             assigned_end: opened.tail,
             assigned_tid: opened.last_tid,
-            appending: Vec::new(),
+            sealing: Vec::new(),
+            written: Vec::new(),
+            writing: Vec::new(),
             finishing: Vec::new(),
             voted_len: 0,
             allocated_end: opened.tail,
@@ -330,7 +337,8 @@ impl FileStorage {
 
     /// Whether transactions are on their way to the disk.
     pub fn is_writing(&self) -> bool {
-        !self.appending.is_empty() || !self.finishing.is_empty()
+        let stations = [&self.sealing, &self.written, &self.writing, &self.finishing];
+        stations.into_iter().any(|batch| !batch.is_empty())
     }
 
     /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone;
