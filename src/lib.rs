@@ -5,8 +5,13 @@
 //! [`cursor`]; then [`zeo`] and [`storage`], which do not know each other; then `server`, which
 //! ties them; then `reactor`, which alone knows sockets and the clock.
 
+pub mod args;
+pub mod config;
 pub mod cursor;
+pub mod exit;
 pub mod ids;
 pub mod limits;
+pub mod logging;
+pub mod reactor;
 pub mod storage;
 pub mod zeo;
