@@ -1,17 +1,27 @@
-//! stub
-/// stub
-#[allow(missing_docs)]
+//! How the process ends, for service managers and scripts.
+
+use std::process::ExitCode;
+
+/// The exit status. A larger one is graver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Exit {
+    /// Stopped as asked, by SIGTERM or SIGINT.
     Stopped = 0,
+    /// SIGHUP without a log file to reopen: runzeo's "restart me".
     HungUp = 1,
+    /// The command line or the configuration is wrong, or an address is in use. Starting again
+    /// will not help; zdaemon, too, does not restart after this one.
     Usage = 2,
+    /// A storage could not be opened.
     StorageFailed = 3,
+    /// A write or sync failed, or what was on its way to the disk may not have arrived.
     WriteFailed = 4,
+    /// The system refused something that the server cannot do without.
     Internal = 5,
 }
-impl From<Exit> for std::process::ExitCode {
-    fn from(e: Exit) -> Self {
-        Self::from(e as u8)
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
     }
 }

@@ -5,6 +5,7 @@
 //! [`cursor`]; then [`zeo`] and [`storage`], which do not know each other; then `server`, which
 //! ties them; then `reactor`, which alone knows sockets and the clock.
 
+pub mod args;
 pub mod config;
 pub mod cursor;
 pub mod exit;
@@ -15,3 +16,13 @@ pub mod reactor;
 pub mod server;
 pub mod storage;
 pub mod zeo;
+
+/// The manual: how the server works, what it writes, what it says.
+pub mod manual {
+    #[doc = include_str!("manual/architecture.md")]
+    pub mod architecture {}
+    #[doc = include_str!("manual/data_file.md")]
+    pub mod data_file {}
+    #[doc = include_str!("manual/zeo.md")]
+    pub mod zeo {}
+}

@@ -83,6 +83,16 @@ pub const INDEX_SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// [`INDEX_SAVE_INTERVAL`]: what opening has to read again after a crash.
 pub const INDEX_SAVE_LEN: u64 = 64 << 20;
 
+/// How deep configuration files may include each other: what ends a file that includes itself.
+pub const CONFIG_INCLUDE_DEPTH_MAX: usize = 8;
+
+/// How deep sections of a configuration may be nested. Three are needed; dropping them recurses.
+pub const CONFIG_SECTION_DEPTH_MAX: usize = 16;
+
+/// Bytes of one value of a configuration with all that it refers to; definitions that refer to
+/// each other twice would else double with every line.
+pub const CONFIG_VALUE_LEN_MAX: usize = 64 * 1024;
+
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use standby::config::Config;
 use standby::ids::{ClientId, Tid};
 use standby::server::{Now, Output, Server};
 use standby::storage::memory::MemoryDisk;
@@ -114,9 +113,13 @@ impl Conversation {
         } else {
             Encoding::Z
         };
-        let mut config = Config::default();
-        config.msgpack = encoding == Encoding::M;
-        config.invalidation_queue_size = 10;
+        let serving = standby::server::Options {
+            encoding,
+            read_only: false,
+            invalidation_queue_size: 10,
+            transaction_timeout: None,
+            start: "Sat Nov 21 00:00:00 2026".to_owned(),
+        };
         let storage = |name: &str, read_only, quota| {
             let options = Options {
                 name: name.to_owned(),
@@ -152,7 +155,7 @@ impl Conversation {
             name,
             encoding,
             connections,
-            server: Server::new(&config, storages, "Sat Nov 21 00:00:00 2026").unwrap(),
+            server: Server::new(serving, storages).unwrap(),
             start: Instant::now(),
             wall: Duration::from_secs(1_795_222_000),
             last_tid: Tid::ZERO,

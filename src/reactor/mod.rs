@@ -25,16 +25,17 @@ use self::listener::Listener;
 use self::signals::{Signal, Signals};
 use self::timer::Timers;
 use self::worker::Workers;
-use crate::config::{Config, StorageConfig, StorageKind};
+use crate::config::{self, Config, StorageConfig, StorageKind};
 use crate::exit::Exit;
 use crate::ids::ClientId;
 use crate::limits::{ACCEPTS_PER_TURN, CALLS_PER_TURN, READ_BYTES_PER_TURN, REGISTER_TIMEOUT};
 use crate::logging;
-use crate::server::{Now, Output, Server};
+use crate::server::{self, Now, Output, Server};
 use crate::storage::disk::{Disk, OsDisk};
 use crate::storage::memory::MemoryDisk;
 use crate::storage::recover::Progress;
 use crate::storage::{self, FileStorage};
+use crate::zeo::Encoding;
 
 /// Token of the waker; connections count from zero, listeners down from here.
 const WAKER: Token = Token(usize::MAX);
@@ -139,8 +140,18 @@ impl Reactor {
                 .map_err(internal)?;
         }
         let workers = Workers::start(storages.len(), &waker).map_err(internal)?;
-        let started = logging::local_time_text(SystemTime::now());
-        let server = Server::new(config, storages, &started)
+        let options = server::Options {
+            encoding: if config.msgpack {
+                Encoding::M
+            } else {
+                Encoding::Z
+            },
+            read_only: config.read_only,
+            invalidation_queue_size: config.invalidation_queue_size,
+            transaction_timeout: config.transaction_timeout,
+            start: logging::local_time_text(system_time()),
+        };
+        let server = Server::new(options, storages)
             .map_err(|error| (Exit::StorageFailed, error.to_string()))?;
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
@@ -480,7 +491,10 @@ fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, 
         create: false,
         quota: None,
         client_resolves: config.client_conflict_resolution,
-        lock_scope: config.lock_scope,
+        lock_scope: match config.lock_scope {
+            config::LockScope::Storage => storage::LockScope::Storage,
+            config::LockScope::Objects => storage::LockScope::Objects,
+        },
     };
     let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
         StorageKind::Memory => (Arc::new(MemoryDisk::new()), Path::new("memory")),
@@ -531,12 +545,19 @@ fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, 
     reason = "the reactor is where time comes from"
 )]
 fn now() -> Now {
+    let since_1970 = system_time().duration_since(SystemTime::UNIX_EPOCH);
     Now {
         mono: Instant::now(),
-        wall: SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default(),
+        wall: since_1970.unwrap_or_default(),
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the reactor is where time comes from"
+)]
+fn system_time() -> SystemTime {
+    SystemTime::now()
 }
 
 /// Tells a service manager, if there is one.

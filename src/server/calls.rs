@@ -225,7 +225,7 @@ impl Server {
                 message,
             });
         };
-        if !read_only && (self.read_only || served.storage.is_read_only()) {
+        if !read_only && (self.options.read_only || served.storage.is_read_only()) {
             return Outcome::Raise(RemoteError::ReadOnly);
         }
         let Some(client) = self.clients.get_mut(&id) else {

@@ -24,11 +24,11 @@ use slab::Slab;
 use self::client::{Client, ClientTxn, Pending, Who};
 use self::invalidation::InvalidationQueue;
 use self::stats::{Moment, Stats};
-use crate::config::Config;
 use crate::ids::ClientId;
 use crate::limits::{
     OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
 };
+use crate::storage::error::StorageError;
 use crate::storage::{Commit, Done, Event, FileStorage, Job, Lookup, TxnId, Vote};
 use crate::zeo::Value;
 use crate::zeo::frame::OutQueue;
@@ -42,6 +42,21 @@ pub struct Now {
     pub mono: Instant,
     /// For tids: since 1970, and may jump.
     pub wall: Duration,
+}
+
+/// How clients are served.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the server announces; clients follow.
+    pub encoding: Encoding,
+    /// Nobody may write, whatever the storages are.
+    pub read_only: bool,
+    /// Transactions whose changed objects are remembered.
+    pub invalidation_queue_size: usize,
+    /// How long a vote may stay granted, if the operator says so.
+    pub transaction_timeout: Option<Duration>,
+    /// When the server started, as Python's `ctime` says it.
+    pub start: String,
 }
 
 /// Whose job it is.
@@ -69,6 +84,7 @@ pub enum Output {
 /// All storages and all clients.
 #[derive(Debug)]
 pub struct Server {
+    options: Options,
     storages: Vec<Served>,
     clients: BTreeMap<ClientId, Client>,
     /// Lookups that wait for the disk.
@@ -76,14 +92,6 @@ pub struct Server {
     outputs: VecDeque<Output>,
     /// Clients for which something was queued in this turn.
     to_send: BTreeSet<ClientId>,
-    encoding: Encoding,
-    read_only: bool,
-    /// How long a vote may stay granted.
-    transaction_timeout: Duration,
-    /// Whether the operator chose that time.
-    has_timeout: bool,
-    /// When the server started, for `server_status`.
-    start: String,
 }
 
 /// A storage with what belongs to serving it.
@@ -108,18 +116,17 @@ struct PendingLookup {
 }
 
 impl Server {
-    /// Serves these storages. `start` is the time of the start, for people.
+    /// Serves these storages.
     ///
     /// # Errors
     ///
     /// The end of a data file cannot be read.
-    pub fn new(config: &Config, storages: Vec<FileStorage>, start: &str) -> io::Result<Self> {
+    pub fn new(options: Options, storages: Vec<FileStorage>) -> Result<Self, StorageError> {
+        let queue_size = options.invalidation_queue_size;
         let storages = storages.into_iter().map(|storage| {
-            let recent = storage
-                .last_transactions(config.invalidation_queue_size)
-                .map_err(|error| io::Error::other(error.to_string()))?;
+            let recent = storage.last_transactions(queue_size)?;
             Ok(Served {
-                invalidations: InvalidationQueue::new(config.invalidation_queue_size, recent),
+                invalidations: InvalidationQueue::new(queue_size, recent),
                 storage,
                 clients: BTreeSet::new(),
                 owners: BTreeMap::new(),
@@ -128,22 +135,12 @@ impl Server {
             })
         });
         Ok(Self {
-            storages: storages.collect::<io::Result<_>>()?,
+            options,
+            storages: storages.collect::<Result<_, StorageError>>()?,
             clients: BTreeMap::new(),
             lookups: Slab::new(),
             outputs: VecDeque::new(),
             to_send: BTreeSet::new(),
-            encoding: if config.msgpack {
-                Encoding::M
-            } else {
-                Encoding::Z
-            },
-            read_only: config.read_only,
-            transaction_timeout: config
-                .transaction_timeout
-                .unwrap_or(TRANSACTION_TIMEOUT_DEFAULT),
-            has_timeout: config.transaction_timeout.is_some(),
-            start: start.to_owned(),
         })
     }
 
@@ -151,7 +148,7 @@ impl Server {
 
     /// A client connected.
     pub fn connect(&mut self, id: ClientId, peer: String) {
-        let mut session = Session::new(self.encoding);
+        let mut session = Session::new(self.options.encoding);
         session.greet();
         self.clients.insert(id, Client::new(id, peer, session));
         self.to_send.insert(id);
@@ -270,9 +267,10 @@ impl Server {
     /// The deadline of [`Self::deadline`] has come.
     pub fn on_deadline(&mut self, now: Now) {
         for at in 0..self.storages.len() {
-            let served = &mut self.storages[at];
-            served.storage.expire_resolving(now.mono);
-            let overdue = served.storage.overdue(self.transaction_timeout, now.mono);
+            let timeout = self.transaction_timeout();
+            let storage = &mut self.storages[at].storage;
+            storage.expire_resolving(now.mono);
+            let overdue = storage.overdue(timeout, now.mono);
             for (txn, held_for) in overdue {
                 if let Some(id) = self.storages[at].owners.get(&txn).copied() {
                     self.hang_up(id, &Reason::TransactionTimeout(held_for), now);
@@ -303,7 +301,7 @@ impl Server {
         let deadlines = self.storages.iter().flat_map(|served| {
             let locked = served.storage.locked_since();
             [
-                locked.map(|since| since + self.transaction_timeout),
+                locked.map(|since| since + self.transaction_timeout()),
                 served.storage.resolving_until(),
             ]
         });
@@ -421,7 +419,7 @@ impl Server {
         let owner = served.owners.remove(&txn);
         let changed = Value::List(oids.iter().map(|oid| Value::from(*oid)).collect());
         let mut frames = NoticeFrames {
-            encoding: self.encoding,
+            encoding: self.options.encoding,
             name: "invalidateTransaction",
             args: vec![tid.into(), changed],
             encoded: [None, None],
@@ -458,6 +456,13 @@ impl Server {
     }
 
     // -- clients
+
+    /// How long a vote may stay granted.
+    fn transaction_timeout(&self) -> Duration {
+        self.options
+            .transaction_timeout
+            .unwrap_or(TRANSACTION_TIMEOUT_DEFAULT)
+    }
 
     /// Whether a client's transaction is in the hands of the disk: calls that come behind a vote
     /// or a finish see what came of it.
@@ -541,8 +546,8 @@ impl Server {
             connections: served.clients.len(),
             waiting: served.storage.waiting_count(),
             lock_time,
-            start: self.start.clone(),
-            has_timeout: self.has_timeout,
+            start: self.options.start.clone(),
+            has_timeout: self.options.transaction_timeout.is_some(),
             last_transaction: served.storage.last_tid().to_string(),
         }
     }
