@@ -2,8 +2,8 @@
 //! position of every object.
 //!
 //! Nobody is told of a transaction before all of it is on stable storage. So after a crash the file
-//! may end in transactions that nobody was told of: in part, in zeros, or with the status `'c'` that
-//! ZODB gives them until they are finished. They are cut off, after they have been copied to
+//! may end in transactions that nobody was told of: in part, in zeros, or with the status `'c'`
+//! that ZODB gives them until they are finished. They are cut off, after they have been copied to
 //! `Data.fs.tr0` (or `.tr1`, ...) as ZODB does. Everything else that is
 //! inconsistent is damage: the file is left as it is, and the error says where. ZODB takes a
 //! transaction that seems to reach over the end of the file for unfinished even if a wrong length
