@@ -1,10 +1,10 @@
 //! Opening a data file: lock it, check where it ends, cut what was never finished, and know the
 //! position of every object.
 //!
-//! A transaction is written with status `'c'`; only when all of it is on stable storage does the
-//! status become `' '` (see [`super::format`]). So after a crash the file may end in transactions
-//! that nobody was told of, in every state of disrepair; and only there. They are cut off, after
-//! they have been copied to `Data.fs.tr0` (or `.tr1`, ...) as ZODB does. Everything else that is
+//! Nobody is told of a transaction before all of it is on stable storage. So after a crash the file
+//! may end in transactions that nobody was told of: in part, in zeros, or with the status `'c'`
+//! that ZODB gives them until they are finished. They are cut off, after they have been copied to
+//! `Data.fs.tr0` (or `.tr1`, ...) as ZODB does. Everything else that is
 //! inconsistent is damage: the file is left as it is, and the error says where. ZODB takes a
 //! transaction that seems to reach over the end of the file for unfinished even if a wrong length
 //! is all there is to it, and cuts off what follows. We look for finished transactions first.
@@ -394,6 +394,24 @@ impl Scan<'_> {
         if self.is_unfinished(txns)? {
             return Ok(false);
         }
+        let pos = txns.pos();
+        match self.take_txn(txns, positions) {
+            // A complete file ends in a length, which is not zero: what is wrong here was torn.
+            Err(ReadError::Damaged(_))
+                if self.last_len()? == 0 && self.finished_after(pos)?.is_none() =>
+            {
+                Ok(false)
+            }
+            taken => taken,
+        }
+    }
+
+    /// `false` at the end of the file.
+    fn take_txn(
+        &mut self,
+        txns: &mut Transactions,
+        positions: &mut Vec<(Oid, u64)>,
+    ) -> Result<bool, ReadError> {
         let Some(txn) = txns.next().transpose()? else {
             return Ok(false);
         };
@@ -430,9 +448,7 @@ impl Scan<'_> {
             return Ok(true);
         };
         match header.status {
-            // Finished ones may follow: those that were voted after this one and finished with
-            // it, but whose status reached the disk first.
-            Status::Voted => return Ok(true),
+            Status::Voted => {}
             // The header, or its second half, never reached the disk.
             Status::Other(0) => {}
             _ if self.fits(pos, &header) => return Ok(false),
@@ -572,7 +588,6 @@ fn copy(from: &dyn File, range: Range<u64>, to: &dyn File) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::storage::disk::OsDisk;
-    use crate::storage::format::STATUS_POS;
     use crate::storage::testing::Content::{Back, Data};
     use crate::storage::testing::{DataFile, TestDir};
 
@@ -756,12 +771,7 @@ mod tests {
         let mut half_header = voted.bytes.clone();
         half_header[start + 12..].fill(0);
         let short = voted.bytes[..start + 22].to_vec();
-        let mut followed = DataFile {
-            bytes: voted.bytes.clone(),
-            current: voted.current.clone(),
-        };
-        followed.txn(40, Status::Finished, "", &[(4, Data(b"four"))]);
-        let cases = [voted.bytes, hole, half_header, short, followed.bytes];
+        let cases = [voted.bytes, hole, half_header, short];
         for (number, bytes) in cases.iter().enumerate() {
             write(&path, bytes);
             let opened = open_as(Access::ReadWrite, &path).unwrap();
@@ -770,6 +780,46 @@ mod tests {
             let kept = std::fs::read(dir.path(&format!("Data.fs.tr{number}"))).unwrap();
             assert_eq!(kept, bytes[start..]);
         }
+    }
+
+    #[test]
+    fn a_transaction_that_ends_in_zeros_was_never_finished() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (file, tail) = with_third(Status::Finished);
+        for from in (tail..file.end() - 8).step_by(3) {
+            let mut bytes = file.bytes.clone();
+            bytes[usize::try_from(from).unwrap()..].fill(0);
+            bytes.extend([0; 100]);
+            write(&path, &bytes);
+            let opened = open_as(Access::ReadOnly, &path).unwrap();
+            assert_eq!((opened.tail, opened.last_tid), (tail, Tid(20)), "{from}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_cut_that_a_finished_transaction_follows() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (mut voted, tail) = with_third(Status::Voted);
+        let next = voted.end();
+        voted.txn(40, Status::Finished, "", &[(4, Data(b"four"))]);
+        write(&path, &voted.bytes);
+        match open_as(Access::ReadWrite, &path).unwrap_err() {
+            StorageError::Damaged { damage, .. } => {
+                let fault = Fault::Unfinished { next };
+                assert_eq!(damage, Damage { pos: tail, fault });
+            }
+            error => panic!("{error}"),
+        }
+        // The same with a torn one, and zeros at the end of the file.
+        let (mut file, _) = with_third(Status::Finished);
+        file.txn(40, Status::Finished, "", &[(4, Data(b"four"))]);
+        let tloc_at = usize::try_from(file.current[&3]).unwrap() + 24;
+        file.bytes[tloc_at..tloc_at + 8].fill(0);
+        file.bytes.extend([0; 100]);
+        write(&path, &file.bytes);
+        assert!(open_as(Access::ReadOnly, &path).is_err());
     }
 
     #[test]
@@ -786,7 +836,7 @@ mod tests {
                 match open_as(Access::ReadOnly, &path) {
                     Ok(opened) if opened.tail == file.end() => {}
                     // The last one may have become one that was never finished: status 0.
-                    Ok(opened) => assert_eq!((opened.tail, at), (third, third + STATUS_POS)),
+                    Ok(opened) => assert_eq!((opened.tail, at), (third, third + 16)),
                     Err(StorageError::Damaged { .. }) => {}
                     Err(error) => panic!("{error}"),
                 }
