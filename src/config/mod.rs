@@ -409,12 +409,13 @@ impl fmt::Display for Problem {
             }
             Self::MissingSection(section) => write!(f, "there is no {section}"),
             Self::RepeatedSection { section } => write!(f, "<{section}> is there already"),
-            Self::RepeatedName { name } => {
+            Self::RepeatedName { name } if name == "1" => {
                 write!(
                     f,
-                    "section name '{name}' is there already (a storage without a name is '1')"
+                    "section name '1' is there already (a storage without a name is '1')"
                 )
             }
+            Self::RepeatedName { name } => write!(f, "section name '{name}' is there already"),
             Self::Unsupported(why) => write!(f, "{why}"),
             Self::Incomplete { missing } => write!(f, "without -C, {missing} is needed too"),
         }

@@ -1,0 +1,145 @@
+//! The sample configuration, and the command line of the real binary where it ends by itself.
+
+use std::io;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use standby::args::Args;
+use standby::config::{self, Config, Surroundings};
+
+const SAMPLE: &str = include_str!("../conf/server.conf");
+const SCHEMA: &str = include_str!("../src/config/schema.rs");
+
+/// A machine with one file, and with every directory.
+struct OneFile(String);
+
+impl Surroundings for OneFile {
+    fn read(&self, _: &Path) -> io::Result<String> {
+        Ok(self.0.clone())
+    }
+
+    fn is_directory(&self, _: &Path) -> bool {
+        true
+    }
+
+    fn variable(&self, _: &str) -> Option<String> {
+        None
+    }
+}
+
+fn read(text: &str) -> Config {
+    let args = Args {
+        configure: Some("server.conf".into()),
+        ..Args::default()
+    };
+    config::read(&args, &OneFile(text.to_owned())).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A line of the sample that is an option, and not prose.
+fn option(line: &str) -> Option<&str> {
+    let line = line.trim();
+    match line.strip_prefix('#') {
+        Some(option) if option.starts_with(|c: char| c.is_ascii_lowercase() || c == '<') => {
+            Some(option)
+        }
+        Some(_) => None,
+        None => Some(line),
+    }
+}
+
+#[test]
+fn the_sample_is_a_configuration_as_it_stands() {
+    let config = read(SAMPLE);
+    assert!(config::refuse_unsupported(&config).is_ok());
+    assert_eq!(config.addresses[0].to_string(), "127.0.0.1:8100");
+    assert_eq!(config.storages.len(), 1);
+}
+
+#[test]
+fn the_sample_shows_options_that_exist_with_their_defaults() {
+    let all: Vec<&str> = SAMPLE.lines().filter_map(option).collect();
+    let (all, given) = (read(&all.join("\n")), read(SAMPLE));
+    // Those without a default have an example.
+    assert!(all.invalidation_age.is_some() && all.pid_file.is_some());
+    assert_eq!(all.storages.len(), 2);
+    assert_eq!(all.log.outputs.len(), 1);
+    assert_eq!(all.unsupported.len(), 1, "{:?}", all.unsupported);
+    let expected = Config {
+        invalidation_age: all.invalidation_age,
+        transaction_timeout: all.transaction_timeout,
+        pid_file: all.pid_file.clone(),
+        storages: all.storages.clone(),
+        log: all.log.clone(),
+        unsupported: all.unsupported.clone(),
+        ..given
+    };
+    assert_eq!(all, expected);
+}
+
+#[test]
+fn the_sample_shows_every_option() {
+    let shown: Vec<&str> = SAMPLE
+        .lines()
+        .filter_map(option)
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    // From the first section's function to that of <runner>, which is not for us, each key stands
+    // first in a call or tuple.
+    let schema: String = SCHEMA.split_whitespace().collect();
+    let schema = schema
+        .split("fnzeo(")
+        .nth(1)
+        .and_then(|text| text.split("fnrunner(").next());
+    let mut keys = 0;
+    for text in schema.unwrap().split("(\"").skip(1) {
+        let key = text.split('"').next().unwrap();
+        let of_ssl = ["certificate", "key", "password-function", "authenticate"].contains(&key);
+        if !of_ssl {
+            assert!(shown.contains(&key), "{key}");
+            keys += 1;
+        }
+    }
+    assert!(keys > 20, "only {keys} were found");
+}
+
+fn standbyd(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_standbyd"))
+        .args(arguments)
+        .output()
+        .expect("the binary was built")
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    let help = standbyd(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(
+        String::from_utf8(help.stdout)
+            .unwrap()
+            .contains("Usage: standbyd -C FILE")
+    );
+    let version = standbyd(&["--version"]);
+    let expected = format!("standbyd {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(String::from_utf8(version.stdout).unwrap(), expected);
+}
+
+#[test]
+fn what_is_wrong_goes_to_standard_error_with_status_2() {
+    let missing = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/no-such.conf");
+    for (arguments, complaint) in [
+        (&["--no-such-option"][..], "--no-such-option"),
+        (&["-C"], "-C"),
+        (&["-C", missing], "no-such.conf: cannot read"),
+        (&["-a", "8100"], "-f is needed"),
+        (&["-f", "no/such/Data.fs", "-a", "8100"], "no/such/Data.fs"),
+    ] {
+        let output = standbyd(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            stderr.starts_with("standbyd: ") && stderr.contains(complaint),
+            "{stderr}"
+        );
+        assert!(output.stdout.is_empty());
+    }
+}
