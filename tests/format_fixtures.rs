@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use standby::ids::{Oid, Tid};
+use standby::ids::Tid;
 use standby::storage::disk::{Disk, File, FileId, OpenMode, OsDisk};
 use standby::storage::error::ReadError;
 use standby::storage::format::{FIRST_TXN_POS, MAGIC, MAGIC_PYTHON2};

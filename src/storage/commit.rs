@@ -11,14 +11,14 @@
 //! memory. *Finish* fixes tid and position. Transactions that finish while the disk is busy form
 //! the next *batch*, which goes to the disk in two syncs:
 //!
-//! 1. the bytes of all, behind the end of the file, the first with status `'c'`: unfinished;
-//! 2. that one status byte as it shall be, which makes the whole batch finished at once.
+//! 1. the bytes of all, behind the end of the file, with status `'c'`: unfinished;
+//! 2. their statuses as they shall be, one byte each.
 //!
-//! A disk that loses power may keep any part of what was not synced. Until the second sync opening
-//! finds `'c'`, or no header at all, and cuts the whole batch (`recover`), as ZODB does; after it,
-//! all bytes have long been there. Under load the second sync of a batch is the first of the next,
-//! so that a sync is spent on each batch, not two. Only then is the batch published, in tid order:
-//! index, `last_tid`, then the events by which clients hear of it.
+//! A disk that loses power may keep any part of what was not synced. Before the first sync is done
+//! opening finds `'c'`, or no header at all, and cuts the batch (`recover`), as ZODB does; when a
+//! single status has reached the disk, all bytes are there. Under load the second sync of a batch
+//! is the first of the next, so that one sync is spent on each batch, not two. Only after it is the
+//! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -518,13 +518,6 @@ impl FileStorage {
         }
         self.sealing = std::mem::take(&mut self.written);
         self.writing = std::mem::take(&mut self.finishing);
-        if let Some(first) = self.writing.first_mut() {
-            let header = TxnHeader {
-                status: Status::Voted,
-                ..first.header
-            };
-            first.parts[0] = Bytes::copy_from_slice(&header.encode());
-        }
         let parts = self
             .writing
             .iter_mut()
@@ -535,10 +528,11 @@ impl FileStorage {
             path: self.path.clone(),
             file: self.file.clone(),
             id: self.file_id,
-            seal: self
+            seals: self
                 .sealing
-                .first()
-                .map(|first| (first.start, first.header.status)),
+                .iter()
+                .map(|one| (one.start, one.header.status))
+                .collect(),
             pos: self
                 .writing
                 .first()
@@ -663,9 +657,13 @@ fn lay_out(
         descr_len: text_len(&metadata.description),
         ext_len: text_len(&metadata.extension),
     };
-    // A part of its own, so that the status can be another for the first of a batch.
-    let mut parts = vec![Bytes::copy_from_slice(&header.encode())];
+    let unfinished = TxnHeader {
+        status: Status::Voted,
+        ..header
+    };
+    let mut parts = Vec::new();
     let mut head = BytesMut::new();
+    head.put_slice(&unfinished.encode());
     head.put_slice(&metadata.user);
     head.put_slice(&metadata.description);
     head.put_slice(&metadata.extension);

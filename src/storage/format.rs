@@ -28,6 +28,9 @@ pub const FIRST_TXN_POS: u64 = MAGIC.len() as u64;
 /// Bytes of a transaction header before its texts.
 pub const TXN_HEADER_LEN: usize = 23;
 
+/// Where the status stands in the header: the byte that finishes a transaction.
+pub const STATUS_POS: u64 = 16;
+
 // Data record header, all numbers big-endian; the data follow it, or, if their length is 0, the
 // position of the record that has them:
 //
@@ -47,6 +50,7 @@ pub const POS_END: u64 = 1 << 48;
 
 const _: () = assert!(MAGIC.len() == MAGIC_PYTHON2.len());
 const _: () = assert!(TXN_HEADER_LEN == 8 + 8 + 1 + 3 * 2);
+const _: () = assert!(STATUS_POS == 8 + 8);
 const _: () = assert!(DATA_HEADER_LEN == 4 * 8 + 2 + 8);
 
 /// How far a transaction got.

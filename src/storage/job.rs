@@ -156,11 +156,11 @@ pub struct Append {
     pub(super) file: Arc<dyn File>,
     /// The file that must still be there under its name.
     pub(super) id: FileId,
-    /// Position and status of a transaction whose bytes are on stable storage.
-    pub(super) seal: Option<(u64, Status)>,
+    /// Positions and statuses of transactions whose bytes are on stable storage.
+    pub(super) seals: Vec<(u64, Status)>,
     /// Where the new transactions begin.
     pub(super) pos: u64,
-    /// Their bytes, the first with status `'c'`.
+    /// Their bytes, with status `'c'`.
     pub(super) parts: Vec<Bytes>,
 }
 
@@ -171,7 +171,7 @@ impl Append {
                 "the file was replaced while it was served",
             ));
         }
-        if let Some((pos, status)) = self.seal {
+        for (pos, status) in &self.seals {
             let status = [status.to_byte()];
             self.file
                 .write_at(&mut [IoSlice::new(&status)], pos + STATUS_POS)?;

@@ -1,11 +1,13 @@
 //! Opening a data file: lock it, check where it ends, cut what was never finished, and know the
 //! position of every object.
 //!
-//! Nobody is told of a transaction before all of it is on stable storage. So after a crash the file
-//! may end in transactions that nobody was told of: in part, in zeros, or with the status `'c'`
-//! that ZODB gives them until they are finished. They are cut off, after they have been copied to
-//! `Data.fs.tr0` (or `.tr1`, ...) as ZODB does. Everything else that is
-//! inconsistent is damage: the file is left as it is, and the error says where. ZODB takes a
+//! Transactions are written in batches with status `'c'`; only when all of a batch is on stable
+//! storage do its statuses become what they shall be (see [`super::commit`]). So after a crash the
+//! file may end in transactions that nobody was told of, in every state of disrepair; and only
+//! there. They are cut off, after they have been copied to `Data.fs.tr0` (or `.tr1`, ...) as ZODB
+//! does. One that has `'c'` in front of a finished one is complete, and gets its status now.
+//! Everything else that is inconsistent is damage: the file is left as it is, and the error says
+//! where. ZODB takes a
 //! transaction that seems to reach over the end of the file for unfinished even if a wrong length
 //! is all there is to it, and cuts off what follows. We look for finished transactions first.
 
@@ -20,8 +22,8 @@ use log::{info, warn};
 use super::disk::{Disk, File, OpenMode, with_suffix};
 use super::error::{Damage, Fault, ReadError, StorageError};
 use super::format::{
-    DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, MAGIC, MAGIC_PYTHON2, POINTER_LEN, POS_END, Status,
-    TXN_HEADER_LEN, TxnHeader,
+    DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, MAGIC, MAGIC_PYTHON2, POINTER_LEN, POS_END,
+    STATUS_POS, Status, TXN_HEADER_LEN, TxnHeader,
 };
 use super::index::{Index, UnusableIndex};
 use super::iterate::{Backwards, Transactions};
@@ -109,9 +111,11 @@ pub fn open(
         unordered: Oddity::default(),
         unknown_status: Oddity::default(),
         wrong_prev: Oddity::default(),
+        unsealed: Vec::new(),
     };
     scan.run(progress)?;
     scan.log_oddities();
+    let unsealed = std::mem::take(&mut scan.unsealed);
     let Known {
         index,
         pos: tail,
@@ -128,6 +132,15 @@ pub fn open(
     if writable {
         if tail < size {
             cut(disk, path, &*file, tail, size)?;
+        }
+        for pos in unsealed {
+            warn!(
+                "{}: transaction at {pos} gets its status now",
+                path.display()
+            );
+            let finished = [Status::Finished.to_byte()];
+            file.write_at(&mut [IoSlice::new(&finished)], pos + STATUS_POS)
+                .map_err(StorageError::io("write", path))?;
         }
         // Also if nothing was cut: what a killed process has written, and we are going to show,
         // may be in memory only.
@@ -358,6 +371,8 @@ struct Scan<'a> {
     unordered: Oddity,
     unknown_status: Oddity,
     wrong_prev: Oddity,
+    /// Transactions that are complete and have status `'c'`.
+    unsealed: Vec<u64>,
 }
 
 impl Scan<'_> {
@@ -442,12 +457,17 @@ impl Scan<'_> {
 
     /// Whether the file ends here, but for transactions that were never finished. An error if
     /// it does not, and this one was not finished all the same.
-    fn is_unfinished(&self, txns: &mut Transactions) -> Result<bool, ReadError> {
+    fn is_unfinished(&mut self, txns: &mut Transactions) -> Result<bool, ReadError> {
         let pos = txns.pos();
         let Some(header) = txns.peek()? else {
             return Ok(true);
         };
         match header.status {
+            // The power went while its batch got its statuses: all bytes had been there before.
+            Status::Voted if self.fits(pos, &header) && self.finished_after(pos)?.is_some() => {
+                self.unsealed.push(pos);
+                return Ok(false);
+            }
             Status::Voted => {}
             // The header, or its second half, never reached the disk.
             Status::Other(0) => {}
@@ -798,21 +818,26 @@ mod tests {
     }
 
     #[test]
+    fn a_voted_transaction_that_a_finished_one_follows_gets_its_status() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let (mut voted, third) = with_third(Status::Voted);
+        voted.txn(40, Status::Finished, "", &[(4, Data(b"four"))]);
+        write(&path, &voted.bytes);
+        for access in [Access::ReadOnly, Access::ReadWrite, Access::ReadOnly] {
+            let opened = open_as(access, &path).unwrap();
+            assert_eq!((opened.tail, opened.last_tid), (voted.end(), Tid(40)));
+        }
+        let status_at = usize::try_from(third).unwrap() + 16;
+        voted.bytes[status_at] = b' ';
+        assert_eq!(std::fs::read(&path).unwrap(), voted.bytes);
+    }
+
+    #[test]
     fn nothing_is_cut_that_a_finished_transaction_follows() {
         let dir = TestDir::new();
         let path = dir.path("Data.fs");
-        let (mut voted, tail) = with_third(Status::Voted);
-        let next = voted.end();
-        voted.txn(40, Status::Finished, "", &[(4, Data(b"four"))]);
-        write(&path, &voted.bytes);
-        match open_as(Access::ReadWrite, &path).unwrap_err() {
-            StorageError::Damaged { damage, .. } => {
-                let fault = Fault::Unfinished { next };
-                assert_eq!(damage, Damage { pos: tail, fault });
-            }
-            error => panic!("{error}"),
-        }
-        // The same with a torn one, and zeros at the end of the file.
+        // A torn one, a finished one, and zeros at the end of the file.
         let (mut file, _) = with_third(Status::Finished);
         file.txn(40, Status::Finished, "", &[(4, Data(b"four"))]);
         let tloc_at = usize::try_from(file.current[&3]).unwrap() + 24;
