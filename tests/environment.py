@@ -98,9 +98,27 @@ def site(requirements, python):
 
     def build():
         shutil.rmtree(directory, ignore_errors=True)
-        pip([python, '-m', 'pip', 'install', '--target', directory], requirements)
+        environ = dict(os.environ)
+        if version_of(python) == (2, 7):
+            environ['PYTHONPATH'] = pip_for_python_2(python)
+        pip([python, '-m', 'pip', 'install', '--target', directory], requirements, environ)
+        # Python 2 finds the packages `zope.*` by .pth files, which PYTHONPATH alone ignores.
+        with open(os.path.join(directory, 'sitecustomize.py'), 'w') as f:
+            f.write('import os, site\nsite.addsitedir(os.path.dirname(__file__))\n')
 
     once(directory, requirements, build)
+    return directory
+
+
+def pip_for_python_2(python):
+    """A directory with the last pip for it: the one that comes with it finds no wheels."""
+    directory = os.path.join(cache(), 'pip-for-python-2')
+    if not os.path.exists(directory):
+        new = directory + '.new'
+        shutil.rmtree(new, ignore_errors=True)
+        if not run_quietly([python, '-m', 'pip', 'install', '--target', new, 'pip==20.3.4']):
+            raise Unavailable('no pip for Python 2')
+        os.rename(new, directory)
     return directory
 
 
@@ -154,9 +172,10 @@ def install_package(name):
         raise Unavailable('package %s cannot be installed' % name)
 
 
-def pip(command, requirements):
+def pip(command, requirements, environ=None):
     command = command + ['-q', '--disable-pip-version-check', '-r', requirements]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         lines = done.stdout.decode('utf-8', 'replace').strip().splitlines() or ['']
         raise Unavailable('pip failed for %s: %s' % (os.path.basename(requirements), lines[-1]))
