@@ -91,9 +91,14 @@ impl Tid {
     }
 }
 
-/// One client connection, for as long as it lasts; never reused within a process.
+/// One client connection, for as long as it lasts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClientId(pub u64);
+pub struct ClientId {
+    /// Counts connections; tells those apart that have had the same key.
+    pub serial: u32,
+    /// Where the reactor keeps the connection.
+    pub key: u32,
+}
 
 impl fmt::Debug for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,7 +108,7 @@ impl fmt::Debug for ClientId {
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "c{}", self.0)
+        write!(f, "c{}", self.serial)
     }
 }
 

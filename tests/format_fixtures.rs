@@ -106,7 +106,7 @@ fn both_directions_meet_the_same_transactions() {
             .collect();
         backwards.reverse();
         assert_eq!(forwards, backwards);
-        let changes = last_changes(Arc::clone(&opened.file), opened.tail, 3).unwrap();
+        let changes = last_changes(Arc::clone(&opened.file), opened.tail, 3, Tid::MAX).unwrap();
         let tids: Vec<_> = changes.iter().map(|(tid, _)| *tid).collect();
         let last: Vec<_> = forwards.iter().map(|txn| txn.header.tid).collect();
         assert_eq!(tids, last[last.len() - 3..]);

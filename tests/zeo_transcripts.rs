@@ -101,7 +101,10 @@ impl Conversation {
                 sent: frames(&fs::read(file("c2s")).unwrap()),
                 answered: frames(&fs::read(file("s2c")).unwrap()),
                 replayed: 0,
-                id: ClientId(number),
+                id: ClientId {
+                    serial: number,
+                    key: 0,
+                },
                 reader: FrameReader::new(1 << 30),
                 got: Vec::new(),
                 closed: false,
@@ -117,6 +120,7 @@ impl Conversation {
             encoding,
             read_only: false,
             invalidation_queue_size: 10,
+            invalidation_age: Duration::ZERO,
             transaction_timeout: None,
             start: "Sat Nov 21 00:00:00 2026".to_owned(),
         };
@@ -151,13 +155,16 @@ impl Conversation {
             storage("frozen", true, None),
             storage("small", false, Some(3000)),
         ];
+        let start = Instant::now();
+        let wall = Duration::from_secs(1_795_222_000);
+        let now = Now { mono: start, wall };
         Self {
             name,
             encoding,
             connections,
-            server: Server::new(serving, storages).unwrap(),
-            start: Instant::now(),
-            wall: Duration::from_secs(1_795_222_000),
+            server: Server::new(serving, storages, now).unwrap(),
+            start,
+            wall,
             last_tid: Tid::ZERO,
         }
     }

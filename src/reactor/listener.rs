@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 use rustix::net::sockopt;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::connection::Stream;
 use crate::config::Address;
@@ -31,6 +31,7 @@ pub(super) enum Listener {
 
 impl Listener {
     /// Binds all that an address of the configuration stands for: a host name may have several.
+    /// Nobody can connect before [`Self::listen`].
     pub(super) fn bind(address: &Address) -> io::Result<Vec<Self>> {
         match address {
             Address::Unix(path) => Ok(vec![bind_unix(path.clone())?]),
@@ -62,6 +63,15 @@ impl Listener {
                 Ok(listeners)
             }
         }
+    }
+
+    /// Lets clients connect.
+    pub(super) fn listen(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => rustix::net::listen(listener, BACKLOG)?,
+            Self::Unix(listener, _) => rustix::net::listen(listener, BACKLOG)?,
+        }
+        Ok(())
     }
 
     /// The next connection, with a name of its peer for logs. `WouldBlock` if there is none.
@@ -125,7 +135,6 @@ fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<Listener> {
         sockopt::set_ipv6_v6only(&socket, !both_families)?;
     }
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
     Ok(Listener::Tcp(mio::net::TcpListener::from_std(
         TcpListener::from(socket),
     )))
@@ -137,12 +146,11 @@ fn bind_unix(path: PathBuf) -> io::Result<Listener> {
         return Err(io::ErrorKind::AddrInUse.into());
     }
     remove_socket(&path)?;
-    let listener = UnixListener::bind(&path)?;
-    listener.set_nonblocking(true)?;
-    Ok(Listener::Unix(
-        mio::net::UnixListener::from_std(listener),
-        path,
-    ))
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
+    Ok(Listener::Unix(listener, path))
 }
 
 /// Removes what stands under the name of a Unix socket, if it is one.

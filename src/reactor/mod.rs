@@ -37,7 +37,7 @@ use crate::storage::recover::Progress;
 use crate::storage::{self, FileStorage};
 use crate::zeo::Encoding;
 
-/// Token of the waker; connections count from zero, listeners down from here.
+/// Token of the waker; listeners count down from here, where no connection's serial comes.
 const WAKER: Token = Token(usize::MAX);
 
 /// Events taken from the kernel in one poll.
@@ -120,7 +120,8 @@ impl Reactor {
     fn start(config: &Config, log: logging::Handle) -> Result<Self, (Exit, String)> {
         let internal = |error: io::Error| (Exit::Internal, format!("cannot start: {error}"));
         raise_descriptor_limit();
-        // First, so that no server that cannot listen opens a file, and reads it for minutes.
+        // First, so that no server whose address is in use opens a file, and reads it for minutes;
+        // but who can connect shall be served, so listening comes last.
         let mut listeners = Vec::new();
         for address in &config.addresses {
             match Listener::bind(address) {
@@ -134,11 +135,6 @@ impl Reactor {
         }
         let poll = Poll::new().map_err(internal)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(internal)?);
-        for (at, listener) in listeners.iter_mut().enumerate() {
-            listener
-                .register(poll.registry(), listener_token(at))
-                .map_err(internal)?;
-        }
         let workers = Workers::start(storages.len(), &waker).map_err(internal)?;
         let options = server::Options {
             encoding: if config.msgpack {
@@ -148,16 +144,27 @@ impl Reactor {
             },
             read_only: config.read_only,
             invalidation_queue_size: config.invalidation_queue_size,
+            invalidation_age: config.invalidation_age.unwrap_or_default(),
             transaction_timeout: config.transaction_timeout,
             start: logging::local_time_text(system_time()),
         };
-        let server = Server::new(options, storages)
+        let server = Server::new(options, storages, now())
             .map_err(|error| (Exit::StorageFailed, error.to_string()))?;
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
+        let signals = Signals::install(waker).map_err(internal)?;
+        for (at, listener) in listeners.iter_mut().enumerate() {
+            let listening = listener
+                .listen()
+                .and_then(|()| listener.register(poll.registry(), listener_token(at)));
+            if let Err(error) = listening {
+                let address = listener.describe();
+                return Err((Exit::Usage, format!("address {address}: {error}")));
+            }
+        }
         Ok(Self {
             workers,
-            signals: Signals::install(waker).map_err(internal)?,
+            signals,
             server,
             acceptable: vec![true; listeners.len()],
             poll,
@@ -241,14 +248,13 @@ impl Reactor {
                 self.acceptable[at] = true;
                 continue;
             }
-            let (key, serial) = token_parts(token);
-            // An event of the turn in which a connection was closed finds nobody, or somebody else.
-            let Some(connection) = self.connections.get_mut(key) else {
+            let client = client_of(token);
+            let key = client.key as usize;
+            // The connection may have been closed, and its key may have another one now.
+            let connection = self.connections.get_mut(key);
+            let Some(connection) = connection.filter(|it| it.client == client) else {
                 continue;
             };
-            if client_serial(connection.client) != serial {
-                continue;
-            }
             connection.readable |= event.is_readable() || event.is_read_closed();
             connection.read_closed |= event.is_read_closed() || event.is_error();
             connection.writable |= event.is_writable();
@@ -361,7 +367,13 @@ impl Reactor {
         self.accepted = self.accepted.wrapping_add(1);
         let entry = self.connections.vacant_entry();
         let key = entry.key();
-        let client = client_id(key, self.accepted);
+        let Ok(slot) = u32::try_from(key) else {
+            return;
+        };
+        let client = ClientId {
+            serial: self.accepted,
+            key: slot,
+        };
         let mut connection = Connection::new(stream, client);
         if let Err(error) = connection.register(self.poll.registry(), connection_token(client)) {
             log::error!("{peer}: cannot be polled ({error})");
@@ -395,15 +407,15 @@ impl Reactor {
         while let Some(output) = self.server.poll_output() {
             match output {
                 Output::Run(tag, job) => self.workers.submit(tag, job),
-                Output::Send(client) => self.write(client_key(client)),
-                Output::Serve(client) => self.queue(client_key(client)),
+                Output::Send(client) => self.write(client.key as usize),
+                Output::Serve(client) => self.queue(client.key as usize),
                 Output::Close(client) => self.close(client),
             }
         }
     }
 
     fn close(&mut self, client: ClientId) {
-        let key = client_key(client);
+        let key = client.key as usize;
         // What is queued was promised; there is no second try.
         self.write(key);
         self.timers.set(Timer::Register(client), None);
@@ -487,7 +499,7 @@ impl Reactor {
 fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, String)> {
     let mut options = storage::Options {
         name: storage.name.clone(),
-        read_only: config.read_only,
+        read_only: false,
         create: false,
         quota: None,
         client_resolves: config.client_conflict_resolution,
@@ -499,7 +511,7 @@ fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, 
     let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
         StorageKind::Memory => (Arc::new(MemoryDisk::new()), Path::new("memory")),
         StorageKind::File(file) => {
-            options.read_only |= file.read_only;
+            options.read_only = file.read_only;
             options.create = file.create;
             options.quota = file.quota;
             (Arc::new(OsDisk::default()), &file.path)
@@ -588,28 +600,17 @@ fn is_starved(error: &io::Error) -> bool {
     })
 }
 
-// A token of a connection is its client's id: the slab key, and above it a number that tells
-// those apart that have had the same key.
-
-fn client_id(key: usize, serial: u32) -> ClientId {
-    ClientId(u64::from(serial) << 32 | key as u64)
-}
-
-fn client_key(client: ClientId) -> usize {
-    (client.0 & 0xffff_ffff) as usize
-}
-
-fn client_serial(client: ClientId) -> u32 {
-    (client.0 >> 32) as u32
-}
+// The token of a connection has both parts of its client's id, so that a late event finds nobody.
 
 fn connection_token(client: ClientId) -> Token {
-    Token(client.0 as usize)
+    Token((client.serial as usize) << 32 | client.key as usize)
 }
 
-fn token_parts(token: Token) -> (usize, u32) {
-    let client = ClientId(token.0 as u64);
-    (client_key(client), client_serial(client))
+fn client_of(token: Token) -> ClientId {
+    ClientId {
+        serial: (token.0 >> 32) as u32,
+        key: (token.0 & 0xffff_ffff) as u32,
+    }
 }
 
 fn listener_token(at: usize) -> Token {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::client::{ClientTxn, Pending};
-use super::{JobTag, Now, Output, PendingLookup, Reason, Server};
+use super::{JobTag, LOG, Now, Output, PendingLookup, Reason, Server};
 use crate::ids::{ClientId, Oid};
 use crate::limits::OIDS_PER_CALL_MAX;
 use crate::storage::{Answer, Conflict, Lookup, Metadata, Refusal, Unanswered};
@@ -81,7 +81,7 @@ impl Server {
                 Outcome::Reply(self.storages[at].stats.to_value(&moment))
             }
             Request::GetInvalidations { tid } => {
-                Outcome::Reply(served.invalidations.since(tid).map_or(
+                Outcome::Reply(served.invalidations.since(tid, now.wall).map_or(
                     Value::None,
                     |(last, oids)| {
                         Value::Tuple(vec![
@@ -236,8 +236,7 @@ impl Server {
         client.session.on_registered();
         // From here on it hears of every commit, and the answer says which was the last before.
         served.clients.insert(id);
-        log::info!(
-            "{}: connected to storage {name:?}{}",
+        log::info!(target: LOG, "{} connected to storage {name:?}{}",
             client.who,
             if read_only { " to read" } else { "" }
         );

@@ -86,10 +86,10 @@ impl Client {
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}", self.id, self.peer)?;
+        f.write_str("(")?;
         if !self.label.is_empty() {
-            write!(f, ", {}", self.label)?;
+            write!(f, "{} ", self.label)?;
         }
-        f.write_str(")")
+        write!(f, "{} {})", self.id, self.peer)
     }
 }

@@ -24,7 +24,7 @@ use slab::Slab;
 use self::client::{Client, ClientTxn, Pending, Who};
 use self::invalidation::InvalidationQueue;
 use self::stats::{Moment, Stats};
-use crate::ids::ClientId;
+use crate::ids::{ClientId, Tid};
 use crate::limits::{
     OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
 };
@@ -34,6 +34,9 @@ use crate::zeo::Value;
 use crate::zeo::frame::OutQueue;
 use crate::zeo::message::{Dialect, Encoder, Encoding};
 use crate::zeo::session::{Incoming, Session, SessionError};
+
+/// What lines about clients are logged under: runzeo's name, which people's log filters know.
+const LOG: &str = "ZEO.StorageServer";
 
 /// The time, as the reactor sees it.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +54,10 @@ pub struct Options {
     pub encoding: Encoding,
     /// Nobody may write, whatever the storages are.
     pub read_only: bool,
-    /// Transactions whose changed objects are remembered.
+    /// Transactions whose changed objects are remembered, however old they are.
     pub invalidation_queue_size: usize,
+    /// How long they are remembered, however many there are.
+    pub invalidation_age: Duration,
     /// How long a vote may stay granted, if the operator says so.
     pub transaction_timeout: Option<Duration>,
     /// When the server started, as Python's `ctime` says it.
@@ -121,12 +126,17 @@ impl Server {
     /// # Errors
     ///
     /// The end of a data file cannot be read.
-    pub fn new(options: Options, storages: Vec<FileStorage>) -> Result<Self, StorageError> {
-        let queue_size = options.invalidation_queue_size;
+    pub fn new(
+        options: Options,
+        storages: Vec<FileStorage>,
+        now: Now,
+    ) -> Result<Self, StorageError> {
+        let (count, age) = (options.invalidation_queue_size, options.invalidation_age);
+        let oldest = Tid::from_unix_time(now.wall.saturating_sub(age));
         let storages = storages.into_iter().map(|storage| {
-            let recent = storage.last_transactions(queue_size)?;
+            let recent = storage.last_transactions(count, oldest)?;
             Ok(Served {
-                invalidations: InvalidationQueue::new(queue_size, recent),
+                invalidations: InvalidationQueue::new(count, age, recent),
                 storage,
                 clients: BTreeSet::new(),
                 owners: BTreeMap::new(),
@@ -378,8 +388,7 @@ impl Server {
                 stats.conflicts += conflicts.len() as u64;
                 current.conflicts += conflicts.len() as u64;
                 for conflict in &conflicts {
-                    log::debug!(
-                        "{}: vote: conflict (oid {}, committed {}, sent {})",
+                    log::debug!(target: LOG, "{} vote: conflict (oid {}, committed {}, sent {})",
                         client.who,
                         conflict.oid,
                         conflict.committed,
@@ -390,7 +399,7 @@ impl Server {
                 client.session.reply(&msgid, &Value::List(conflicts));
             }
             Vote::Refused(refusal) => {
-                log::debug!("{}: vote: refused ({refusal:?})", client.who);
+                log::debug!(target: LOG, "{} vote: refused ({refusal:?})", client.who);
                 if calls::is_conflict(&refusal) {
                     stats.conflicts += 1;
                 }
@@ -554,13 +563,7 @@ impl Server {
 }
 
 /// Tells the committer; returns how many conflicts it had resolved.
-fn answer_finish(
-    client: &mut Client,
-    txn: TxnId,
-    tid: crate::ids::Tid,
-    object_count: u64,
-    len: u64,
-) -> u64 {
+fn answer_finish(client: &mut Client, txn: TxnId, tid: Tid, object_count: u64, len: u64) -> u64 {
     let Some(current) = client.txn.take_if(|current| current.id == txn) else {
         return 0;
     };
@@ -618,20 +621,34 @@ impl Reason {
     /// or a load balancer, and is worth no line by default.
     fn log(&self, who: &Who, registered: bool) {
         match self {
-            Self::ClientClosed if registered => log::info!("{who}: disconnected"),
-            Self::ClientClosed => log::debug!("{who}: gone before it registered"),
-            Self::StatusAnswered => log::debug!("{who}: ruok answered"),
-            Self::Broken(error) if registered => log::info!("{who}: disconnected ({error})"),
-            Self::Broken(error) => log::debug!("{who}: gone before it registered ({error})"),
-            Self::NotRegistered => log::info!("{who}: closed (it did not register in time)"),
-            Self::Deaf => log::warn!("{who}: closed (it reads nothing, and more and more waits)"),
-            Self::Session(error) => log::warn!("{who}: closed ({error})"),
-            Self::Call { name, problem } => log::warn!("{who}: closed ({name}: {problem})"),
-            Self::TransactionTimeout(held_for) => log::warn!(
-                "{who}: closed (it held the commit lock for {:.1} s after its vote)",
-                held_for.as_secs_f64()
+            Self::ClientClosed if registered => log::info!(target: LOG, "{who} disconnected"),
+            Self::ClientClosed => log::debug!(target: LOG, "{who} gone before it registered"),
+            Self::StatusAnswered => log::debug!(target: LOG, "{who} ruok answered"),
+            Self::Broken(error) if registered => {
+                log::info!(target: LOG, "{who} disconnected ({error})")
+            }
+            Self::Broken(error) => {
+                log::debug!(target: LOG, "{who} gone before it registered ({error})")
+            }
+            Self::NotRegistered => {
+                log::info!(target: LOG, "{who} closed (it did not register in time)")
+            }
+            Self::Deaf => {
+                log::warn!(target: LOG, "{who} closed (it reads nothing, and more and more waits)")
+            }
+            Self::Session(error) => log::warn!(target: LOG, "{who} closed ({error})"),
+            Self::Call { name, problem } => {
+                log::warn!(target: LOG, "{who} closed ({name}: {problem})")
+            }
+            // Others have waited all the time, and it may happen again: somebody has to look.
+            Self::TransactionTimeout(held_for) => log::error!(
+                target: LOG,
+                "{who} Transaction timeout after {} seconds: closed (voted, and did not finish)",
+                held_for.as_secs()
             ),
-            Self::FinishLost => log::error!("{who}: closed (its tpc_finish met a failed disk)"),
+            Self::FinishLost => {
+                log::error!(target: LOG, "{who} closed (its tpc_finish met a failed disk)")
+            }
         }
     }
 }

@@ -236,13 +236,18 @@ impl FileStorage {
         self.tail
     }
 
-    /// The last `count` committed transactions with the objects that they changed, oldest first.
+    /// The last `count` committed transactions and all from the tid `oldest` on, with the objects
+    /// that they changed, oldest first.
     ///
     /// # Errors
     ///
     /// The file is damaged or cannot be read there.
-    pub fn last_transactions(&self, count: usize) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
-        iterate::last_changes(self.file.clone(), self.tail, count)
+    pub fn last_transactions(
+        &self,
+        count: usize,
+        oldest: Tid,
+    ) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
+        iterate::last_changes(self.file.clone(), self.tail, count, oldest)
             .map_err(StorageError::reading(&self.path))
     }
 
