@@ -156,6 +156,7 @@ impl Server {
                 Some(current) => {
                     served.stats.stores += 1;
                     served.storage.store(current.id, oid, serial, data);
+                    self.follow_storage(at, now);
                     Outcome::Reply(Value::None)
                 }
                 None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
@@ -315,7 +316,7 @@ impl Server {
                     storage: at,
                     lookup: Some(self.lookups.insert(pending)),
                 };
-                self.outputs.push_back(Output::Run(tag, job));
+                self.outputs.push_back(Output::Run(tag, *job));
                 Outcome::Later
             }
         }
@@ -338,7 +339,7 @@ impl Server {
                     storage: at,
                     lookup: Some(self.lookups.insert(pending)),
                 };
-                self.outputs.push_back(Output::Run(tag, job));
+                self.outputs.push_back(Output::Run(tag, *job));
                 return;
             }
         };

@@ -180,7 +180,7 @@ impl Server {
             let Some(client) = self.clients.get_mut(&id) else {
                 return false;
             };
-            match client.session.next() {
+            match client.session.next_call() {
                 Ok(None) => {
                     self.note_output(id);
                     return false;
@@ -362,6 +362,10 @@ impl Server {
                     if let Some(id) = self.storages[at].owners.remove(&txn) {
                         self.hang_up(id, &Reason::FinishLost, now);
                     }
+                }
+                Event::Spilled(txn) => {
+                    let owner = self.storages[at].owners.get(&txn);
+                    self.outputs.extend(owner.copied().map(Output::Serve));
                 }
                 Event::OidsRaised => self.on_oids_raised(at),
             }

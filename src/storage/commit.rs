@@ -21,15 +21,17 @@
 //! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::commit_lock::Ticket;
+use super::disk::File;
 use super::error::ReadError;
 use super::format::{DataHeader, POS_END, Status, TxnHeader};
-use super::job::{Append, Job};
-use super::staging::{Metadata, Record, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
+use super::job::{Append, Fetched, Job, Part};
+use super::staging::{Data, Metadata, Record, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
 use super::{Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::{
@@ -99,7 +101,7 @@ pub(super) struct Finishing {
     /// Behind its last byte.
     end: u64,
     positions: Vec<(Oid, u64)>,
-    parts: Vec<Bytes>,
+    parts: Vec<Part>,
 }
 
 /// A committed transaction, as it is published.
@@ -129,8 +131,27 @@ impl FileStorage {
     /// Adds a new revision of an object. `serial` is the revision that it replaces; what is not a
     /// serial can only be right for a new object.
     pub fn store(&mut self, txn: TxnId, oid: Oid, serial: Option<Tid>, data: Bytes) {
-        if let Some(txn) = self.txns.get_mut(&txn) {
-            txn.store(Record { oid, serial, data });
+        let Some(staging) = self.txns.get_mut(&txn) else {
+            return;
+        };
+        if staging.broken.is_some() {
+            return;
+        }
+        // Short data do not keep the whole of what was read from the socket with them.
+        let data = match data.len() {
+            ..SHARED_DATA_LEN_MIN => Bytes::copy_from_slice(&data),
+            _ => data,
+        };
+        let data = Data::Memory(data);
+        staging.store(Record { oid, serial, data });
+        if let Some(records) = staging.spill() {
+            self.events.push_back(Event::Run(Job::Spill {
+                txn,
+                disk: self.disk.clone(),
+                path: self.path.clone(),
+                staging_file: staging.staging_file.clone(),
+                records,
+            }));
         }
     }
 
@@ -179,7 +200,7 @@ impl FileStorage {
             matches!(
                 txn.state,
                 TxnState::Checking { .. } | TxnState::Finishing { .. }
-            )
+            ) || txn.is_spilling
         })
     }
 
@@ -298,13 +319,15 @@ impl FileStorage {
             return;
         };
         let checked = match self.compare(txn) {
-            Ok(Comparison::NeedsReading(records)) => {
-                let (file, tail) = (self.file.clone(), self.tail);
-                self.events.push_back(Event::Run(Job::Serials {
+            Ok(Comparison::Fetch { serials, staged }) => {
+                let staging_file = txn.staging_file.as_ref().map(|(file, _)| file.clone());
+                self.events.push_back(Event::Run(Job::Fetch {
                     txn: id,
-                    file,
-                    records,
-                    tail,
+                    file: self.file.clone(),
+                    serials,
+                    tail: self.tail,
+                    staging_file,
+                    staged,
                 }));
                 return;
             }
@@ -331,10 +354,10 @@ impl FileStorage {
                 return Err(Refusal::MetadataTooLong(what));
             }
         }
-        if let Some(reason) = &self.failed {
+        if let Some(reason) = self.failed.as_ref().or(txn.broken.as_ref()) {
             return Err(Refusal::Disk(reason.clone()));
         }
-        let mut to_read = Vec::new();
+        let mut serials = Vec::new();
         let mut serial_at = |oid: Oid, pos: u64| -> Result<Option<Tid>, Refusal> {
             if let Some(tid) = txn.serials_read.get(&pos) {
                 return Ok(Some(*tid));
@@ -342,7 +365,7 @@ impl FileStorage {
             match self.reader().record_tid(pos, oid) {
                 Ok(tid) => Ok(Some(tid)),
                 Err(ReadError::WouldBlock) => {
-                    to_read.push((oid, pos));
+                    serials.push((oid, pos));
                     Ok(None)
                 }
                 Err(error) => Err(Refusal::Disk(error.to_string())),
@@ -363,23 +386,29 @@ impl FileStorage {
                 _ => {}
             }
         }
-        let mut conflicts = Vec::new();
-        for record in &txn.records {
+        let (mut conflicts, mut staged) = (Vec::new(), Vec::new());
+        for (at, record) in txn.records.iter().enumerate() {
             let Some(pos) = self.index.get(record.oid) else {
                 continue;
             };
-            match serial_at(record.oid, pos)? {
-                Some(committed) if record.serial != Some(committed) => conflicts.push(Conflict {
+            let Some(committed) = serial_at(record.oid, pos)? else {
+                continue;
+            };
+            if record.serial == Some(committed) {
+                continue;
+            }
+            match &record.data {
+                Data::Memory(data) => conflicts.push(Conflict {
                     oid: record.oid,
                     committed,
                     sent: record.serial.unwrap_or_default(),
-                    data: record.data.clone(),
+                    data: data.clone(),
                 }),
-                _ => {}
+                Data::Staged { pos, len } => staged.push((at, *pos, *len)),
             }
         }
-        if !to_read.is_empty() {
-            return Ok(Comparison::NeedsReading(to_read));
+        if !serials.is_empty() || !staged.is_empty() {
+            return Ok(Comparison::Fetch { serials, staged });
         }
         if !conflicts.is_empty() {
             return Ok(Comparison::Conflicts(conflicts));
@@ -474,19 +503,22 @@ impl FileStorage {
         }
     }
 
-    pub(super) fn on_serials(
+    pub(super) fn on_fetched(
         &mut self,
         id: TxnId,
-        result: Result<Vec<(u64, Tid)>, ReadError>,
+        result: Result<Fetched, ReadError>,
         now: Instant,
     ) {
         let Some(ticket) = self.checking(id) else {
             return;
         };
         match result {
-            Ok(serials) => {
+            Ok(Fetched { serials, staged }) => {
                 if let Some(txn) = self.txns.get_mut(&id) {
                     txn.serials_read.extend(serials);
+                    for (at, data) in staged {
+                        txn.on_fetched(at, data);
+                    }
                 }
                 self.check_vote(id, ticket, now);
             }
@@ -497,6 +529,30 @@ impl FileStorage {
                     .push_back(Event::Voted(id, Vote::Refused(refusal)));
             }
         }
+    }
+
+    pub(super) fn on_spilled(
+        &mut self,
+        id: TxnId,
+        pos: u64,
+        records: &[usize],
+        result: io::Result<Arc<dyn File>>,
+    ) {
+        let Some(txn) = self.txns.get_mut(&id) else {
+            return;
+        };
+        match result {
+            Ok(file) => txn.on_spilled(file, pos, records),
+            Err(error) => {
+                let reason = format!("a large transaction cannot be staged: {error}");
+                log::error!("{}: {reason}", self.options.name);
+                // Its vote will say so; until then it shall not take memory.
+                let mut broken = Txn::new(txn.metadata.clone());
+                broken.broken = Some(reason);
+                *txn = broken;
+            }
+        }
+        self.events.push_back(Event::Spilled(id));
     }
 
     /// The ticket of a transaction that waits for the disk in its vote; `None` if it was aborted
@@ -631,8 +687,11 @@ impl FileStorage {
 enum Comparison {
     Clean,
     Conflicts(Vec<Conflict>),
-    /// These current records are not in memory.
-    NeedsReading(Vec<(Oid, u64)>),
+    /// Serials and data are not in memory, as [`Job::Fetch`] has them.
+    Fetch {
+        serials: Vec<(Oid, u64)>,
+        staged: Vec<(usize, u64, usize)>,
+    },
 }
 
 /// The bytes of a transaction at its place in the file. Long data stay where they are; the rest is
@@ -680,17 +739,28 @@ fn lay_out(
             data_len: data.len() as u64,
         };
         head.put_slice(&header.encode());
-        if data.len() < SHARED_DATA_LEN_MIN {
-            head.put_slice(data);
-        } else {
-            parts.push(head.split().freeze());
-            parts.push(data.clone());
+        match data {
+            Data::Memory(data) if data.len() < SHARED_DATA_LEN_MIN => head.put_slice(data),
+            Data::Memory(data) => {
+                parts.push(Part::Memory(head.split().freeze()));
+                parts.push(Part::Memory(data.clone()));
+            }
+            Data::Staged { pos, len } => {
+                if let Some((file, _)) = &txn.staging_file {
+                    parts.push(Part::Memory(head.split().freeze()));
+                    parts.push(Part::Staged {
+                        file: file.clone(),
+                        pos: *pos,
+                        len: *len,
+                    });
+                }
+            }
         }
         positions.push((record.oid, pos));
         pos += record.len_in_file();
     }
     head.put_u64(len);
-    parts.push(head.freeze());
+    parts.push(Part::Memory(head.freeze()));
     Finishing {
         txn: id,
         ticket,
@@ -705,7 +775,6 @@ fn lay_out(
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::Arc;
 
     use super::*;
     use crate::storage::memory::MemoryDisk;
@@ -1033,6 +1102,44 @@ mod tests {
             events[..],
             [Event::Voted(_, Vote::Refused(Refusal::Disk(_)))]
         ));
+    }
+
+    #[test]
+    fn a_large_transaction_is_staged_on_the_disk() {
+        let mut rig = Rig::new(options());
+        let piece = |oid: u64| Bytes::from(vec![u8::try_from(oid).unwrap(); 1 << 20]);
+        let tid = rig.commit(&[(20, 0, "one")]);
+        let id = rig.storage.begin(metadata());
+        let mut spills = 0;
+        for oid in 1..=20 {
+            // A serial that is wrong for the one object that exists.
+            rig.storage.store(id, Oid(oid), None, piece(oid));
+            spills += usize::from(rig.storage.is_busy(id));
+            rig.settle();
+        }
+        assert_eq!(spills, 2);
+        rig.storage
+            .store(id, Oid(3), None, Bytes::from_static(b"replaced"));
+        let events = rig.vote(id);
+        let [Event::Voted(_, Vote::Conflicts(conflicts))] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!((conflicts.len(), &conflicts[0].data), (1, &piece(20)));
+        rig.storage.store(id, Oid(20), Some(tid), piece(21));
+        assert!(matches!(rig.vote(id)[..], [Event::Voted(_, Vote::Granted)]));
+        rig.finish(id);
+        assert!(matches!(rig.settle()[..], [Event::Committed(_)]));
+        for oid in 1..=20 {
+            let wanted = match oid {
+                3 => Bytes::from_static(b"replaced"),
+                20 => piece(21),
+                _ => piece(oid),
+            };
+            assert!(
+                rig.current(oid).is_some_and(|(data, _)| data == wanted),
+                "{oid}"
+            );
+        }
     }
 
     #[test]

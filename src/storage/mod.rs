@@ -85,6 +85,8 @@ pub enum Event {
     Committed(Commit),
     /// A finish failed in the disk: nobody can know whether the transaction is in the file.
     Lost(TxnId),
+    /// A transaction that was too much for the memory can go on.
+    Spilled(TxnId),
     /// [`FileStorage::allocate_oids`] can go on.
     OidsRaised,
 }
@@ -93,7 +95,7 @@ pub enum Event {
 #[derive(Debug)]
 pub enum Unanswered {
     /// It has to wait for the disk: run this and ask [`FileStorage::settle`].
-    Reading(Job),
+    Reading(Box<Job>),
     /// The file is damaged or cannot be read there.
     Failed(ReadError),
 }
@@ -264,12 +266,12 @@ impl FileStorage {
             Ok(answer) => Ok(answer),
             Err(ReadError::WouldBlock) => {
                 let (file, tail) = (self.file.clone(), self.tail);
-                Err(Unanswered::Reading(Job::Lookup {
+                Err(Unanswered::Reading(Box::new(Job::Lookup {
                     lookup,
                     file,
                     pos,
                     tail,
-                }))
+                })))
             }
             Err(error) => Err(Unanswered::Failed(error)),
         }
@@ -318,7 +320,13 @@ impl FileStorage {
         match done {
             Done::Appended(result) => self.on_appended(result, now),
             Done::Allocated { txn, end, result } => self.on_allocated(txn, end, result, now),
-            Done::Serials { txn, result } => self.on_serials(txn, result, now),
+            Done::Fetched { txn, result } => self.on_fetched(txn, result, now),
+            Done::Spilled {
+                txn,
+                pos,
+                records,
+                result,
+            } => self.on_spilled(txn, pos, &records, result),
             Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
             Done::Looked { lookup, .. } => {
