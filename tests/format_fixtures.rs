@@ -1,6 +1,8 @@
 //! Data files written by real ZODB (see `tests/data/fs/make.py`): read, compared with what ZODB
 //! says is in them, written back byte for byte, and damaged.
 
+#![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IoSlice};

@@ -1,5 +1,7 @@
 //! The log as a whole. One test, as a process has one log.
 
+#![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+
 use std::fs;
 
 use standby::args::Args;

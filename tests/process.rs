@@ -1,6 +1,8 @@
 //! The real binary: it starts, says so, serves, heeds signals, and ends with a status that tells
 //! why.
 
+#![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -6,6 +6,8 @@
 //! is that of the recording, except that loads may overtake each other; between connections it was
 //! not recorded, and is chosen so that it explains what was (see [`Conversation::next`]).
 
+#![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
