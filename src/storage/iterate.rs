@@ -323,8 +323,8 @@ impl Iterator for Backwards<'_> {
     }
 }
 
-/// The last `count` transactions before `tail`, and all from the tid `oldest` on, with the oids that
-/// they wrote, oldest first: what the invalidation queue begins with.
+/// The last `count` transactions before `tail`, and all from the tid `oldest` on, with the oids
+/// that they wrote, oldest first: what the invalidation queue begins with.
 pub fn last_changes(
     file: Arc<dyn File>,
     tail: u64,

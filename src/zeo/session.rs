@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Sans-I/O: bytes from the socket go in by [`Session::receive`], calls come out of
-//! [`Session::next_call`], answers are queued in [`Session::out`]. What a call does is unknown here.
+//! [`Session::next_call`], answers are queued in [`Session::out`]. What a call does is unknown
+//! here.
 
 use std::fmt;
 
