@@ -34,6 +34,10 @@ pub const ACCEPTS_PER_TURN: usize = 64;
 /// Calls of one connection executed in one turn.
 pub const CALLS_PER_TURN: usize = 256;
 
+/// Loads of one client that wait for the disk; its further calls wait. As many as keep the readers
+/// busy: each may come back with a large object.
+pub const LOOKUPS_PER_CLIENT_MAX: usize = 32;
+
 /// Bytes of replies waiting for one client from which on we stop reading its calls.
 pub const OUTPUT_PAUSE_LEN: usize = 1 << 20;
 

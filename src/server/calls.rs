@@ -6,7 +6,7 @@ use super::client::{ClientTxn, Pending};
 use super::{JobTag, LOG, Now, Output, PendingLookup, Reason, Server};
 use crate::ids::{ClientId, Oid};
 use crate::limits::OIDS_PER_CALL_MAX;
-use crate::storage::{Answer, Conflict, Lookup, Metadata, Refusal, Unanswered};
+use crate::storage::{Answer, Conflict, Job, Lookup, Metadata, Refusal, Unanswered};
 use crate::zeo::errors::{self, RemoteError};
 use crate::zeo::message::{Call, Request};
 use crate::zeo::{Value, pickle};
@@ -307,19 +307,33 @@ impl Server {
             Ok(answer) => lookup_outcome(lookup, answer),
             Err(Unanswered::Failed(error)) => self.lookup_failed(at, lookup, &error.to_string()),
             Err(Unanswered::Reading(job)) => {
-                let pending = PendingLookup {
-                    client: id,
-                    msgid: msgid.clone(),
-                    lookup,
-                };
-                let tag = JobTag {
-                    storage: at,
-                    lookup: Some(self.lookups.insert(pending)),
-                };
-                self.outputs.push_back(Output::Run(tag, *job));
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.lookups += 1;
+                }
+                let msgid = msgid.clone();
+                let client = id;
+                self.read(
+                    at,
+                    PendingLookup {
+                        client,
+                        msgid,
+                        lookup,
+                    },
+                    *job,
+                );
                 Outcome::Later
             }
         }
+    }
+
+    /// Has a worker read for a client.
+    fn read(&mut self, at: usize, pending: PendingLookup, job: Job) {
+        let lookup = Some(self.lookups.insert(pending));
+        let tag = JobTag {
+            storage: at,
+            lookup,
+        };
+        self.outputs.push_back(Output::Run(tag, job));
     }
 
     /// The disk has answered a lookup.
@@ -334,14 +348,7 @@ impl Server {
             Err(Unanswered::Failed(error)) => {
                 self.lookup_failed(at, pending.lookup, &error.to_string())
             }
-            Err(Unanswered::Reading(job)) => {
-                let tag = JobTag {
-                    storage: at,
-                    lookup: Some(self.lookups.insert(pending)),
-                };
-                self.outputs.push_back(Output::Run(tag, *job));
-                return;
-            }
+            Err(Unanswered::Reading(job)) => return self.read(at, pending, *job),
         };
         let PendingLookup {
             client: id, msgid, ..
@@ -349,12 +356,15 @@ impl Server {
         let Some(client) = self.clients.get_mut(&id).filter(|client| !client.closing) else {
             return;
         };
+        client.lookups -= 1;
         match outcome {
             Outcome::Reply(value) => client.session.reply(&msgid, &value),
             Outcome::Raise(error) => client.session.fail(&msgid, &error),
             Outcome::Later | Outcome::HangUp(_) => {}
         }
         self.note_output(id);
+        // It may have waited for this.
+        self.outputs.push_back(Output::Serve(id));
     }
 
     fn lookup_failed(&self, at: usize, lookup: Lookup, error: &str) -> Outcome {

@@ -26,7 +26,8 @@ use self::invalidation::InvalidationQueue;
 use self::stats::{Moment, Stats};
 use crate::ids::{ClientId, Tid};
 use crate::limits::{
-    OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
+    LOOKUPS_PER_CLIENT_MAX, OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN,
+    TRANSACTION_TIMEOUT_DEFAULT,
 };
 use crate::storage::error::StorageError;
 use crate::storage::{Commit, Done, Event, FileStorage, Job, Lookup, TxnId, Vote};
@@ -199,7 +200,8 @@ impl Server {
         let Some(client) = self.clients.get(&id) else {
             return false;
         };
-        !client.closing && !client.paused && !self.is_busy(client)
+        let reads_much = client.lookups >= LOOKUPS_PER_CLIENT_MAX;
+        !client.closing && !client.paused && !reads_much && !self.is_busy(client)
     }
 
     /// The client closed the connection.
