@@ -143,8 +143,10 @@ pub fn open(
                 .map_err(StorageError::io("write", path))?;
         }
         // Also if nothing was cut: what a killed process has written, and we are going to show,
-        // may be in memory only.
-        file.sync().map_err(StorageError::io("sync", path))?;
+        // may be in memory only; and so may the name of the file, if it was killed creating it.
+        file.sync()
+            .and_then(|()| disk.sync_directory_of(path))
+            .map_err(StorageError::io("sync", path))?;
     }
     Ok(Opened {
         file,
