@@ -11,6 +11,7 @@
 //! transaction that seems to reach over the end of the file for unfinished even if a wrong length
 //! is all there is to it, and cuts off what follows. We look for finished transactions first.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -72,6 +73,10 @@ pub struct Progress {
 /// Bytes between two reports: some tens of milliseconds. Whoever logs them knows the time.
 const PROGRESS_LEN: u64 = 32 << 20;
 
+/// Statuses written again when opening: more than go to the disk with one sync, which is at most
+/// one for each client. What the index file covers was on stable storage when that was saved.
+const SEAL_AGAIN_COUNT: usize = 1000;
+
 /// Bytes copied at once from the end of a file that is cut.
 const COPY_LEN: usize = 1 << 20;
 
@@ -112,10 +117,12 @@ pub fn open(
         unknown_status: Oddity::default(),
         wrong_prev: Oddity::default(),
         unsealed: Vec::new(),
+        sealed: VecDeque::new(),
     };
     scan.run(progress)?;
     scan.log_oddities();
     let unsealed = std::mem::take(&mut scan.unsealed);
+    let sealed = std::mem::take(&mut scan.sealed);
     let Known {
         index,
         pos: tail,
@@ -133,11 +140,13 @@ pub fn open(
         if tail < size {
             cut(disk, path, &*file, tail, size)?;
         }
-        for pos in unsealed {
+        for pos in &unsealed {
             warn!(
                 "{}: transaction at {pos} gets its status now",
                 path.display()
             );
+        }
+        for pos in unsealed.into_iter().chain(sealed) {
             let finished = [Status::Finished.to_byte()];
             file.write_at(&mut [IoSlice::new(&finished)], pos + STATUS_POS)
                 .map_err(StorageError::io("write", path))?;
@@ -375,6 +384,10 @@ struct Scan<'a> {
     wrong_prev: Oddity,
     /// Transactions that are complete and have status `'c'`.
     unsealed: Vec<u64>,
+    /// The last ones that have status `' '`. When a sync fails, the system may show what it was
+    /// to bring to the disk, and take it for written ever after: these would be there until the
+    /// power goes. Written once more, they are not.
+    sealed: VecDeque<u64>,
 }
 
 impl Scan<'_> {
@@ -450,6 +463,12 @@ impl Scan<'_> {
             }
             for (oid, pos) in positions.drain(..) {
                 self.known.index.insert(oid, pos);
+            }
+        }
+        if txn.header.status == Status::Finished {
+            self.sealed.push_back(txn.pos);
+            if self.sealed.len() > SEAL_AGAIN_COUNT {
+                self.sealed.pop_front();
             }
         }
         self.known.last_tid = txn.header.tid;
