@@ -116,6 +116,7 @@ pub fn open(
         unordered: Oddity::default(),
         unknown_status: Oddity::default(),
         wrong_prev: Oddity::default(),
+        finished_pos: 0,
         unsealed: Vec::new(),
         sealed: VecDeque::new(),
     };
@@ -382,6 +383,9 @@ struct Scan<'a> {
     unordered: Oddity,
     unknown_status: Oddity,
     wrong_prev: Oddity,
+    /// A finished transaction that was found ahead; or zero. Looked for only once, or a batch with
+    /// one status would be read again for each of its transactions.
+    finished_pos: u64,
     /// Transactions that are complete and have status `'c'`.
     unsealed: Vec<u64>,
     /// The last ones that have status `' '`. When a sync fails, the system may show what it was
@@ -522,19 +526,29 @@ impl Scan<'_> {
     /// Position of a finished transaction somewhere behind `pos`, whatever is in between. Data of
     /// objects may look like one, if somebody stores data files in objects; but their positions
     /// are not right for this place.
-    fn finished_after(&self, pos: u64) -> Result<Option<u64>, ReadError> {
+    fn finished_after(&mut self, pos: u64) -> Result<Option<u64>, ReadError> {
         const STEP: usize = 256 * 1024;
+        const STATUS_AT: usize = STATUS_POS as usize;
 
+        if self.finished_pos > pos {
+            return Ok(Some(self.finished_pos));
+        }
         let mut window = Window::new(Arc::clone(self.file));
         let mut start = pos + 1;
         loop {
             let bytes = window.bytes(start, STEP + TXN_HEADER_LEN - 1)?;
             for (pos, header) in (start..).zip(bytes.windows(TXN_HEADER_LEN)) {
+                // Before all of it is decoded: most end here.
+                let status = Status::from_byte(header[STATUS_AT]);
+                if !matches!(status, Status::Finished | Status::Packed) {
+                    continue;
+                }
                 let Ok(header) = header.try_into() else {
                     continue;
                 };
                 let header = TxnHeader::decode(header);
                 if self.is_finished(pos, &header)? {
+                    self.finished_pos = pos;
                     return Ok(Some(pos));
                 }
             }
