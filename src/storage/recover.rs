@@ -11,6 +11,7 @@
 //! transaction that seems to reach over the end of the file for unfinished even if a wrong length
 //! is all there is to it, and cuts off what follows. We look for finished transactions first.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -72,6 +73,10 @@ pub struct Progress {
 /// Bytes between two reports: some tens of milliseconds. Whoever logs them knows the time.
 const PROGRESS_LEN: u64 = 32 << 20;
 
+/// Statuses written again when opening: more than go to the disk with one sync, which is at most
+/// one for each client. What the index file covers was on stable storage when that was saved.
+const SEAL_AGAIN_COUNT: usize = 1000;
+
 /// Bytes copied at once from the end of a file that is cut.
 const COPY_LEN: usize = 1 << 20;
 
@@ -111,11 +116,14 @@ pub fn open(
         unordered: Oddity::default(),
         unknown_status: Oddity::default(),
         wrong_prev: Oddity::default(),
+        finished_pos: 0,
         unsealed: Vec::new(),
+        sealed: VecDeque::new(),
     };
     scan.run(progress)?;
     scan.log_oddities();
     let unsealed = std::mem::take(&mut scan.unsealed);
+    let sealed = std::mem::take(&mut scan.sealed);
     let Known {
         index,
         pos: tail,
@@ -133,18 +141,22 @@ pub fn open(
         if tail < size {
             cut(disk, path, &*file, tail, size)?;
         }
-        for pos in unsealed {
+        for pos in &unsealed {
             warn!(
                 "{}: transaction at {pos} gets its status now",
                 path.display()
             );
+        }
+        for pos in unsealed.into_iter().chain(sealed) {
             let finished = [Status::Finished.to_byte()];
             file.write_at(&mut [IoSlice::new(&finished)], pos + STATUS_POS)
                 .map_err(StorageError::io("write", path))?;
         }
         // Also if nothing was cut: what a killed process has written, and we are going to show,
-        // may be in memory only.
-        file.sync().map_err(StorageError::io("sync", path))?;
+        // may be in memory only; and so may the name of the file, if it was killed creating it.
+        file.sync()
+            .and_then(|()| disk.sync_directory_of(path))
+            .map_err(StorageError::io("sync", path))?;
     }
     Ok(Opened {
         file,
@@ -371,8 +383,15 @@ struct Scan<'a> {
     unordered: Oddity,
     unknown_status: Oddity,
     wrong_prev: Oddity,
+    /// A finished transaction that was found ahead; or zero. Looked for only once, or a batch with
+    /// one status would be read again for each of its transactions.
+    finished_pos: u64,
     /// Transactions that are complete and have status `'c'`.
     unsealed: Vec<u64>,
+    /// The last ones that have status `' '`. When a sync fails, the system may show what it was
+    /// to bring to the disk, and take it for written ever after: these would be there until the
+    /// power goes. Written once more, they are not.
+    sealed: VecDeque<u64>,
 }
 
 impl Scan<'_> {
@@ -450,6 +469,12 @@ impl Scan<'_> {
                 self.known.index.insert(oid, pos);
             }
         }
+        if txn.header.status == Status::Finished {
+            self.sealed.push_back(txn.pos);
+            if self.sealed.len() > SEAL_AGAIN_COUNT {
+                self.sealed.pop_front();
+            }
+        }
         self.known.last_tid = txn.header.tid;
         self.known.pos = txn.end();
         Ok(true)
@@ -501,19 +526,29 @@ impl Scan<'_> {
     /// Position of a finished transaction somewhere behind `pos`, whatever is in between. Data of
     /// objects may look like one, if somebody stores data files in objects; but their positions
     /// are not right for this place.
-    fn finished_after(&self, pos: u64) -> Result<Option<u64>, ReadError> {
+    fn finished_after(&mut self, pos: u64) -> Result<Option<u64>, ReadError> {
         const STEP: usize = 256 * 1024;
+        const STATUS_AT: usize = STATUS_POS as usize;
 
+        if self.finished_pos > pos {
+            return Ok(Some(self.finished_pos));
+        }
         let mut window = Window::new(Arc::clone(self.file));
         let mut start = pos + 1;
         loop {
             let bytes = window.bytes(start, STEP + TXN_HEADER_LEN - 1)?;
             for (pos, header) in (start..).zip(bytes.windows(TXN_HEADER_LEN)) {
+                // Before all of it is decoded: most end here.
+                let status = Status::from_byte(header[STATUS_AT]);
+                if !matches!(status, Status::Finished | Status::Packed) {
+                    continue;
+                }
                 let Ok(header) = header.try_into() else {
                     continue;
                 };
                 let header = TxnHeader::decode(header);
                 if self.is_finished(pos, &header)? {
+                    self.finished_pos = pos;
                     return Ok(Some(pos));
                 }
             }

@@ -1,0 +1,577 @@
+//! A disk that loses power and fails, as `manual/data_file.md` says that disks do ("What is assumed
+//! of the disk"), and no milder.
+//!
+//! Every change has a number, its *step*. What a sync has not covered is kept in pieces no larger
+//! than a sector; [`Model::cut_power`] picks those that survive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::{fmt, mem};
+
+use bytes::Bytes;
+use standby::storage::disk::{Disk, File, FileId, OpenMode, with_suffix};
+
+use crate::random::Random;
+
+/// What is written whole or not at all.
+const SECTOR_LEN: u64 = 512;
+
+/// What stands on a disk without power.
+pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Which of the changes that no sync has covered survive a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pick {
+    Nothing,
+    /// No data, but the lengths of files: they read as zeros.
+    Lengths,
+    Everything,
+    First,
+    Last,
+    /// A prefix, in the order in which they were made.
+    Prefix,
+    Random,
+}
+
+pub(crate) const EXTREMES: [Pick; 6] = [
+    Pick::Nothing,
+    Pick::Lengths,
+    Pick::Everything,
+    Pick::First,
+    Pick::Last,
+    Pick::Prefix,
+];
+
+/// What is wrong with a disk that no storage can be safe on: the checks must notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lie {
+    /// Syncs of files do nothing.
+    SyncsNothing,
+    /// Syncs bring single bytes to the disk and nothing else: statuses before what they are of.
+    SyncsStatusesOnly,
+    /// A sync leaves out the last sector.
+    SyncsAllButTheLast,
+    /// Syncs of directories do nothing.
+    ForgetsNames,
+}
+
+/// A change, or a sync.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Create { path: PathBuf, inode: u64 },
+    Rename { from: PathBuf, to: PathBuf },
+    Remove { path: PathBuf },
+    SyncNames,
+    Write { inode: u64, pos: u64, data: Bytes },
+    SetLen { inode: u64, len: u64 },
+    Sync { inode: u64 },
+    Allocate,
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create { path, inode } => write!(f, "create {} as {inode}", path.display()),
+            Self::Rename { from, to } => write!(f, "rename {} {}", from.display(), to.display()),
+            Self::Remove { path } => write!(f, "remove {}", path.display()),
+            Self::SyncNames => f.write_str("sync names"),
+            Self::Write { inode, pos, data } => {
+                write!(f, "write {} bytes to {inode} at {pos}", data.len())
+            }
+            Self::SetLen { inode, len } => write!(f, "set length of {inode} to {len}"),
+            Self::Sync { inode } => write!(f, "sync {inode}"),
+            Self::Allocate => f.write_str("allocate"),
+        }
+    }
+}
+
+/// The contents of the disk: what the system shows, and what would be left without power.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Model {
+    names: BTreeMap<PathBuf, u64>,
+    durable_names: BTreeMap<PathBuf, u64>,
+    /// `names` is `durable_names` with these, each of which survives or not for itself.
+    pending_names: Vec<Op>,
+    inodes: BTreeMap<u64, Inode>,
+    lie: Option<Lie>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Inode {
+    shown: Vec<u8>,
+    /// After a failed sync this may differ from what is shown, with nothing pending.
+    durable: Vec<u8>,
+    pending: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    /// Within one sector.
+    Write {
+        pos: u64,
+        data: Bytes,
+    },
+    SetLen(u64),
+}
+
+impl Model {
+    /// All of it on stable storage.
+    pub(crate) fn new(files: &Files, lie: Option<Lie>) -> Self {
+        let mut model = Self {
+            lie,
+            ..Self::default()
+        };
+        for ((path, contents), inode) in files.iter().zip(1..) {
+            model.names.insert(path.clone(), inode);
+            let (shown, durable) = (contents.clone(), contents.clone());
+            let pending = Vec::new();
+            model.inodes.insert(
+                inode,
+                Inode {
+                    shown,
+                    durable,
+                    pending,
+                },
+            );
+        }
+        model.durable_names = model.names.clone();
+        model
+    }
+
+    pub(crate) fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Create { .. } | Op::Rename { .. } | Op::Remove { .. } => {
+                if let Op::Create { inode, .. } = op {
+                    self.inodes.insert(*inode, Inode::default());
+                }
+                change_name(&mut self.names, op);
+                self.pending_names.push(op.clone());
+            }
+            Op::SyncNames if self.lie == Some(Lie::ForgetsNames) => {}
+            Op::SyncNames => {
+                self.pending_names.clear();
+                self.durable_names = self.names.clone();
+            }
+            Op::Write { inode, pos, data } => {
+                for change in sectors(*pos, data) {
+                    self.inode(*inode).change(change);
+                }
+            }
+            Op::SetLen { inode, len } => self.inode(*inode).change(Change::SetLen(*len)),
+            Op::Sync { inode } => {
+                let lie = self.lie;
+                self.inode(*inode).sync(lie);
+            }
+            Op::Allocate => {}
+        }
+    }
+
+    /// A change that fails is made in part, or not at all. After a failed sync part of what was
+    /// written is on the disk, and the system takes the rest for written.
+    fn fail(&mut self, op: &Op, random: &mut Random) {
+        match op {
+            Op::Write { inode, pos, data } => {
+                for change in sectors(*pos, data) {
+                    if random.percent(50) {
+                        self.inode(*inode).change(change);
+                    }
+                }
+            }
+            Op::Sync { inode } => {
+                let inode = self.inode(*inode);
+                for change in mem::take(&mut inode.pending) {
+                    if random.percent(50) {
+                        change.apply(&mut inode.durable);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What is left when the power goes now.
+    pub(crate) fn cut_power(&self, pick: Pick, random: &mut Random) -> Files {
+        let changes = self.inodes.values().map(|inode| inode.pending.len());
+        let count = self.pending_names.len() + changes.sum::<usize>();
+        let mut survives = pick.survivors(count, random).into_iter();
+        let mut survives = || survives.next() == Some(true);
+
+        let mut names = self.durable_names.clone();
+        for op in &self.pending_names {
+            if survives() {
+                change_name(&mut names, op);
+            }
+        }
+        let contents: BTreeMap<u64, Vec<u8>> = self
+            .inodes
+            .iter()
+            .map(|(number, inode)| (*number, inode.cut_power(pick, &mut survives, random)))
+            .collect();
+        names
+            .into_iter()
+            .map(|(path, inode)| (path, contents[&inode].clone()))
+            .collect()
+    }
+
+    /// What the system shows.
+    pub(crate) fn shown(&self) -> Files {
+        self.names
+            .iter()
+            .map(|(path, inode)| (path.clone(), self.inodes[inode].shown.clone()))
+            .collect()
+    }
+
+    fn inode(&mut self, inode: u64) -> &mut Inode {
+        self.inodes.get_mut(&inode).expect("an open file")
+    }
+}
+
+impl Inode {
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.shown);
+        self.pending.push(change);
+    }
+
+    fn sync(&mut self, lie: Option<Lie>) {
+        let (synced, kept) = match lie {
+            None | Some(Lie::ForgetsNames) => (mem::take(&mut self.pending), Vec::new()),
+            Some(Lie::SyncsNothing) => return,
+            Some(Lie::SyncsStatusesOnly) => mem::take(&mut self.pending).into_iter().partition(
+                |change| matches!(change, Change::Write { data, .. } if data.len() == 1),
+            ),
+            Some(Lie::SyncsAllButTheLast) => {
+                let mut synced = mem::take(&mut self.pending);
+                let kept = synced.split_off(synced.len().saturating_sub(1));
+                (synced, kept)
+            }
+        };
+        for change in synced {
+            change.apply(&mut self.durable);
+        }
+        self.pending = kept;
+        self.durable.resize(self.shown.len(), 0);
+    }
+
+    fn cut_power(
+        &self,
+        pick: Pick,
+        survives: &mut impl FnMut() -> bool,
+        random: &mut Random,
+    ) -> Vec<u8> {
+        let mut left = self.durable.clone();
+        // A file that has grown may have any length between the synced and the written one.
+        let (mut len_min, mut len_max) = (left.len(), left.len());
+        for change in &self.pending {
+            if survives() {
+                change.apply(&mut left);
+                if let Change::SetLen(_) = change {
+                    (len_min, len_max) = (left.len(), left.len());
+                }
+            }
+            if let Change::Write { pos, data } = change {
+                len_max = len_max.max(index(*pos) + data.len());
+            }
+        }
+        let len = match pick {
+            Pick::Nothing => len_min,
+            Pick::Random => match random.below(3) {
+                0 => len_min,
+                1 => len_max,
+                _ => len_min + random.below(len_max - len_min + 1),
+            },
+            _ => len_max,
+        };
+        left.resize(len, 0);
+        left
+    }
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write { pos, data } => {
+                let range = index(*pos)..index(*pos) + data.len();
+                if bytes.len() < range.end {
+                    bytes.resize(range.end, 0);
+                }
+                bytes[range].copy_from_slice(data);
+            }
+            Self::SetLen(len) => bytes.resize(index(*len), 0),
+        }
+    }
+}
+
+impl Pick {
+    fn survivors(self, count: usize, random: &mut Random) -> Vec<bool> {
+        let prefix = random.below(count + 1);
+        let percent = [10, 50, 90][random.below(3)];
+        (0..count)
+            .map(|number| match self {
+                Self::Nothing | Self::Lengths => false,
+                Self::Everything => true,
+                Self::First => number == 0,
+                Self::Last => number == count - 1,
+                Self::Prefix => number < prefix,
+                Self::Random => random.percent(percent),
+            })
+            .collect()
+    }
+}
+
+fn change_name(names: &mut BTreeMap<PathBuf, u64>, op: &Op) {
+    match op {
+        Op::Create { path, inode } => {
+            names.insert(path.clone(), *inode);
+        }
+        Op::Rename { from, to } => {
+            // Nothing to rename if the creation did not survive.
+            if let Some(inode) = names.remove(from) {
+                names.insert(to.clone(), inode);
+            }
+        }
+        Op::Remove { path } => {
+            names.remove(path);
+        }
+        _ => unreachable!("{op} changes no name"),
+    }
+}
+
+/// The parts of a write that survive for themselves.
+fn sectors(mut pos: u64, data: &Bytes) -> Vec<Change> {
+    let mut data = data.clone();
+    let mut changes = Vec::new();
+    while !data.is_empty() {
+        let len = data.len().min(index(SECTOR_LEN - pos % SECTOR_LEN));
+        let sector = data.split_to(len);
+        changes.push(Change::Write { pos, data: sector });
+        pos += len as u64;
+    }
+    changes
+}
+
+fn index(pos: u64) -> usize {
+    usize::try_from(pos).expect("a position in memory")
+}
+
+/// One step that fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failure {
+    pub(crate) step: usize,
+    pub(crate) kind: io::ErrorKind,
+    pub(crate) seed: u64,
+}
+
+/// The disk as the storage sees it. Clones are the same disk.
+#[derive(Clone, Debug)]
+pub(crate) struct SimDisk(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    model: Model,
+    /// All steps since the start.
+    log: Vec<Op>,
+    failure: Option<Failure>,
+    locked: BTreeSet<u64>,
+    inodes_created: u64,
+    /// A change through a handle after one through it has failed: nobody knows what such a file
+    /// holds.
+    reckless: Option<String>,
+}
+
+#[derive(Debug)]
+struct SimFile {
+    disk: SimDisk,
+    inode: u64,
+    failed: AtomicBool,
+    holds_lock: AtomicBool,
+}
+
+impl SimDisk {
+    pub(crate) fn new(model: Model, failure: Option<Failure>) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            inodes_created: model.inodes.keys().max().copied().unwrap_or(0),
+            model,
+            log: Vec::new(),
+            failure,
+            locked: BTreeSet::new(),
+            reckless: None,
+        })))
+    }
+
+    pub(crate) fn model(&self) -> Model {
+        self.state().model.clone()
+    }
+
+    pub(crate) fn log(&self) -> Vec<Op> {
+        self.state().log.clone()
+    }
+
+    /// How many steps there were.
+    pub(crate) fn step_count(&self) -> usize {
+        self.state().log.len()
+    }
+
+    pub(crate) fn reckless(&self) -> Option<String> {
+        self.state().reckless.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic with the lock held")
+    }
+
+    fn run(&self, op: Op) -> io::Result<()> {
+        let state = &mut *self.state();
+        let step = state.log.len();
+        let failure = state.failure.filter(|failure| failure.step == step);
+        match failure {
+            None => state.model.apply(&op),
+            Some(failure) => state.model.fail(&op, &mut Random::new(failure.seed)),
+        }
+        state.log.push(op);
+        failure.map_or(Ok(()), |failure| Err(failure.kind.into()))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<SimFile> {
+        let inode = {
+            let state = &mut *self.state();
+            state.inodes_created += 1;
+            state.inodes_created
+        };
+        let path = path.to_owned();
+        self.run(Op::Create { path, inode })?;
+        Ok(self.handle(inode))
+    }
+
+    fn handle(&self, inode: u64) -> SimFile {
+        SimFile {
+            disk: self.clone(),
+            inode,
+            failed: AtomicBool::new(false),
+            holds_lock: AtomicBool::new(false),
+        }
+    }
+
+    fn find(&self, path: &Path) -> io::Result<u64> {
+        let inode = self.state().model.names.get(path).copied();
+        inode.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Disk for SimDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(match (mode, self.find(path)) {
+            (OpenMode::CreateNew, Ok(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (OpenMode::CreateNew, Err(_)) => self.create(path)?,
+            (_, found) => self.handle(found?),
+        }))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let inode = self.find(path)?;
+        Ok(self.state().model.inode(inode).shown.clone())
+    }
+
+    fn replace(&self, path: &Path, contents: &[&[u8]]) -> io::Result<()> {
+        let new = with_suffix(path, ".new");
+        let file = self.create(&new)?;
+        file.write_at(&mut [IoSlice::new(&contents.concat())], 0)?;
+        file.sync()?;
+        let to = path.to_owned();
+        self.run(Op::Rename { from: new, to })?;
+        self.run(Op::SyncNames)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        if self.find(path).is_err() {
+            return Ok(());
+        }
+        let path = path.to_owned();
+        self.run(Op::Remove { path })?;
+        self.run(Op::SyncNames)
+    }
+
+    fn identify(&self, path: &Path) -> io::Result<FileId> {
+        let (device, inode) = (0, self.find(path)?);
+        Ok(FileId { device, inode })
+    }
+
+    fn sync_directory_of(&self, _path: &Path) -> io::Result<()> {
+        self.run(Op::SyncNames)
+    }
+
+    fn open_unnamed(&self, _path: &Path) -> io::Result<Arc<dyn File>> {
+        unreachable!("nothing is staged in files");
+    }
+}
+
+impl SimFile {
+    fn change(&self, op: Op) -> io::Result<()> {
+        if self.failed.load(Ordering::Relaxed) {
+            let said = format!("after a failed change: {op}");
+            self.disk.state().reckless.get_or_insert(said);
+        }
+        self.disk
+            .run(op)
+            .inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
+    }
+}
+
+impl File for SimFile {
+    fn id(&self) -> io::Result<FileId> {
+        let (device, inode) = (0, self.inode);
+        Ok(FileId { device, inode })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.state().model.inode(self.inode).shown.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        let state = &mut *self.disk.state();
+        let shown = &state.model.inode(self.inode).shown;
+        let pos = usize::try_from(pos).unwrap_or(usize::MAX).min(shown.len());
+        let len = buf.len().min(shown.len() - pos);
+        buf[..len].copy_from_slice(&shown[pos..pos + len]);
+        Ok(len)
+    }
+
+    fn read_at_nowait(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        self.read_at(buf, pos)
+    }
+
+    fn write_at(&self, bufs: &mut [IoSlice<'_>], pos: u64) -> io::Result<()> {
+        let data: Vec<u8> = bufs.iter().flat_map(|buf| buf.to_vec()).collect();
+        let (inode, data) = (self.inode, data.into());
+        self.change(Op::Write { inode, pos, data })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.change(Op::Sync { inode: self.inode })
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let inode = self.inode;
+        self.change(Op::SetLen { inode, len })
+    }
+
+    fn allocate(&self, _pos: u64, _len: u64) -> io::Result<()> {
+        self.disk.run(Op::Allocate)
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        let taken = self.disk.state().locked.insert(self.inode);
+        self.holds_lock.fetch_or(taken, Ordering::Relaxed);
+        Ok(taken)
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        if *self.holds_lock.get_mut() {
+            self.disk.state().locked.remove(&self.inode);
+        }
+    }
+}

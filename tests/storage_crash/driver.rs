@@ -1,0 +1,410 @@
+//! Drives a [`FileStorage`] without threads, as the reactor does with them, and keeps the ledger.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use standby::ids::{Oid, Tid};
+use standby::limits::INDEX_SAVE_INTERVAL;
+use standby::storage::{
+    Commit, Event, FileStorage, Job, LockScope, Metadata, Options, Refusal, TxnId, Vote,
+};
+
+use crate::disk::SimDisk;
+use crate::ledger::{self, Ledger, Txn};
+use crate::random::Random;
+
+pub(crate) const DATA_PATH: &str = "Data.fs";
+
+/// Why a run ended early.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The storage cannot be opened, or closed. What a failing disk may do.
+    Disk(String),
+    /// Something is wrong.
+    Wrong(String),
+}
+
+impl From<String> for Stop {
+    fn from(what: String) -> Self {
+        Self::Wrong(what)
+    }
+}
+
+/// How often something happened, so that a test can tell that it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Batches of several transactions.
+    pub(crate) shared_batches: usize,
+    /// Finishes while the disk was busy.
+    pub(crate) overlapping: usize,
+    pub(crate) conflicts: usize,
+    pub(crate) aborts: usize,
+    pub(crate) indexes: usize,
+    pub(crate) ceilings: usize,
+    /// Votes refused because of the disk.
+    pub(crate) refusals: usize,
+}
+
+/// Clients, reactor and workers in one.
+pub(crate) struct Driver {
+    pub(crate) disk: SimDisk,
+    pub(crate) ledger: Ledger,
+    pub(crate) random: Random,
+    pub(crate) seen: Seen,
+    /// Tells clients too early: when their transactions are written, not when they are sealed.
+    pub(crate) hasty: bool,
+    storage: Option<FileStorage>,
+    /// In the hands of the workers.
+    jobs: VecDeque<Job>,
+    votes: BTreeMap<TxnId, Vote>,
+    /// Finished and not answered, with their places in the ledger.
+    in_flight: VecDeque<(TxnId, usize)>,
+    /// A finish has failed since the storage was opened.
+    lost: bool,
+    now: Instant,
+    wall: Duration,
+    lock_scope: LockScope,
+}
+
+impl Driver {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an Instant can be had in no other way"
+    )]
+    pub(crate) fn new(disk: SimDisk, ledger: Ledger, random: Random) -> Self {
+        let last = ledger.entries.last();
+        let wall = last.map_or(Duration::from_secs(1_800_000_000), |entry| {
+            entry.txn.tid.unix_time() + Duration::from_secs(1)
+        });
+        Self {
+            disk,
+            ledger,
+            seen: Seen::default(),
+            hasty: false,
+            storage: None,
+            jobs: VecDeque::new(),
+            votes: BTreeMap::new(),
+            in_flight: VecDeque::new(),
+            lost: false,
+            now: Instant::now(),
+            wall,
+            lock_scope: match { random.clone() }.below(2) {
+                0 => LockScope::Storage,
+                _ => LockScope::Objects,
+            },
+            random,
+        }
+    }
+
+    /// Opens the storage and holds what is there against the ledger.
+    pub(crate) fn open(&mut self) -> Result<(), Stop> {
+        let options = Options {
+            name: "1".to_owned(),
+            read_only: false,
+            create: false,
+            quota: None,
+            client_resolves: true,
+            lock_scope: self.lock_scope,
+        };
+        let disk = Arc::new(self.disk.clone());
+        let path = Path::new(DATA_PATH);
+        let storage = FileStorage::open(disk, path, options, &mut |_| ())
+            .map_err(|error| Stop::Disk(format!("cannot be opened: {error}")))?;
+        let found = ledger::read(&self.disk, path, storage.file_len())?;
+        self.ledger.settle(&found, self.disk.step_count())?;
+        self.ledger.check_reads(&storage)?;
+        self.storage = Some(storage);
+        Ok(())
+    }
+
+    /// Waits for all that is in flight and closes the storage in good order.
+    pub(crate) fn close(&mut self) -> Result<(), Stop> {
+        self.settle()?;
+        self.check_serving()?;
+        let storage = self.storage.take().expect("open");
+        let closed = storage.close();
+        self.kill();
+        closed.map_err(|error| Stop::Disk(format!("cannot be closed: {error}")))
+    }
+
+    /// The process dies.
+    pub(crate) fn kill(&mut self) {
+        self.storage = None;
+        self.jobs.clear();
+        self.votes.clear();
+        self.in_flight.clear();
+        self.lost = false;
+    }
+
+    pub(crate) fn storage(&mut self) -> &mut FileStorage {
+        self.storage.as_mut().expect("open")
+    }
+
+    /// What was committed can be read whatever happened; after a failed write nothing is written.
+    pub(crate) fn check_serving(&mut self) -> Result<(), Stop> {
+        let storage = self.storage.as_ref().expect("open");
+        self.ledger.check_reads(storage)?;
+        if self.lost {
+            let (id, _) = self.begin(&[(Oid(0), 10)]);
+            if !matches!(self.vote(id)?, Vote::Refused(Refusal::Disk(_))) {
+                return Err(Stop::Wrong(
+                    "a vote was granted after a failed write".to_owned(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a turn of the reactor.
+    pub(crate) fn turn(&mut self) -> Result<(), Stop> {
+        self.storage().flush();
+        while let Some(event) = self.storage().poll_event() {
+            match event {
+                Event::Run(job) => {
+                    match job {
+                        Job::SaveIndex { .. } => self.seen.indexes += 1,
+                        Job::RaiseOids { .. } => self.seen.ceilings += 1,
+                        _ => {}
+                    }
+                    self.jobs.push_back(job);
+                }
+                Event::Voted(id, vote) => {
+                    self.votes.insert(id, vote);
+                }
+                Event::Committed(commit) => self.on_committed(commit)?,
+                Event::Lost(id) => {
+                    self.lost = true;
+                    self.in_flight.retain(|(lost, _)| *lost != id);
+                }
+                Event::OidsRaised => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn on_committed(&mut self, commit: Commit) -> Result<(), Stop> {
+        let step = self.disk.step_count();
+        let Some((id, place)) = self.in_flight.pop_front() else {
+            return Err(Stop::Wrong(format!("{} was not in flight", commit.tid)));
+        };
+        let entry = &mut self.ledger.entries[place];
+        if (commit.txn, commit.tid) != (id, entry.txn.tid) {
+            let expected = entry.txn.tid;
+            return Err(Stop::Wrong(format!("{commit:?}, but {expected} was next")));
+        }
+        entry.committed.get_or_insert(step);
+        Ok(())
+    }
+
+    /// A worker does the first job that waits. `false` if there is none.
+    pub(crate) fn run_job(&mut self) -> Result<bool, Stop> {
+        let Some(job) = self.jobs.pop_front() else {
+            return Ok(false);
+        };
+        let appended = matches!(job, Job::Append(_));
+        let done = job.run();
+        if self.hasty && appended {
+            let step = self.disk.step_count();
+            for (_, place) in &self.in_flight {
+                self.ledger.entries[*place].committed.get_or_insert(step);
+            }
+        }
+        let now = self.now;
+        self.storage().on_done(done, now);
+        self.turn()?;
+        Ok(true)
+    }
+
+    /// Until nothing is left to be done.
+    pub(crate) fn settle(&mut self) -> Result<(), Stop> {
+        self.turn()?;
+        while self.run_job()? {}
+        Ok(())
+    }
+
+    /// Begins a transaction that stores so many bytes in each of these objects, whose current
+    /// revisions it has seen.
+    pub(crate) fn begin(&mut self, stores: &[(Oid, usize)]) -> (TxnId, Txn) {
+        let texts = [30, 30, 0].map(|len| {
+            let len = self.random.below(len + 1);
+            self.bytes(len)
+        });
+        let [user, description, extension] = texts.clone();
+        let id = self.storage().begin(Metadata {
+            user,
+            description,
+            extension,
+            tid: None,
+            status: b' ',
+        });
+        let current = self.ledger.current();
+        let mut records = Vec::new();
+        for (oid, len) in stores {
+            let data = self.bytes(*len);
+            let serial = current.get(oid).copied().or(Some(Tid::ZERO));
+            self.storage().store(id, *oid, serial, data.clone());
+            records.push((*oid, data));
+        }
+        let tid = Tid::ZERO;
+        (
+            id,
+            Txn {
+                tid,
+                texts,
+                records,
+            },
+        )
+    }
+
+    /// Votes, and waits for the answer.
+    pub(crate) fn vote(&mut self, id: TxnId) -> Result<Vote, Stop> {
+        let now = self.now;
+        if !self.storage().vote(id, now) {
+            return Err(Stop::Wrong("a vote was not taken".to_owned()));
+        }
+        self.turn()?;
+        loop {
+            if let Some(vote) = self.votes.remove(&id) {
+                match vote {
+                    Vote::Refused(Refusal::Disk(_)) => self.seen.refusals += 1,
+                    Vote::Conflicts(_) => self.seen.conflicts += 1,
+                    _ => {}
+                }
+                return Ok(vote);
+            }
+            if !self.run_job()? {
+                return Err(Stop::Wrong("a vote is not answered".to_owned()));
+            }
+        }
+    }
+
+    /// Votes and finishes a transaction, without ending the turn. Not if the disk fails: the vote
+    /// is refused then.
+    pub(crate) fn finish(&mut self, (id, mut txn): (TxnId, Txn)) -> Result<(), Stop> {
+        match self.vote(id)? {
+            Vote::Granted => {}
+            Vote::Refused(Refusal::Disk(_)) => return Ok(()),
+            Vote::Refused(refusal) => return Err(Stop::Wrong(format!("refused: {refusal:?}"))),
+            Vote::Conflicts(conflicts) => {
+                let oid = conflicts[0].oid;
+                return Err(Stop::Wrong(format!(
+                    "a conflict on {oid}, which nobody wrote"
+                )));
+            }
+        }
+        self.wall += Duration::from_millis(10);
+        let last = self.ledger.entries.last();
+        let after_last = last.map_or(Tid::ZERO, |entry| entry.txn.tid.next());
+        txn.tid = Tid::from_unix_time(self.wall).max(after_last);
+        self.seen.overlapping += usize::from(!self.in_flight.is_empty());
+        self.in_flight.push_back((id, self.ledger.entries.len()));
+        self.ledger.entries.push(ledger::Entry {
+            txn,
+            finished: self.disk.step_count(),
+            committed: None,
+        });
+        let (wall, now) = (self.wall, self.now);
+        self.storage().finish(id, wall, now);
+        Ok(())
+    }
+
+    /// A whole transaction.
+    pub(crate) fn commit(&mut self, stores: &[(Oid, usize)]) -> Result<(), Stop> {
+        let txn = self.begin(stores);
+        self.finish(txn)?;
+        self.settle()
+    }
+
+    /// So many transactions that finish in one turn.
+    pub(crate) fn finish_together(&mut self, count: usize) -> Result<(), Stop> {
+        for _ in 0..count {
+            let mut oids = Vec::new();
+            // Some are empty.
+            let records = self.random.below(6) as u64;
+            if records > 0 {
+                oids.extend(self.allocate(records)?);
+                oids.extend(self.free_oid());
+            }
+            let mut stores = Vec::new();
+            for oid in oids {
+                let len = match self.random.below(8) {
+                    0 => 1 + self.random.below(1500),
+                    _ => 1 + self.random.below(150),
+                };
+                stores.push((Oid(oid), len));
+            }
+            let txn = self.begin(&stores);
+            self.finish(txn)?;
+        }
+        self.seen.shared_batches += usize::from(count > 1);
+        self.turn()
+    }
+
+    /// An object that no transaction in flight writes.
+    fn free_oid(&mut self) -> Option<u64> {
+        let mut current = self.ledger.current();
+        for (_, place) in &self.in_flight {
+            for (oid, _) in &self.ledger.entries[*place].txn.records {
+                current.remove(oid);
+            }
+        }
+        let place = self.random.below(current.len().max(1));
+        current.into_keys().nth(place).map(|oid| oid.0)
+    }
+
+    /// A transaction that conflicts, and one that changes its mind after its vote.
+    pub(crate) fn roll_back(&mut self) -> Result<(), Stop> {
+        self.settle()?;
+        let (late, _) = self.begin(&[(Oid(0), 50)]);
+        self.commit(&[(Oid(0), 60)])?;
+        let _: Vote = self.vote(late)?;
+        let now = self.now;
+        self.storage().abort(late, now);
+        let (fickle, _) = self.begin(&[(Oid(0), 70)]);
+        let _: Vote = self.vote(fickle)?;
+        self.storage().abort(fickle, now);
+        self.seen.aborts += 1;
+        self.settle()
+    }
+
+    /// New oids, once the disk has a ceiling above them. None if it does not take it.
+    pub(crate) fn allocate(&mut self, count: u64) -> Result<Range<u64>, Stop> {
+        let mut allocated = self.storage().allocate_oids(count);
+        self.turn()?;
+        while allocated.is_none() && self.run_job()? {
+            allocated = self.storage().allocate_oids(count);
+        }
+        let Some(range) = allocated else {
+            return Err(Stop::Disk("no oids".to_owned()));
+        };
+        self.ledger.check_new(&range)?;
+        let step = self.disk.step_count();
+        self.ledger.oids.push((step, range.clone()));
+        Ok(range)
+    }
+
+    /// It is time to save the index.
+    pub(crate) fn wait(&mut self) -> Result<(), Stop> {
+        for _ in 0..2 {
+            self.now += INDEX_SAVE_INTERVAL;
+            let now = self.now;
+            self.storage().on_timer(now);
+        }
+        self.turn()
+    }
+
+    /// The clock of the machine is set back.
+    pub(crate) fn set_clock_back(&mut self) {
+        self.wall -= Duration::from_secs(3600);
+    }
+
+    fn bytes(&mut self, len: usize) -> Bytes {
+        (0..len)
+            .map(|_| self.random.next().to_be_bytes()[0])
+            .collect()
+    }
+}

@@ -1,0 +1,235 @@
+//! The power goes at every write and at every sync, and every one of them fails; then the data file
+//! is opened again. What clients were told of must be there, and nothing that is not whole.
+//!
+//! A workload is run once on a disk that records its steps (`disk`). For each step the disk is put
+//! into the states that a power cut may leave there: the extreme ones, and random ones. Each is
+//! opened, held against what was promised (`ledger`), written to and opened again; for some the
+//! power goes once more at each step of that.
+//!
+//! `CRASH_SEED` and `CRASH_STEP` repeat a failure, `CRASH_SEEDS` runs more seeds than usual. One
+//! state of each kind is left in `target/tmp/crashed` for `tests/python/crashed_images.py`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod disk;
+mod driver;
+mod ledger;
+mod random;
+mod sweep;
+
+use std::io;
+use std::path::Path;
+use std::{env, fs};
+
+use disk::{Failure, Lie, Model, Op, Pick, SimDisk};
+use driver::{Driver, Stop};
+use ledger::Ledger;
+use random::Random;
+use standby::ids::Oid;
+use sweep::{Setting, Sweep, record};
+
+/// Everything that changes the disk, in every order that matters.
+fn workload(driver: &mut Driver) -> Result<(), Stop> {
+    let root = Oid(0);
+    driver.open()?;
+    driver.commit(&[(root, 20)])?;
+    driver.finish_together(1)?;
+    driver.settle()?;
+    driver.commit(&[(root, 5000), (Oid(1), 40)])?;
+    driver.commit(&[])?;
+    driver.wait()?;
+    driver.settle()?;
+    driver.finish_together(3)?;
+    driver.settle()?;
+    // The disk is always a batch behind: the seals of one go with the bytes of the next.
+    for _ in 0..4 {
+        let count = 1 + driver.random.below(3);
+        driver.finish_together(count)?;
+        driver.run_job()?;
+    }
+    driver.roll_back()?;
+    driver.wait()?;
+    driver.finish_together(2)?;
+    driver.settle()?;
+    driver.close()?;
+
+    driver.open()?;
+    driver.set_clock_back();
+    for _ in 0..25 {
+        driver.allocate(100)?;
+    }
+    driver.finish_together(2)?;
+    // An oid of the client's own, far above all that were handed out, is among them.
+    let new = Oid(driver.allocate(1)?.start);
+    let long = driver.begin(&[(new, 70_000), (Oid(1 << 20), 10)]);
+    driver.finish(long)?;
+    driver.turn()?;
+    for _ in 0..3 {
+        driver.finish_together(2)?;
+        driver.run_job()?;
+    }
+    driver.settle()?;
+    driver.wait()?;
+    driver.finish_together(1)?;
+    driver.close()?;
+    driver.open()?;
+    driver.finish_together(2)?;
+    // The power is always cut, or the process killed: this is not the end of it.
+    driver.run_job()?;
+    Ok(())
+}
+
+#[test]
+fn the_workload_has_all_that_it_should() {
+    for seed in seeds() {
+        let recording = record(&Setting::new(seed), workload).unwrap();
+        let seen = recording.seen;
+        assert!(seen.shared_batches > 5 && seen.overlapping > 10, "{seen:?}");
+        assert!(seen.conflicts > 0 && seen.aborts > 0, "{seen:?}");
+        assert!(seen.indexes > 1 && seen.ceilings > 1, "{seen:?}");
+        assert_eq!(seen.refusals, 0);
+    }
+}
+
+#[test]
+fn after_a_power_cut_what_was_acknowledged_is_there_and_the_rest_is_whole() {
+    let mut states = 0;
+    let mut kinds = sweep::Kinds::new();
+    for seed in seeds() {
+        let setting = Setting::new(seed);
+        let recording = record(&setting, workload).unwrap();
+        let mut sweep = Sweep::new(setting);
+        sweep.only_step = from_env("CRASH_STEP");
+        sweep.cut_twice_percent = 2;
+        if let Err(error) = sweep.run(&recording) {
+            panic!("CRASH_SEED={seed} {error}");
+        }
+        states += sweep.state_count();
+        kinds.append(&mut sweep.kinds);
+    }
+    println!("{states} states, {} kinds of them", kinds.len());
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("crashed");
+    let _ = fs::remove_dir_all(&directory);
+    sweep::dump(&kinds, &directory).unwrap();
+}
+
+#[test]
+fn a_failed_write_or_sync_ends_writing_and_loses_nothing() {
+    for seed in seeds() {
+        let steps = record(&Setting::new(seed), workload).unwrap().log.len();
+        for step in 0..steps {
+            if from_env("CRASH_STEP").is_some_and(|only| only != step) {
+                continue;
+            }
+            let kinds = [io::ErrorKind::Other, io::ErrorKind::StorageFull];
+            let kind = kinds[(seed as usize + step) % 2];
+            if let Err(error) = fail(seed, step, kind) {
+                panic!("CRASH_SEED={seed} CRASH_STEP={step} ({kind}): {error}");
+            }
+        }
+    }
+}
+
+fn fail(seed: u64, step: usize, kind: io::ErrorKind) -> Result<(), String> {
+    let failure = Failure { step, kind, seed };
+    let disk = SimDisk::new(Model::default(), Some(failure));
+    let mut driver = Driver::new(disk.clone(), Ledger::default(), Random::new(seed));
+    let about = |what: String| format!("{}: {what}", disk.log()[step]);
+    let ended = workload(&mut driver)
+        .and_then(|()| driver.settle())
+        .and_then(|()| driver.check_serving());
+    if let Err(Stop::Wrong(what)) = ended {
+        return Err(about(what));
+    }
+    if let Some(what) = disk.reckless() {
+        return Err(about(what));
+    }
+    driver.kill();
+    let ledger = driver.ledger.at(usize::MAX);
+    let mut random = Random::of_step(seed, step);
+    let model = disk.model();
+    let setting = Setting::new(seed);
+    sweep::check(SimDisk::new(model.clone(), None), &ledger, &setting)
+        .map_err(|what| about(format!("opened again: {what}")))?;
+    for pick in [Pick::Nothing, Pick::Random, Pick::Random] {
+        let files = model.cut_power(pick, &mut random);
+        let disk = SimDisk::new(Model::new(&files, None), None);
+        sweep::check(disk, &ledger, &setting)
+            .map_err(|what| about(format!("then a power cut, {pick:?}: {what}")))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_full_disk_costs_a_vote_and_not_the_server() {
+    let recording = record(&Setting::new(1), workload).unwrap();
+    let allocations = recording.log.iter().enumerate();
+    let mut allocations = allocations.filter(|(_, op)| matches!(op, Op::Allocate));
+    let (step, _) = allocations.next_back().unwrap();
+    let failure = Failure {
+        step,
+        kind: io::ErrorKind::StorageFull,
+        seed: 1,
+    };
+    let disk = SimDisk::new(Model::default(), Some(failure));
+    let mut driver = Driver::new(disk, Ledger::default(), Random::new(1));
+    workload(&mut driver).unwrap();
+    assert_eq!(driver.seen.refusals, 1);
+    let before = driver.ledger.committed().count();
+    driver.commit(&[(Oid(0), 5000)]).unwrap();
+    assert!(driver.ledger.committed().count() > before);
+    driver.close().unwrap();
+}
+
+#[test]
+fn the_checks_notice_a_disk_that_lies() {
+    let noticed = |lie, what: &str| {
+        let setting = Setting {
+            lie: Some(lie),
+            ..in_use()
+        };
+        let found = record(&setting, workload).and_then(|it| Sweep::new(setting).run(&it));
+        let error = found.expect_err("a lie");
+        assert!(error.contains(what), "{lie:?}: {error}");
+    };
+    noticed(Lie::SyncsNothing, "were committed");
+    noticed(Lie::SyncsStatusesOnly, "were committed");
+    noticed(Lie::SyncsAllButTheLast, "were committed");
+    noticed(Lie::ForgetsNames, "were handed out before");
+}
+
+#[test]
+fn the_checks_notice_an_acknowledgement_before_the_second_sync() {
+    let setting = Setting {
+        hasty: true,
+        ..in_use()
+    };
+    let recording = record(&setting, workload).unwrap();
+    let error = Sweep::new(setting).run(&recording).unwrap_err();
+    assert!(error.contains("were committed"), "{error}");
+}
+
+/// A disk with a storage on it that was created, used and closed when all was well.
+fn in_use() -> Setting {
+    let disk = SimDisk::new(Model::default(), None);
+    let mut driver = Driver::new(disk.clone(), Ledger::default(), Random::new(1));
+    workload(&mut driver).unwrap();
+    driver.close().unwrap();
+    Setting {
+        files: disk.model().shown(),
+        ledger: driver.ledger.at(usize::MAX),
+        ..Setting::new(1)
+    }
+}
+
+fn seeds() -> std::ops::RangeInclusive<u64> {
+    match from_env("CRASH_SEED") {
+        Some(seed) => seed as u64..=seed as u64,
+        None => 1..=from_env("CRASH_SEEDS").unwrap_or(2) as u64,
+    }
+}
+
+fn from_env(name: &str) -> Option<usize> {
+    let text = env::var(name).ok()?;
+    Some(text.parse().expect("a number"))
+}
