@@ -85,9 +85,13 @@ impl Tid {
         Duration::from_secs(days * 86_400 + minutes % (24 * 60) * 60) + Duration::from_nanos(nanos)
     }
 
+    /// Tids from here on are refused: some room below [`Self::MAX`], which has to stay above all.
+    /// The year is far beyond 10000.
+    pub const END: Self = Self(Self::MAX.0 - (1 << 40));
+
     /// The smallest tid that is larger than this one.
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -25,8 +26,18 @@ const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(120);
 pub(super) enum Listener {
     /// TCP
     Tcp(mio::net::TcpListener),
-    /// A Unix socket, whose name is removed at the end.
-    Unix(mio::net::UnixListener, PathBuf),
+    /// A Unix socket.
+    Unix(UnixName, mio::net::UnixListener),
+}
+
+/// The name of a Unix socket. Until it listens it has another one, so that nobody takes it for
+/// one that a killed server has left behind, and removes it.
+#[derive(Debug)]
+pub(super) struct UnixName {
+    path: PathBuf,
+    temporary: PathBuf,
+    /// Device and inode, to remove no other than ours.
+    id: (u64, u64),
 }
 
 impl Listener {
@@ -69,7 +80,10 @@ impl Listener {
     pub(super) fn listen(&self) -> io::Result<()> {
         match self {
             Self::Tcp(listener) => rustix::net::listen(listener, BACKLOG)?,
-            Self::Unix(listener, _) => rustix::net::listen(listener, BACKLOG)?,
+            Self::Unix(name, listener) => {
+                rustix::net::listen(listener, BACKLOG)?;
+                rustix::fs::rename(&name.temporary, &name.path)?;
+            }
         }
         Ok(())
     }
@@ -85,9 +99,9 @@ impl Listener {
                 sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
                 Ok((Stream::Tcp(stream), peer.to_string()))
             }
-            Self::Unix(listener, path) => {
+            Self::Unix(name, listener) => {
                 let (stream, _) = listener.accept()?;
-                Ok((Stream::Unix(stream), path.display().to_string()))
+                Ok((Stream::Unix(stream), name.path.display().to_string()))
             }
         }
     }
@@ -98,7 +112,7 @@ impl Listener {
             Self::Tcp(listener) => listener
                 .local_addr()
                 .map_or_else(|error| error.to_string(), |address| address.to_string()),
-            Self::Unix(_, path) => path.display().to_string(),
+            Self::Unix(name, _) => name.path.display().to_string(),
         }
     }
 
@@ -106,17 +120,19 @@ impl Listener {
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match self {
             Self::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
-            Self::Unix(listener, _) => listener.register(registry, token, Interest::READABLE),
+            Self::Unix(_, listener) => listener.register(registry, token, Interest::READABLE),
         }
     }
 }
 
-impl Drop for Listener {
+impl Drop for UnixName {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self
-            && let Err(error) = remove_socket(path)
-        {
-            log::warn!("{}: not removed ({error})", path.display());
+        for path in [&self.path, &self.temporary] {
+            if socket_id(path).is_ok_and(|id| id == Some(self.id))
+                && let Err(error) = rustix::fs::unlink(path)
+            {
+                log::warn!("{}: not removed ({error})", path.display());
+            }
         }
     }
 }
@@ -141,25 +157,47 @@ fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<Listener> {
 }
 
 fn bind_unix(path: PathBuf) -> io::Result<Listener> {
-    // A server that was killed leaves its socket behind; one that lives answers.
-    if UnixStream::connect(&path).is_ok() {
+    if socket_id(&path)?.is_some() && is_alive(&path)? {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    remove_socket(&path)?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+    let temporary = path.with_file_name(format!(".{}.sock", std::process::id()));
+    let socket = unix_socket()?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&temporary)?)?;
+    let id = socket_id(&temporary)?.unwrap_or_default();
     let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
-    Ok(Listener::Unix(listener, path))
+    let name = UnixName {
+        path,
+        temporary,
+        id,
+    };
+    Ok(Listener::Unix(name, listener))
 }
 
-/// Removes what stands under the name of a Unix socket, if it is one.
-fn remove_socket(path: &std::path::Path) -> io::Result<()> {
-    use rustix::fs::{FileType, lstat, unlink};
+/// Whether a server listens there, even one that is too busy to accept.
+fn is_alive(path: &Path) -> io::Result<bool> {
+    use rustix::io::Errno;
+    match rustix::net::connect(unix_socket()?, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Ok(socket)
+}
+
+/// Device and inode of the socket of that name; an error if it is something else.
+fn socket_id(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    use rustix::fs::{FileType, lstat};
     match lstat(path) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => Ok(unlink(path)?),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => {
+            Ok(Some((stat.st_dev, stat.st_ino)))
+        }
         Ok(_) => Err(io::Error::other("there is something that is no socket")),
-        Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -28,7 +28,10 @@ use self::worker::Workers;
 use crate::config::{self, Config, StorageConfig, StorageKind};
 use crate::exit::Exit;
 use crate::ids::ClientId;
-use crate::limits::{ACCEPTS_PER_TURN, CALLS_PER_TURN, READ_BYTES_PER_TURN, REGISTER_TIMEOUT};
+use crate::limits::{
+    ACCEPTS_PER_TURN, CALLS_PER_TURN, DESCRIPTORS_KEPT, READ_BYTES_PER_TURN, REGISTER_TIMEOUT,
+    WRITE_BYTES_PER_TURN,
+};
 use crate::logging;
 use crate::server::{self, Now, Output, Server};
 use crate::storage::disk::{Disk, OsDisk};
@@ -43,8 +46,8 @@ const WAKER: Token = Token(usize::MAX);
 /// Events taken from the kernel in one poll.
 const EVENTS_PER_POLL: usize = 1024;
 
-/// Slices in one `writev`: what Linux takes at most.
-const SLICES_PER_WRITE: usize = 1024;
+/// Slices in one `writev`.
+const SLICES_PER_WRITE: usize = 64;
 
 /// How long a listener rests when the process has no file descriptor left.
 const ACCEPT_REST: Duration = Duration::from_millis(500);
@@ -52,9 +55,14 @@ const ACCEPT_REST: Duration = Duration::from_millis(500);
 /// Time between two looks at what is due only roughly.
 const TICK: Duration = Duration::from_secs(5);
 
-/// How long a stop waits for transactions that are on their way to the disk, and for clients to
-/// take their last replies.
+/// How long a stop waits for transactions that are on their way to the disk.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a stop waits for clients to take their last replies.
+const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time between two complaints that no connection can be accepted.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Something with a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,8 +95,10 @@ struct Reactor {
     log: logging::Handle,
     /// What sockets are read into; frames are cut from copies that are just long enough.
     scratch: Vec<u8>,
-    /// Accepting failed, and was complained of.
-    starved: bool,
+    /// Connections at a time: files need descriptors, too.
+    connections_max: usize,
+    /// When it was said that no connection can be accepted.
+    complained: Option<Instant>,
 }
 
 /// Serves until a signal ends it. `started` is called once, with the addresses, when clients can
@@ -119,7 +129,7 @@ impl Reactor {
     /// Binds, opens, and starts the threads.
     fn start(config: &Config, log: logging::Handle) -> Result<Self, (Exit, String)> {
         let internal = |error: io::Error| (Exit::Internal, format!("cannot start: {error}"));
-        raise_descriptor_limit();
+        let connections_max = raise_descriptor_limit();
         // First, so that no server whose address is in use opens a file, and reads it for minutes;
         // but who can connect shall be served, so listening comes last.
         let mut listeners = Vec::new();
@@ -175,7 +185,8 @@ impl Reactor {
             timers,
             log,
             scratch: vec![0; READ_BYTES_PER_TURN],
-            starved: false,
+            connections_max,
+            complained: None,
         })
     }
 
@@ -203,7 +214,10 @@ impl Reactor {
     /// 6. hand the jobs of this turn to the workers: the finishes of one turn share a sync;
     /// 7. write to every connection that has something to send. A reply that promises durability
     ///    is queued only when its sync is done (2), so none can leave early here;
-    /// 8. close what is to be closed. Nothing is closed before, so keys stay valid for a turn.
+    /// 8. close what is to be closed.
+    ///
+    /// What the ends of disk jobs lead to (2) is written and closed at once, too; a connection that
+    /// is closed is found by nobody in the steps behind.
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         self.wait(events)?;
         let now = now();
@@ -317,16 +331,23 @@ impl Reactor {
         let Some(out) = self.server.output_of(client) else {
             return;
         };
-        while connection.writable && !out.is_empty() {
+        let mut budget = WRITE_BYTES_PER_TURN;
+        while connection.writable && !out.is_empty() && budget > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE];
             let count = out.slices(&mut slices);
             match connection.write(&slices[..count]) {
-                Ok(len) => out.advance(len),
+                Ok(len) => {
+                    out.advance(len);
+                    budget = budget.saturating_sub(len);
+                }
                 Err(error) => {
                     self.server.on_broken(client, &error, now());
                     return;
                 }
             }
+        }
+        if budget == 0 {
+            self.queue(key);
         }
         self.server.on_written(client);
     }
@@ -337,30 +358,36 @@ impl Reactor {
             if !self.acceptable[at] {
                 return;
             }
+            if self.connections.len() >= self.connections_max {
+                let all = io::Error::other("that is the limit of open files, less some for us");
+                return self.rest(at, &all, now);
+            }
             match self.listeners[at].accept() {
-                Ok((stream, peer)) => {
-                    self.starved = false;
-                    self.connect(stream, peer, now);
-                }
+                Ok((stream, peer)) => self.connect(stream, peer, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.acceptable[at] = false;
                 }
-                Err(error) if is_starved(&error) => {
-                    // The connection stays in the kernel's queue. Trying at once would spin.
-                    if !std::mem::replace(&mut self.starved, true) {
-                        log::error!(
-                            "cannot accept connections while {} are open: {error}",
-                            self.connections.len()
-                        );
-                    }
-                    self.acceptable[at] = false;
-                    self.timers
-                        .set(Timer::Accept(at), Some(now.mono + ACCEPT_REST));
-                }
                 // The peer was gone before its turn came.
-                Err(error) => log::debug!("accept: {error}"),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return self.rest(at, &error, now),
             }
         }
+    }
+
+    /// Accepts no more for a while: trying again at once would spin. Who wants to connect stays in
+    /// the kernel's queue.
+    fn rest(&mut self, at: usize, error: &io::Error, now: Now) {
+        if self
+            .complained
+            .is_none_or(|last| now.mono >= last + COMPLAINT_INTERVAL)
+        {
+            self.complained = Some(now.mono);
+            let count = self.connections.len();
+            log::error!("cannot accept connections while {count} are open: {error}");
+        }
+        self.acceptable[at] = false;
+        self.timers
+            .set(Timer::Accept(at), Some(now.mono + ACCEPT_REST));
     }
 
     fn connect(&mut self, stream: connection::Stream, peer: String, now: Now) {
@@ -455,23 +482,16 @@ impl Reactor {
     fn stop(mut self, exit: Exit) -> Exit {
         self.listeners.clear();
         self.acceptable.clear();
-        let deadline = now().mono + DRAIN_TIMEOUT;
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
+        let deadline = now().mono + DRAIN_TIMEOUT;
         self.server.end_turn(now());
         self.follow_server();
         while !self.workers.is_idle() && now().mono < deadline {
-            let timeout = deadline.saturating_duration_since(now().mono);
-            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                log::error!("the event loop failed ({error})");
-                break;
-            }
-            while let Some((tag, done)) = self.workers.take_done() {
-                self.server.on_done(tag, done, now());
-            }
-            self.server.end_turn(now());
-            self.follow_server();
+            self.drain(&mut events, deadline);
+        }
+        let deadline = now().mono + LAST_REPLIES_TIMEOUT;
+        while self.server.has_output() && now().mono < deadline {
+            self.drain(&mut events, deadline);
         }
         let Self {
             server,
@@ -493,6 +513,30 @@ impl Reactor {
         } else {
             exit.max(Exit::WriteFailed)
         }
+    }
+}
+
+impl Reactor {
+    /// A turn of a server that stops: it waits for the disk and for sockets, and reads nothing.
+    fn drain(&mut self, events: &mut Events, deadline: Instant) {
+        // Others are not wanted any more.
+        self.timers.clear();
+        self.timers.set(Timer::Tick, Some(deadline));
+        self.ready.clear();
+        if let Err(error) = self.wait(events) {
+            log::error!("the event loop failed ({error})");
+        }
+        for key in std::mem::take(&mut self.ready) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.queued = false;
+            }
+            self.write(key);
+        }
+        while let Some((tag, done)) = self.workers.take_done() {
+            self.server.on_done(tag, done, now());
+        }
+        self.server.end_turn(now());
+        self.follow_server();
     }
 }
 
@@ -580,24 +624,22 @@ fn notify(states: &[NotifyState<'_>]) {
 }
 
 /// Each client is a descriptor, and the usual soft limit of 1024 is for programs that use select.
-fn raise_descriptor_limit() {
+/// Returns how many clients there may be.
+fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
     limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        log::warn!("the limit of open files stays as it is ({error})");
-    }
-}
-
-/// No descriptor or memory left for another connection.
-fn is_starved(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    Errno::from_io_error(error).is_some_and(|errno| {
-        matches!(
-            errno,
-            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
-        )
-    })
+    let current = match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => limit.current,
+        Err(error) => {
+            log::warn!("the limit of open files stays as it is ({error})");
+            before
+        }
+    };
+    // Without a limit the kernel has one of its own.
+    let current = current.unwrap_or(1 << 20);
+    usize::try_from(current - DESCRIPTORS_KEPT.min(current / 2)).unwrap_or(usize::MAX)
 }
 
 // The token of a connection has both parts of its client's id, so that a late event finds nobody.

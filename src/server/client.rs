@@ -16,8 +16,8 @@ pub(super) struct Client {
     pub(super) storage: Option<usize>,
     pub(super) read_only: bool,
     pub(super) txn: Option<ClientTxn>,
-    /// Its loads that wait for the disk.
-    pub(super) lookups: usize,
+    /// Its calls that wait for the disk.
+    pub(super) waiting: usize,
     /// It does not take what we send; its calls wait.
     pub(super) paused: bool,
     /// It has been told to close; nothing is executed for it any more.
@@ -67,7 +67,7 @@ impl Client {
             storage: None,
             read_only: false,
             txn: None,
-            lookups: 0,
+            waiting: 0,
             paused: false,
             closing: false,
             notices_len: 0,

@@ -26,8 +26,8 @@ use self::invalidation::InvalidationQueue;
 use self::stats::{Moment, Stats};
 use crate::ids::{ClientId, Tid};
 use crate::limits::{
-    LOOKUPS_PER_CLIENT_MAX, OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN,
-    TRANSACTION_TIMEOUT_DEFAULT,
+    OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
+    WAITING_CALLS_MAX,
 };
 use crate::storage::error::StorageError;
 use crate::storage::{Commit, Done, Event, FileStorage, Job, Lookup, TxnId, Vote};
@@ -200,8 +200,8 @@ impl Server {
         let Some(client) = self.clients.get(&id) else {
             return false;
         };
-        let reads_much = client.lookups >= LOOKUPS_PER_CLIENT_MAX;
-        !client.closing && !client.paused && !reads_much && !self.is_busy(client)
+        let waits = client.waiting >= WAITING_CALLS_MAX;
+        !client.closing && !client.paused && !waits && !self.is_busy(client)
     }
 
     /// The client closed the connection.
@@ -232,14 +232,20 @@ impl Server {
             .map(|client| &mut client.session.out)
     }
 
+    /// Whether anything waits for a client's socket.
+    pub fn has_output(&self) -> bool {
+        self.clients
+            .values()
+            .any(|client| !client.session.out.is_empty())
+    }
+
     /// The client's socket took something.
     pub fn on_written(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        if client.session.out.is_empty() {
-            client.notices_len = 0;
-        }
+        // Of what is left no more can be notices; so a client that keeps up is never called deaf.
+        client.notices_len = client.notices_len.min(client.session.out.len());
         if client.paused && client.session.out.len() <= OUTPUT_RESUME_LEN {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
@@ -313,7 +319,7 @@ impl Server {
         let deadlines = self.storages.iter().flat_map(|served| {
             let locked = served.storage.locked_since();
             [
-                locked.map(|since| since + self.transaction_timeout()),
+                locked.and_then(|since| since.checked_add(self.transaction_timeout())),
                 served.storage.resolving_until(),
             ]
         });
@@ -361,6 +367,7 @@ impl Server {
                 Event::Voted(txn, vote) => self.on_voted(at, txn, vote),
                 Event::Committed(commit) => self.on_committed(at, commit, now),
                 Event::Lost(txn) => {
+                    self.storages[at].stats.active_txns -= 1;
                     if let Some(id) = self.storages[at].owners.remove(&txn) {
                         self.hang_up(id, &Reason::FinishLost, now);
                     }
@@ -369,7 +376,7 @@ impl Server {
                     let owner = self.storages[at].owners.get(&txn);
                     self.outputs.extend(owner.copied().map(Output::Serve));
                 }
-                Event::OidsRaised => self.on_oids_raised(at),
+                Event::OidsRaised { raised } => self.on_oids_raised(at, raised),
             }
         }
     }
@@ -439,6 +446,7 @@ impl Server {
             args: vec![tid.into(), changed],
             encoded: [None, None],
         };
+        let mut deaf = Vec::new();
         for id in &served.clients {
             let Some(client) = self.clients.get_mut(id).filter(|client| !client.closing) else {
                 continue;
@@ -447,6 +455,8 @@ impl Server {
                 served.stats.conflicts_resolved +=
                     answer_finish(client, txn, tid, object_count, len);
                 self.outputs.push_back(Output::Serve(*id));
+            } else if client.notices_len > OUTPUT_LEN_MAX {
+                deaf.push(*id);
             } else {
                 let frame = frames.of(client.session.dialect());
                 client.notices_len += frame.len();
@@ -455,17 +465,7 @@ impl Server {
             self.to_send.insert(*id);
         }
         served.invalidations.push(tid, oids);
-        self.drop_deaf_clients(at, now);
-    }
-
-    /// Disconnects clients that take nothing of what they are told.
-    fn drop_deaf_clients(&mut self, at: usize, now: Now) {
-        let deaf = self.storages[at].clients.iter().filter(|id| {
-            self.clients
-                .get(id)
-                .is_some_and(|client| client.notices_len > OUTPUT_LEN_MAX)
-        });
-        for id in deaf.copied().collect::<Vec<_>>() {
+        for id in deaf {
             self.hang_up(id, &Reason::Deaf, now);
         }
     }

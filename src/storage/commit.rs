@@ -35,7 +35,8 @@ use super::staging::{Data, Metadata, Record, TXN_TRAILER_LEN, Txn, TxnId, TxnSta
 use super::{Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::{
-    METADATA_LEN_MAX, RESOLVE_TIMEOUT, SHARED_DATA_LEN_MIN, VOTES_WITH_CONFLICTS_MAX,
+    CONFLICTS_LEN_MAX, METADATA_LEN_MAX, RESOLVE_TIMEOUT, SHARED_DATA_LEN_MIN,
+    VOTES_WITH_CONFLICTS_MAX,
 };
 
 /// Space is reserved in steps of this many bytes.
@@ -50,7 +51,7 @@ pub struct Conflict {
     pub committed: Tid,
     /// The serial that the client sent; zero if it sent none.
     pub sent: Tid,
-    /// The data that the client sent.
+    /// The data that the client sent; may be missing if it is not to resolve the conflict.
     pub data: Bytes,
 }
 
@@ -85,8 +86,8 @@ pub enum Refusal {
     Quota,
     /// User name, description or extension are too long for the file format.
     MetadataTooLong(&'static str),
-    /// The wanted tid is not above the last one.
-    TidNotAbove(Tid),
+    /// The wanted tid is not above the last one, or leaves none above it.
+    WrongTid(Tid),
     /// No space, or the disk failed.
     Disk(String),
 }
@@ -129,13 +130,15 @@ impl FileStorage {
     }
 
     /// Adds a new revision of an object. `serial` is the revision that it replaces; what is not a
-    /// serial can only be right for a new object.
-    pub fn store(&mut self, txn: TxnId, oid: Oid, serial: Option<Tid>, data: Bytes) {
-        let Some(staging) = self.txns.get_mut(&txn) else {
-            return;
+    /// serial can only be right for a new object. `false` if nothing can be added, since the
+    /// transaction was voted: its lock and its space are for what it had named then.
+    #[must_use]
+    pub fn store(&mut self, txn: TxnId, oid: Oid, serial: Option<Tid>, data: Bytes) -> bool {
+        let Some(staging) = self.txns.get_mut(&txn).filter(|it| it.takes_records()) else {
+            return false;
         };
         if staging.broken.is_some() {
-            return;
+            return true;
         }
         // Short data do not keep the whole of what was read from the socket with them.
         let data = match data.len() {
@@ -153,13 +156,18 @@ impl FileStorage {
                 records,
             }));
         }
+        true
     }
 
-    /// Makes the transaction depend on a revision being current when it is voted.
-    pub fn check(&mut self, txn: TxnId, oid: Oid, serial: Tid) {
-        if let Some(txn) = self.txns.get_mut(&txn) {
-            txn.checks.push((oid, serial));
-        }
+    /// Makes the transaction depend on a revision being current when it is voted. `false` as for
+    /// [`Self::store`].
+    #[must_use]
+    pub fn check(&mut self, txn: TxnId, oid: Oid, serial: Tid) -> bool {
+        let Some(staging) = self.txns.get_mut(&txn).filter(|it| it.takes_records()) else {
+            return false;
+        };
+        staging.checks.push((oid, serial));
+        true
     }
 
     /// Asks for the commit lock; the answer is an [`Event::Voted`], now or later. `false` if this
@@ -331,14 +339,14 @@ impl FileStorage {
                 }));
                 return;
             }
-            Ok(Comparison::Conflicts(conflicts)) => self.on_conflicts(id, ticket, conflicts, now),
+            Ok(Comparison::Conflicts(conflicts)) => {
+                return self.on_conflicts(id, ticket, conflicts, now);
+            }
             Ok(Comparison::Clean) => self.reserve(id, ticket, now),
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = checked {
-            self.roll_back(id, now);
-            self.events
-                .push_back(Event::Voted(id, Vote::Refused(refusal)));
+            self.refuse(id, refusal, now);
         }
     }
 
@@ -386,55 +394,73 @@ impl FileStorage {
                 _ => {}
             }
         }
-        let (mut conflicts, mut staged) = (Vec::new(), Vec::new());
-        for (at, record) in txn.records.iter().enumerate() {
+        let mut conflicting = Vec::new();
+        for record in &txn.records {
             let Some(pos) = self.index.get(record.oid) else {
                 continue;
             };
-            let Some(committed) = serial_at(record.oid, pos)? else {
-                continue;
-            };
-            if record.serial == Some(committed) {
-                continue;
-            }
-            match &record.data {
-                Data::Memory(data) => conflicts.push(Conflict {
-                    oid: record.oid,
-                    committed,
-                    sent: record.serial.unwrap_or_default(),
-                    data: data.clone(),
-                }),
-                Data::Staged { pos, len } => staged.push((at, *pos, *len)),
+            match serial_at(record.oid, pos)? {
+                Some(committed) if record.serial != Some(committed) => {
+                    conflicting.push((record, committed));
+                }
+                _ => {}
             }
         }
-        if !serials.is_empty() || !staged.is_empty() {
+        if !serials.is_empty() {
+            let staged = Vec::new();
             return Ok(Comparison::Fetch { serials, staged });
         }
-        if !conflicts.is_empty() {
-            return Ok(Comparison::Conflicts(conflicts));
-        }
-        Ok(Comparison::Clean)
+        self.conflicts(txn, &conflicting)
     }
 
-    /// The client may resolve conflicts, with the lock kept for it, but not for ever.
-    fn on_conflicts(
-        &mut self,
-        id: TxnId,
-        ticket: Ticket,
-        mut conflicts: Vec<Conflict>,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        let Some(txn) = self.txns.get_mut(&id) else {
-            return Ok(());
+    /// What a client gets to resolve, unless it shall not, or it is too much.
+    fn conflicts(&self, txn: &Txn, conflicting: &[(&Record, Tid)]) -> Result<Comparison, Refusal> {
+        let conflict = |(record, committed): &(&Record, Tid)| Conflict {
+            oid: record.oid,
+            committed: *committed,
+            sent: record.serial.unwrap_or_default(),
+            data: match &record.data {
+                Data::Memory(data) => data.clone(),
+                Data::Staged { .. } => Bytes::new(),
+            },
         };
-        txn.conflicting_votes += 1;
-        if !self.options.client_resolves || txn.conflicting_votes > VOTES_WITH_CONFLICTS_MAX {
-            return Err(Refusal::Conflict(conflicts.swap_remove(0)));
+        let Some(first) = conflicting.first() else {
+            return Ok(Comparison::Clean);
+        };
+        let len: usize = conflicting
+            .iter()
+            .map(|(record, _)| record.data.len())
+            .sum();
+        let resolves = self.options.client_resolves
+            && txn.conflicting_votes < VOTES_WITH_CONFLICTS_MAX
+            && len <= CONFLICTS_LEN_MAX;
+        if !resolves {
+            return Err(Refusal::Conflict(conflict(first)));
         }
-        txn.state = TxnState::Resolving { ticket, since: now };
-        self.events
-            .push_back(Event::Voted(id, Vote::Conflicts(conflicts)));
-        Ok(())
+        let staged = conflicting
+            .iter()
+            .filter_map(|(record, _)| match record.data {
+                Data::Staged { pos, len } => Some((record.oid, pos, len)),
+                Data::Memory(_) => None,
+            });
+        let staged: Vec<_> = staged.collect();
+        if !staged.is_empty() {
+            let serials = Vec::new();
+            return Ok(Comparison::Fetch { serials, staged });
+        }
+        Ok(Comparison::Conflicts(
+            conflicting.iter().map(conflict).collect(),
+        ))
+    }
+
+    /// The client resolves conflicts, with the lock kept for it, but not for ever.
+    fn on_conflicts(&mut self, id: TxnId, ticket: Ticket, conflicts: Vec<Conflict>, now: Instant) {
+        if let Some(txn) = self.txns.get_mut(&id) {
+            txn.conflicting_votes += 1;
+            txn.state = TxnState::Resolving { ticket, since: now };
+            let conflicts = Vote::Conflicts(conflicts);
+            self.events.push_back(Event::Voted(id, conflicts));
+        }
     }
 
     /// Sees to it that the file has space for a transaction that is otherwise fine.
@@ -442,8 +468,9 @@ impl FileStorage {
         let Some(txn) = self.txns.get_mut(&id) else {
             return Ok(());
         };
-        if let Some(tid) = txn.metadata.tid.filter(|tid| *tid <= self.assigned_tid) {
-            return Err(Refusal::TidNotAbove(tid));
+        let is_wrong = |tid: &Tid| *tid <= self.assigned_tid || *tid >= Tid::END;
+        if let Some(tid) = txn.metadata.tid.filter(is_wrong) {
+            return Err(Refusal::WrongTid(tid));
         }
         let len = txn.len_in_file();
         let end = self.assigned_end + self.voted_len + len;
@@ -490,10 +517,7 @@ impl FileStorage {
             Err(error) => {
                 log::error!("{}: no space for a transaction ({error})", self.name());
                 if self.checking(id).is_some() {
-                    self.roll_back(id, now);
-                    let refusal = Refusal::Disk(error.to_string());
-                    self.events
-                        .push_back(Event::Voted(id, Vote::Refused(refusal)));
+                    self.refuse(id, Refusal::Disk(error.to_string()), now);
                 }
                 return;
             }
@@ -516,17 +540,14 @@ impl FileStorage {
             Ok(Fetched { serials, staged }) => {
                 if let Some(txn) = self.txns.get_mut(&id) {
                     txn.serials_read.extend(serials);
-                    for (at, data) in staged {
-                        txn.on_fetched(at, data);
+                    for (oid, data) in staged {
+                        txn.on_fetched(oid, data);
                     }
                 }
                 self.check_vote(id, ticket, now);
             }
             Err(error) => {
-                self.roll_back(id, now);
-                let refusal = Refusal::Disk(error.to_string());
-                self.events
-                    .push_back(Event::Voted(id, Vote::Refused(refusal)));
+                self.refuse(id, Refusal::Disk(error.to_string()), now);
             }
         }
     }
@@ -549,6 +570,9 @@ impl FileStorage {
                 // Its vote will say so; until then it shall not take memory.
                 let mut broken = Txn::new(txn.metadata.clone());
                 broken.broken = Some(reason);
+                // It may hold the lock, and have to give it back.
+                broken.state = txn.state;
+                broken.conflicting_votes = txn.conflicting_votes;
                 *txn = broken;
             }
         }
@@ -649,6 +673,13 @@ impl FileStorage {
         self.failed = Some(reason);
     }
 
+    /// The vote fails, and with it the transaction.
+    fn refuse(&mut self, id: TxnId, refusal: Refusal, now: Instant) {
+        self.events
+            .push_back(Event::Voted(id, Vote::Refused(refusal)));
+        self.roll_back(id, now);
+    }
+
     fn roll_back(&mut self, id: TxnId, now: Instant) {
         let Some(txn) = self.txns.remove(&id) else {
             return;
@@ -667,13 +698,19 @@ impl FileStorage {
         self.go_on(held, now);
     }
 
-    /// These have the lock now.
+    /// These have the lock now. One after the other: a vote that is refused lets the next one in,
+    /// and thousands may wait.
     fn go_on(&mut self, held: Vec<Ticket>, now: Instant) {
-        for ticket in held {
+        self.to_check.extend(held);
+        if std::mem::replace(&mut self.is_checking, true) {
+            return;
+        }
+        while let Some(ticket) = self.to_check.pop_front() {
             if let Some(id) = self.tickets.get(&ticket) {
                 self.check_vote(*id, ticket, now);
             }
         }
+        self.is_checking = false;
     }
 
     fn set_state(&mut self, id: TxnId, state: TxnState) {
@@ -690,7 +727,7 @@ enum Comparison {
     /// Serials and data are not in memory, as [`Job::Fetch`] has them.
     Fetch {
         serials: Vec<(Oid, u64)>,
-        staged: Vec<(usize, u64, usize)>,
+        staged: Vec<(Oid, u64, usize)>,
     },
 }
 
@@ -835,7 +872,7 @@ mod tests {
             let id = self.storage.begin(metadata());
             for (oid, serial, data) in stores {
                 let data = Bytes::from_static(data.as_bytes());
-                self.storage.store(id, Oid(*oid), Some(Tid(*serial)), data);
+                assert!(self.storage.store(id, Oid(*oid), Some(Tid(*serial)), data));
             }
             id
         }
@@ -1007,8 +1044,10 @@ mod tests {
         rig.storage.expire_resolving(rig.now);
         assert!(matches!(rig.settle()[..], [Event::Voted(id, Vote::Granted)] if id == other));
         // The late one waits in line, and goes on with what it has resolved.
-        rig.storage
-            .store(stale, Oid(1), Some(tid), Bytes::from_static(b"both"));
+        assert!(
+            rig.storage
+                .store(stale, Oid(1), Some(tid), Bytes::from_static(b"both"))
+        );
         assert!(rig.vote(stale).is_empty());
         rig.storage.abort(other, rig.now);
         assert!(matches!(rig.settle()[..], [Event::Voted(id, Vote::Granted)] if id == stale));
@@ -1040,7 +1079,7 @@ mod tests {
         let tid = rig.commit(&[(1, 0, "one")]);
         for (oid, serial, fine) in [(1, tid.0, true), (1, 5, false), (9, 5, false)] {
             let id = rig.begin(&[(2 + serial + oid, 0, "two")]);
-            rig.storage.check(id, Oid(oid), Tid(serial));
+            assert!(rig.storage.check(id, Oid(oid), Tid(serial)));
             let granted = matches!(rig.vote(id)[..], [Event::Voted(_, Vote::Granted)]);
             assert_eq!(granted, fine);
             rig.storage.abort(id, rig.now);
@@ -1113,19 +1152,21 @@ mod tests {
         let mut spills = 0;
         for oid in 1..=20 {
             // A serial that is wrong for the one object that exists.
-            rig.storage.store(id, Oid(oid), None, piece(oid));
+            assert!(rig.storage.store(id, Oid(oid), None, piece(oid)));
             spills += usize::from(rig.storage.is_busy(id));
             rig.settle();
         }
         assert_eq!(spills, 2);
-        rig.storage
-            .store(id, Oid(3), None, Bytes::from_static(b"replaced"));
+        assert!(
+            rig.storage
+                .store(id, Oid(3), None, Bytes::from_static(b"replaced"))
+        );
         let events = rig.vote(id);
         let [Event::Voted(_, Vote::Conflicts(conflicts))] = &events[..] else {
             panic!("{events:?}");
         };
         assert_eq!((conflicts.len(), &conflicts[0].data), (1, &piece(20)));
-        rig.storage.store(id, Oid(20), Some(tid), piece(21));
+        assert!(rig.storage.store(id, Oid(20), Some(tid), piece(21)));
         assert!(matches!(rig.vote(id)[..], [Event::Voted(_, Vote::Granted)]));
         rig.finish(id);
         assert!(matches!(rig.settle()[..], [Event::Committed(_)]));
@@ -1143,10 +1184,83 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_added_to_a_transaction_that_was_voted() {
+        let mut rig = Rig::new(options());
+        let voted = rig.begin(&[(1, 0, "one")]);
+        rig.vote(voted);
+        let waiting = rig.begin(&[(2, 0, "two")]);
+        assert!(rig.vote(waiting).is_empty());
+        let data = Bytes::from_static(b"late");
+        for id in [voted, waiting] {
+            assert!(!rig.storage.store(id, Oid(3), None, data.clone()));
+            assert!(!rig.storage.check(id, Oid(3), Tid(1)));
+        }
+        rig.finish(voted);
+        assert_eq!(rig.settle().len(), 2);
+    }
+
+    #[test]
+    fn thousands_of_refused_votes_are_no_recursion() {
+        let mut rig = Rig::new(Options {
+            client_resolves: false,
+            ..options()
+        });
+        rig.commit(&[(1, 0, "one")]);
+        let first = rig.begin(&[(2, 0, "two")]);
+        rig.vote(first);
+        for _ in 0..3000 {
+            let id = rig.begin(&[(1, 5, "stale")]);
+            assert!(rig.storage.vote(id, rig.now));
+        }
+        rig.storage.abort(first, rig.now);
+        let events = rig.settle();
+        assert_eq!(events.len(), 3000);
+        rig.commit(&[(3, 0, "free")]);
+    }
+
+    #[test]
+    fn a_transaction_that_cannot_be_staged_gives_its_lock_back() {
+        let mut rig = Rig::new(options());
+        rig.commit(&[(1, 0, "one")]);
+        let id = rig.begin(&[(1, 0, "two")]);
+        assert!(matches!(
+            rig.vote(id)[..],
+            [Event::Voted(_, Vote::Conflicts(_))]
+        ));
+        let large = Bytes::from(vec![1; 9 << 20]);
+        assert!(rig.storage.store(id, Oid(1), None, large));
+        rig.collect();
+        let [Job::Spill { .. }] = &rig.jobs[..] else {
+            panic!("{:?}", rig.jobs);
+        };
+        rig.jobs.clear();
+        let full = Err(io::ErrorKind::StorageFull.into());
+        rig.storage.on_spilled(id, 0, &[0], full);
+        let other = rig.begin(&[(2, 0, "other")]);
+        assert!(matches!(rig.vote(other)[..], [Event::Spilled(_)]));
+        let events = rig.vote(id);
+        assert!(
+            matches!(
+                events[..],
+                [
+                    Event::Voted(a, Vote::Refused(Refusal::Disk(_))),
+                    Event::Voted(b, Vote::Granted)
+                ] if (a, b) == (id, other)
+            ),
+            "{events:?}"
+        );
+    }
+
+    #[test]
     fn a_wanted_tid_must_be_above_the_last() {
         let mut rig = Rig::new(options());
         let tid = rig.commit(&[(1, 0, "one")]);
-        for (wanted, fine) in [(tid, false), (Tid(tid.0 + 1000), true)] {
+        for (wanted, fine) in [
+            (tid, false),
+            (Tid(u64::MAX), false),
+            (Tid::MAX, false),
+            (Tid(tid.0 + 1000), true),
+        ] {
             let id = rig.storage.begin(Metadata {
                 tid: Some(wanted),
                 ..metadata()

@@ -24,9 +24,10 @@ use crate::ids::{Oid, Tid};
 pub enum Lane {
     /// Appends and syncs: one thread a storage.
     Commit,
-    /// Reads of what is not in memory, and staging: any number of threads, any order.
+    /// What clients wait for: reads of what is not in memory, and new oids. Any number of threads,
+    /// any order.
     Read,
-    /// What may take long and is urgent to nobody: index and oid ceiling.
+    /// What may take long: the index, and staging of large transactions.
     Housekeeping,
 }
 
@@ -129,8 +130,8 @@ pub enum Job {
         tail: u64,
         /// The staging file.
         staging_file: Option<Arc<dyn File>>,
-        /// Numbers of records with position and length of their data there.
-        staged: Vec<(usize, u64, usize)>,
+        /// Objects with position and length of their data there.
+        staged: Vec<(Oid, u64, usize)>,
     },
     /// Read for a client.
     Lookup {
@@ -245,8 +246,8 @@ impl Append {
 pub struct Fetched {
     /// Positions of records with their serials.
     pub(super) serials: Vec<(u64, Tid)>,
-    /// Numbers of records with their data.
-    pub(super) staged: Vec<(usize, Bytes)>,
+    /// Objects with their data.
+    pub(super) staged: Vec<(Oid, Bytes)>,
 }
 
 /// What became of a job.
@@ -311,8 +312,8 @@ impl Job {
     pub const fn lane(&self) -> Lane {
         match self {
             Self::Append(_) | Self::Allocate { .. } => Lane::Commit,
-            Self::Spill { .. } | Self::Fetch { .. } | Self::Lookup { .. } => Lane::Read,
-            Self::SaveIndex { .. } | Self::RaiseOids { .. } => Lane::Housekeeping,
+            Self::Fetch { .. } | Self::Lookup { .. } | Self::RaiseOids { .. } => Lane::Read,
+            Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
         }
     }
 
@@ -420,13 +421,13 @@ fn fetch(
     reader: &Reader<'_>,
     serials: &[(Oid, u64)],
     staging_file: Option<&dyn File>,
-    staged: &[(usize, u64, usize)],
+    staged: &[(Oid, u64, usize)],
 ) -> Result<Fetched, ReadError> {
     let serials = serials
         .iter()
         .map(|(oid, pos)| Ok((*pos, reader.record_tid(*pos, *oid)?)));
-    let staged = staged.iter().filter_map(|(at, pos, len)| {
-        staging_file.map(|file| Ok((*at, read_whole(file, *pos, *len)?)))
+    let staged = staged.iter().filter_map(|(oid, pos, len)| {
+        staging_file.map(|file| Ok((*oid, read_whole(file, *pos, *len)?)))
     });
     Ok(Fetched {
         serials: serials.collect::<Result<_, ReadError>>()?,

@@ -87,8 +87,11 @@ pub enum Event {
     Lost(TxnId),
     /// A transaction that was too much for the memory can go on.
     Spilled(TxnId),
-    /// [`FileStorage::allocate_oids`] can go on.
-    OidsRaised,
+    /// [`FileStorage::allocate_oids`] can go on; or it cannot, because the disk fails.
+    OidsRaised {
+        /// Whether the ceiling is higher now.
+        raised: bool,
+    },
 }
 
 /// Why a lookup has no answer yet, or none at all.
@@ -140,6 +143,9 @@ pub struct FileStorage {
     txns_begun: u64,
     lock: CommitLock,
     tickets: BTreeMap<Ticket, TxnId>,
+    /// Tickets that got the lock and whose votes are to be checked.
+    to_check: VecDeque<Ticket>,
+    is_checking: bool,
     oids: OidAllocator,
     /// A higher ceiling is on its way to the disk.
     oids_raising: bool,
@@ -172,6 +178,12 @@ impl FileStorage {
             (false, false) => Access::ReadWrite,
         };
         let opened = recover::open(&*disk, path, access, progress)?;
+        if !options.read_only && opened.last_tid >= Tid::END {
+            return Err(StorageError::TidTooHigh {
+                path: path.to_owned(),
+                tid: opened.last_tid,
+            });
+        }
         let ceiling = oids::load(&*disk, path)?;
         Ok(Self {
             file_id: opened
@@ -200,6 +212,8 @@ impl FileStorage {
             txns: BTreeMap::new(),
             txns_begun: 0,
             tickets: BTreeMap::new(),
+            to_check: VecDeque::new(),
+            is_checking: false,
             failed: None,
             index_saved: opened.index_pos,
             index_saving: false,
@@ -357,14 +371,17 @@ impl FileStorage {
     /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone;
     /// those that are have to be waited for before ([`Self::is_writing`]).
     pub fn close(self) -> io::Result<()> {
-        if self.options.read_only || self.failed.is_some() {
+        if let Some(reason) = self.failed {
+            return Err(io::Error::other(reason));
+        }
+        if self.options.read_only {
             return Ok(());
         }
         if self.allocated_end > self.tail {
             // Gives back the space that was reserved ahead.
             self.file.set_len(self.tail)?;
         }
-        if self.tail > self.index_saved || !self.index_saving {
+        if self.tail > self.index_saved {
             self.index
                 .save(self.tail, &*self.disk, &with_suffix(&self.path, ".index"))?;
         }
@@ -381,7 +398,9 @@ impl FileStorage {
     }
 
     pub(super) fn save_index_if_due(&mut self) {
-        if self.tail - self.index_saved >= INDEX_SAVE_LEN {
+        // A large index is written less often, so that it does not cost more than the data.
+        let index_len = self.object_count() * 8;
+        if self.tail - self.index_saved >= INDEX_SAVE_LEN.max(index_len) {
             self.save_index();
         }
     }
@@ -410,10 +429,11 @@ impl FileStorage {
 
     fn on_oids_raised(&mut self, ceiling: Oid, result: Result<(), StorageError>) {
         self.oids_raising = false;
+        let raised = result.is_ok();
         match result {
             Ok(()) => self.oids.raised(ceiling),
             Err(error) => log::error!("{}: new oids cannot be reserved: {error}", self.name()),
         }
-        self.events.push_back(Event::OidsRaised);
+        self.events.push_back(Event::OidsRaised { raised });
     }
 }

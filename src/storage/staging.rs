@@ -176,6 +176,11 @@ impl Txn {
         }
     }
 
+    /// Whether records can be added: not while the lock covers those that there are.
+    pub(super) const fn takes_records(&self) -> bool {
+        matches!(self.state, TxnState::Staging | TxnState::Resolving { .. })
+    }
+
     /// What should go to the staging file: all data in memory, if they are too much for it. Until
     /// [`Self::on_spilled`] nothing may be stored.
     pub(super) fn spill(&mut self) -> Option<Vec<(usize, Bytes)>> {
@@ -205,9 +210,11 @@ impl Txn {
     }
 
     /// Data of a record that were in the staging file are in memory again.
-    pub(super) fn on_fetched(&mut self, at: usize, data: Bytes) {
-        self.memory_len += data.len();
-        self.records[at].data = Data::Memory(data);
+    pub(super) fn on_fetched(&mut self, oid: Oid, data: Bytes) {
+        if let Some(at) = self.by_oid.get(&oid) {
+            self.memory_len += data.len();
+            self.records[*at].data = Data::Memory(data);
+        }
     }
 
     /// Every object that it names.
