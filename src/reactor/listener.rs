@@ -21,7 +21,17 @@ const BACKLOG: i32 = 1024;
 /// questions; stock clients send a heartbeat every 60 s.
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(120);
 
-/// An address that is bound.
+/// An address that is ours, but nobody can connect yet.
+#[derive(Debug)]
+pub(super) enum Bound {
+    /// A socket of any family.
+    Tcp(OwnedFd),
+    /// The path of a Unix socket that nobody listens on. It gets its socket when that listens: one
+    /// that does not looks like one that a killed server has left behind.
+    Unix(PathBuf),
+}
+
+/// An address that clients connect to.
 #[derive(Debug)]
 pub(super) enum Listener {
     /// TCP
@@ -30,64 +40,86 @@ pub(super) enum Listener {
     Unix(UnixName, mio::net::UnixListener),
 }
 
-/// The name of a Unix socket. Until it listens it has another one, so that nobody takes it for
-/// one that a killed server has left behind, and removes it.
+/// The name of a Unix socket, which ends with it.
 #[derive(Debug)]
 pub(super) struct UnixName {
     path: PathBuf,
-    temporary: PathBuf,
     /// Device and inode, to remove no other than ours.
     id: (u64, u64),
 }
 
-impl Listener {
+impl Bound {
     /// Binds all that an address of the configuration stands for: a host name may have several.
-    /// Nobody can connect before [`Self::listen`].
-    pub(super) fn bind(address: &Address) -> io::Result<Vec<Self>> {
+    pub(super) fn new(address: &Address) -> io::Result<Vec<Self>> {
         match address {
-            Address::Unix(path) => Ok(vec![bind_unix(path.clone())?]),
+            Address::Unix(path) => {
+                if socket_id(path)?.is_some() && is_alive(path)? {
+                    return Err(io::ErrorKind::AddrInUse.into());
+                }
+                Ok(vec![Self::Unix(path.clone())])
+            }
             Address::Tcp { host, port } if host.is_empty() => {
                 // One socket for both, where there is IPv6.
                 let v6 = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, *port));
                 let v4 = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, *port));
                 match bind_tcp(v6, true) {
                     Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                        Ok(vec![bind_tcp(v4, false)?])
+                        Ok(vec![Self::Tcp(bind_tcp(v4, false)?)])
                     }
-                    bound => Ok(vec![bound?]),
+                    bound => Ok(vec![Self::Tcp(bound?)]),
                 }
             }
             Address::Tcp { host, port } => {
                 let mut port = *port;
-                let mut listeners = Vec::new();
+                let mut bound = Vec::new();
                 for resolved in (host.as_str(), port).to_socket_addrs()? {
-                    let listener = bind_tcp(SocketAddr::new(resolved.ip(), port), false)?;
-                    if let (0, Self::Tcp(bound)) = (port, &listener) {
+                    let socket = bind_tcp(SocketAddr::new(resolved.ip(), port), false)?;
+                    if port == 0 {
                         // "Any port" is the same one for all addresses of a name.
-                        port = bound.local_addr()?.port();
+                        let address = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
+                        port = address.port();
                     }
-                    listeners.push(listener);
+                    bound.push(Self::Tcp(socket));
                 }
-                if listeners.is_empty() {
+                if bound.is_empty() {
                     return Err(io::Error::other(format!("{host} has no address")));
                 }
-                Ok(listeners)
+                Ok(bound)
             }
         }
     }
 
     /// Lets clients connect.
-    pub(super) fn listen(&self) -> io::Result<()> {
+    pub(super) fn listen(self) -> io::Result<Listener> {
         match self {
-            Self::Tcp(listener) => rustix::net::listen(listener, BACKLOG)?,
-            Self::Unix(name, listener) => {
-                rustix::net::listen(listener, BACKLOG)?;
-                rustix::fs::rename(&name.temporary, &name.path)?;
+            Self::Tcp(socket) => {
+                rustix::net::listen(&socket, BACKLOG)?;
+                let listener = mio::net::TcpListener::from_std(TcpListener::from(socket));
+                Ok(Listener::Tcp(listener))
+            }
+            Self::Unix(path) => {
+                if let Some(id) = socket_id(&path)? {
+                    if is_alive(&path)? {
+                        return Err(io::ErrorKind::AddrInUse.into());
+                    }
+                    // Its server was killed; this removes it.
+                    drop(UnixName {
+                        path: path.clone(),
+                        id,
+                    });
+                }
+                let socket = unix_socket()?;
+                rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+                rustix::net::listen(&socket, BACKLOG)?;
+                let id = socket_id(&path)?.unwrap_or_default();
+                let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
+                Ok(Listener::Unix(UnixName { path, id }, listener))
             }
         }
-        Ok(())
     }
+}
 
+impl Listener {
     /// The next connection, with a name of its peer for logs. `WouldBlock` if there is none.
     pub(super) fn accept(&self) -> io::Result<(Stream, String)> {
         match self {
@@ -127,17 +159,15 @@ impl Listener {
 
 impl Drop for UnixName {
     fn drop(&mut self) {
-        for path in [&self.path, &self.temporary] {
-            if socket_id(path).is_ok_and(|id| id == Some(self.id))
-                && let Err(error) = rustix::fs::unlink(path)
-            {
-                log::warn!("{}: not removed ({error})", path.display());
-            }
+        if socket_id(&self.path).is_ok_and(|id| id == Some(self.id))
+            && let Err(error) = rustix::fs::unlink(&self.path)
+        {
+            log::warn!("{}: not removed ({error})", self.path.display());
         }
     }
 }
 
-fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<Listener> {
+fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv6() {
         AddressFamily::INET6
     } else {
@@ -151,26 +181,7 @@ fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<Listener> {
         sockopt::set_ipv6_v6only(&socket, !both_families)?;
     }
     rustix::net::bind(&socket, &address)?;
-    Ok(Listener::Tcp(mio::net::TcpListener::from_std(
-        TcpListener::from(socket),
-    )))
-}
-
-fn bind_unix(path: PathBuf) -> io::Result<Listener> {
-    if socket_id(&path)?.is_some() && is_alive(&path)? {
-        return Err(io::ErrorKind::AddrInUse.into());
-    }
-    let temporary = path.with_file_name(format!(".{}.sock", std::process::id()));
-    let socket = unix_socket()?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(&temporary)?)?;
-    let id = socket_id(&temporary)?.unwrap_or_default();
-    let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
-    let name = UnixName {
-        path,
-        temporary,
-        id,
-    };
-    Ok(Listener::Unix(name, listener))
+    Ok(socket)
 }
 
 /// Whether a server listens there, even one that is too busy to accept.

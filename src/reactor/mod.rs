@@ -21,7 +21,7 @@ use sd_notify::NotifyState;
 use slab::Slab;
 
 use self::connection::{Connection, ReadOutcome};
-use self::listener::Listener;
+use self::listener::{Bound, Listener};
 use self::signals::{Signal, Signals};
 use self::timer::Timers;
 use self::worker::Workers;
@@ -132,10 +132,10 @@ impl Reactor {
         let connections_max = raise_descriptor_limit();
         // First, so that no server whose address is in use opens a file, and reads it for minutes;
         // but who can connect shall be served, so listening comes last.
-        let mut listeners = Vec::new();
+        let mut bound = Vec::new();
         for address in &config.addresses {
-            match Listener::bind(address) {
-                Ok(bound) => listeners.extend(bound),
+            match Bound::new(address) {
+                Ok(sockets) => bound.extend(sockets),
                 Err(error) => return Err((Exit::Usage, format!("address {address}: {error}"))),
             }
         }
@@ -163,13 +163,15 @@ impl Reactor {
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
         let signals = Signals::install(waker).map_err(internal)?;
-        for (at, listener) in listeners.iter_mut().enumerate() {
-            let listening = listener
-                .listen()
-                .and_then(|()| listener.register(poll.registry(), listener_token(at)));
-            if let Err(error) = listening {
-                let address = listener.describe();
-                return Err((Exit::Usage, format!("address {address}: {error}")));
+        let mut listeners = Vec::new();
+        for (at, bound) in bound.into_iter().enumerate() {
+            let listening = bound.listen().and_then(|mut listener| {
+                listener.register(poll.registry(), listener_token(at))?;
+                Ok(listener)
+            });
+            match listening {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => return Err((Exit::Usage, format!("cannot listen: {error}"))),
             }
         }
         Ok(Self {
