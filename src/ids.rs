@@ -85,6 +85,16 @@ impl Tid {
         Duration::from_secs(days * 86_400 + minutes % (24 * 60) * 60) + Duration::from_nanos(nanos)
     }
 
+    /// The time in seconds since 1970, with the very rounding of Python's `TimeStamp.timeTime`,
+    /// which counts from 1901 first: clients compare such times with those that they compute.
+    pub fn unix_seconds(self) -> f64 {
+        const UNIT: f64 = 60.0 / 65_536.0 / 65_536.0;
+        const FROM_1901: f64 = 25_202.0 * 86_400.0;
+        let minutes = Self(self.0 & !0xffff_ffff).unix_time();
+        let fraction = (self.0 & 0xffff_ffff) as f64 * UNIT;
+        minutes.as_secs_f64() + FROM_1901 + fraction - FROM_1901
+    }
+
     /// Tids from here on are refused: some room below [`Self::MAX`], which has to stay above all.
     /// The year is far beyond 10000.
     pub const END: Self = Self(Self::MAX.0 - (1 << 40));
@@ -170,6 +180,19 @@ mod tests {
             let back = Tid::from_unix_time(time).unix_time();
             assert!(time - back < Duration::from_nanos(20), "{time:?} {back:?}");
         }
+    }
+
+    #[test]
+    fn seconds_are_rounded_as_in_python() {
+        // TimeStamp(bytes.fromhex('040d277469' '0f2033')).timeTime() of persistent 6.9
+        assert_eq!(
+            Tid(0x040d_2774_690f_2033).unix_seconds(),
+            1_795_222_344.623_222_8
+        );
+        assert_eq!(
+            Tid(0x040d_2774_6837_2655).unix_seconds(),
+            1_795_222_344.425_490_9
+        );
     }
 
     #[test]

@@ -39,6 +39,12 @@ pub const CALLS_PER_TURN: usize = 256;
 /// readers busy: each may come back with a large object.
 pub const WAITING_CALLS_MAX: usize = 32;
 
+/// Iterators that a client may have open; stock clients close theirs when they are garbage.
+pub const ITERATORS_MAX: usize = 10_000;
+
+/// Entries of one answer about the past.
+pub const HISTORY_ENTRIES_MAX: u64 = 100_000;
+
 /// Characters of what a client calls itself; they stand in each log line about it.
 pub const LABEL_LEN_MAX: usize = 80;
 

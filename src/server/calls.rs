@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::client::{ClientTxn, Pending};
-use super::{JobTag, LOG, Now, Output, PendingLookup, Reason, Server};
+use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Server, Wanted};
 use crate::ids::{ClientId, Oid};
 use crate::limits::{LABEL_LEN_MAX, METADATA_LEN_MAX, OIDS_PER_CALL_MAX};
 use crate::storage::{Answer, Conflict, Job, Lookup, Metadata, Refusal, Unanswered};
@@ -12,7 +12,7 @@ use crate::zeo::message::{Call, Request};
 use crate::zeo::{Value, pickle};
 
 /// What a method comes to.
-enum Outcome {
+pub(super) enum Outcome {
     /// The answer, if somebody waits for one.
     Reply(Value),
     /// It was answered, or will be.
@@ -100,12 +100,12 @@ impl Server {
             }
             Request::LoadBefore { oid, tid } => {
                 served.stats.loads += 1;
-                self.look_up(id, msgid, at, Lookup::Before(oid, tid))
+                self.look(id, msgid, at, Lookup::Before(oid, tid))
             }
             Request::LoadSerial { oid, serial } => {
-                self.look_up(id, msgid, at, Lookup::Serial(oid, serial))
+                self.look(id, msgid, at, Lookup::Serial(oid, serial))
             }
-            Request::GetTid { oid } => self.look_up(id, msgid, at, Lookup::Current(oid)),
+            Request::GetTid { oid } => self.look(id, msgid, at, Lookup::Current(oid)),
             Request::NewOids { count } => {
                 let count = count
                     .clamp(1, OIDS_PER_CALL_MAX.cast_signed())
@@ -224,6 +224,30 @@ impl Server {
                 }
                 Outcome::Reply(Value::None)
             }
+            Request::History { oid, size } => self.history(id, msgid, at, oid, size),
+            Request::UndoLog { first, last } => {
+                self.undo_log(id, msgid, at, first, last, Vec::new())
+            }
+            Request::UndoInfo {
+                first,
+                last,
+                filter,
+            } => self.undo_log(id, msgid, at, first, last, filter),
+            Request::IteratorStart { start, stop } => self.iterator_start(id, start, stop),
+            Request::IteratorNext { iterator } => self.iterator_next(id, msgid, at, iterator),
+            Request::IteratorRecordStart { iterator, tid } => {
+                self.iterator_record_start(id, iterator, tid)
+            }
+            Request::IteratorRecordNext { iterator } => {
+                self.iterator_record_next(id, msgid, at, iterator)
+            }
+            Request::IteratorGc { iterators } => {
+                for iterator in iterators {
+                    client.iterators.remove(&iterator);
+                }
+                Outcome::Reply(Value::None)
+            }
+            Request::RecordIternext { oid } => self.record_iternext(id, msgid, at, oid),
             unserved => {
                 let message = format!("this server does not support {} yet", unserved.name());
                 Outcome::Raise(other("builtins.NotImplementedError", message))
@@ -264,6 +288,8 @@ impl Server {
             Value::Tuple(vec![Value::text(module), Value::text(name)])
         };
         let interfaces = vec![
+            interface("ZODB.interfaces", "IStorageIteration"),
+            interface("ZODB.interfaces", "IStorageCurrentRecordIteration"),
             interface("ZODB.interfaces", "IStorage"),
             interface("zope.interface", "Interface"),
         ];
@@ -275,7 +301,7 @@ impl Server {
                 storage.path().display().to_string().into(),
             ),
             (Value::text("supportsUndo"), Value::Bool(false)),
-            (Value::text("supports_record_iternext"), Value::Bool(false)),
+            (Value::text("supports_record_iternext"), Value::Bool(true)),
             (Value::text("interfaces"), Value::Tuple(interfaces)),
         ])
     }
@@ -326,78 +352,91 @@ impl Server {
         }
     }
 
+    fn look(&mut self, id: ClientId, msgid: &Value, at: usize, lookup: Lookup) -> Outcome {
+        self.look_up(id, msgid, at, Wanted::Revision, lookup)
+    }
+
     /// Answers now if that needs no wait for the disk, else later.
-    fn look_up(&mut self, id: ClientId, msgid: &Value, at: usize, lookup: Lookup) -> Outcome {
+    pub(super) fn look_up(
+        &mut self,
+        id: ClientId,
+        msgid: &Value,
+        at: usize,
+        wanted: Wanted,
+        lookup: Lookup,
+    ) -> Outcome {
         match self.storages[at].storage.look_up(lookup) {
-            Ok(answer) => lookup_outcome(lookup, answer),
-            Err(Unanswered::Failed(error)) => self.lookup_failed(at, lookup, &error.to_string()),
-            Err(Unanswered::Reading(job)) => {
-                if let Some(client) = self.clients.get_mut(&id) {
-                    client.waiting += 1;
-                }
-                let msgid = msgid.clone();
-                let client = id;
-                self.read(
-                    at,
-                    PendingLookup {
-                        client,
-                        msgid,
-                        lookup,
-                    },
-                    *job,
-                );
-                Outcome::Later
-            }
+            Ok(answer) => lookup_outcome(wanted, lookup, answer),
+            Err(Unanswered::Failed(error)) => self.read_failed(at, &error.to_string()),
+            Err(Unanswered::Reading(job)) => self.read(id, msgid, at, wanted, *job),
         }
     }
 
     /// Has a worker read for a client.
-    fn read(&mut self, at: usize, pending: PendingLookup, job: Job) {
-        let lookup = Some(self.lookups.insert(pending));
-        let tag = JobTag {
-            storage: at,
-            lookup,
+    pub(super) fn read(
+        &mut self,
+        id: ClientId,
+        msgid: &Value,
+        at: usize,
+        wanted: Wanted,
+        job: Job,
+    ) -> Outcome {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.waiting += 1;
+        }
+        let pending = PendingRead {
+            client: id,
+            msgid: msgid.clone(),
+            wanted,
         };
-        self.outputs.push_back(Output::Run(tag, job));
+        self.submit_read(at, pending, job);
+        Outcome::Later
+    }
+
+    fn submit_read(&mut self, at: usize, pending: PendingRead, job: Job) {
+        let read = Some(self.reads.insert(pending));
+        self.outputs
+            .push_back(Output::Run(JobTag { storage: at, read }, job));
     }
 
     /// The disk has answered a lookup.
     pub(super) fn answer_lookup(
         &mut self,
         at: usize,
-        pending: PendingLookup,
+        pending: PendingRead,
+        lookup: Lookup,
         settled: Result<Answer, Unanswered>,
     ) {
         let outcome = match settled {
-            Ok(answer) => lookup_outcome(pending.lookup, answer),
-            Err(Unanswered::Failed(error)) => {
-                self.lookup_failed(at, pending.lookup, &error.to_string())
-            }
-            Err(Unanswered::Reading(job)) => return self.read(at, pending, *job),
+            Ok(answer) => lookup_outcome(pending.wanted, lookup, answer),
+            Err(Unanswered::Failed(error)) => self.read_failed(at, &error.to_string()),
+            Err(Unanswered::Reading(job)) => return self.submit_read(at, pending, *job),
         };
-        let PendingLookup {
+        self.answer_later(&pending, outcome);
+    }
+
+    /// Answers a call that has waited for the disk.
+    pub(super) fn answer_later(&mut self, pending: &PendingRead, outcome: Outcome) {
+        let PendingRead {
             client: id, msgid, ..
         } = pending;
-        let Some(client) = self.clients.get_mut(&id).filter(|client| !client.closing) else {
+        let Some(client) = self.clients.get_mut(id).filter(|client| !client.closing) else {
             return;
         };
         client.waiting -= 1;
         match outcome {
-            Outcome::Reply(value) => client.session.reply(&msgid, &value),
-            Outcome::Raise(error) => client.session.fail(&msgid, &error),
+            Outcome::Reply(value) => client.session.reply(msgid, &value),
+            Outcome::Raise(error) => client.session.fail(msgid, &error),
             Outcome::Later | Outcome::HangUp(_) => {}
         }
-        self.note_output(id);
+        self.note_output(*id);
         // It may have waited for this.
-        self.outputs.push_back(Output::Serve(id));
+        self.outputs.push_back(Output::Serve(*id));
     }
 
-    fn lookup_failed(&self, at: usize, lookup: Lookup, error: &str) -> Outcome {
-        log::error!(
-            "{}: oid {}: {error}",
-            self.storages[at].storage.name(),
-            lookup.oid()
-        );
+    /// The file is damaged there, or the disk does not read it.
+    pub(super) fn read_failed(&self, at: usize, error: &str) -> Outcome {
+        log::error!("{}: {error}", self.storages[at].storage.name());
         Outcome::Raise(other("ZODB.FileStorage.format.CorruptedDataError", error))
     }
 }
@@ -432,20 +471,34 @@ const fn may_be_answered_later(request: &Request) -> bool {
             | Request::LoadBefore { .. }
             | Request::LoadSerial { .. }
             | Request::GetTid { .. }
+            | Request::History { .. }
+            | Request::UndoLog { .. }
+            | Request::UndoInfo { .. }
+            | Request::IteratorNext { .. }
+            | Request::IteratorRecordNext { .. }
+            | Request::RecordIternext { .. }
     )
 }
 
-fn lookup_outcome(lookup: Lookup, answer: Answer) -> Outcome {
-    Outcome::Reply(match answer {
-        Answer::Revision { data, serial, end } => Value::Tuple(vec![
+fn lookup_outcome(wanted: Wanted, lookup: Lookup, answer: Answer) -> Outcome {
+    Outcome::Reply(match (wanted, answer) {
+        (Wanted::NextObject { oid, next }, Answer::Revision { data, serial, .. }) => {
+            Value::Tuple(vec![
+                oid.into(),
+                serial.into(),
+                Value::Bytes(data),
+                next.map_or(Value::None, Value::from),
+            ])
+        }
+        (_, Answer::Revision { data, serial, end }) => Value::Tuple(vec![
             Value::Bytes(data),
-            Value::from(serial),
+            serial.into(),
             end.map_or(Value::None, Value::from),
         ]),
-        Answer::NoneBefore => Value::None,
-        Answer::Data(data) => Value::Bytes(data),
-        Answer::Serial(serial) => Value::from(serial),
-        Answer::Missing => return Outcome::Raise(RemoteError::PosKey(lookup.oid())),
+        (_, Answer::NoneBefore) => Value::None,
+        (_, Answer::Data(data)) => Value::Bytes(data),
+        (_, Answer::Serial(serial)) => serial.into(),
+        (_, Answer::Missing) => return Outcome::Raise(RemoteError::PosKey(lookup.oid())),
     })
 }
 
@@ -549,7 +602,7 @@ pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
     }
 }
 
-fn other(class: &'static str, message: impl Into<String>) -> RemoteError {
+pub(super) fn other(class: &'static str, message: impl Into<String>) -> RemoteError {
     RemoteError::Other {
         class,
         message: message.into(),

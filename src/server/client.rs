@@ -1,9 +1,11 @@
 //! One client as the server sees it: its session, and its transaction in progress.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::ids::ClientId;
+use crate::ids::{ClientId, Tid};
 use crate::storage::TxnId;
+use crate::storage::history::{self, Step};
 use crate::zeo::Value;
 use crate::zeo::session::Session;
 
@@ -18,12 +20,32 @@ pub(super) struct Client {
     pub(super) txn: Option<ClientTxn>,
     /// Its calls that wait for the disk.
     pub(super) waiting: usize,
+    pub(super) iterators: BTreeMap<i64, Iteration>,
+    /// The number of the next one.
+    pub(super) iterators_begun: i64,
+    /// One of them waits for the disk, and the client's next calls for it.
+    pub(super) iterating: bool,
     /// It does not take what we send; its calls wait.
     pub(super) paused: bool,
     /// It has been told to close; nothing is executed for it any more.
     pub(super) closing: bool,
     /// Bytes of notices queued since it last had taken all.
     pub(super) notices_len: usize,
+}
+
+/// How far an iterator has come.
+#[derive(Clone, Debug)]
+pub(super) enum Iteration {
+    /// Over transactions.
+    Transactions {
+        from: history::From,
+        /// The last tid that is wanted.
+        stop: Option<Tid>,
+        /// The one that it gave last.
+        current: Option<Step>,
+    },
+    /// Over the records of a transaction: the position of the next one, and the end.
+    Records { pos: u64, end: u64 },
 }
 
 /// What ZEO calls a transaction of a connection; there is at most one.
@@ -68,6 +90,9 @@ impl Client {
             read_only: false,
             txn: None,
             waiting: 0,
+            iterators: BTreeMap::new(),
+            iterators_begun: 0,
+            iterating: false,
             paused: false,
             closing: false,
             notices_len: 0,

@@ -9,6 +9,7 @@
 //! invalidations are queued, then nobody reads an older state. A load that had to wait for the disk
 //! is looked at again before it is answered (`FileStorage::settle`).
 
+mod browse;
 mod calls;
 mod client;
 mod invalidation;
@@ -24,13 +25,13 @@ use slab::Slab;
 use self::client::{Client, ClientTxn, Pending, Who};
 use self::invalidation::InvalidationQueue;
 use self::stats::{Moment, Stats};
-use crate::ids::{ClientId, Tid};
+use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{
     OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
     WAITING_CALLS_MAX,
 };
 use crate::storage::error::StorageError;
-use crate::storage::{Commit, Done, Event, FileStorage, Job, Lookup, TxnId, Vote};
+use crate::storage::{Commit, Done, Event, FileStorage, Job, TxnId, Vote};
 use crate::zeo::Value;
 use crate::zeo::frame::OutQueue;
 use crate::zeo::message::{Dialect, Encoder, Encoding};
@@ -70,8 +71,8 @@ pub struct Options {
 pub struct JobTag {
     /// Number of the storage.
     pub storage: usize,
-    /// Number of the lookup, if it is one.
-    lookup: Option<usize>,
+    /// Number of the call that waits for it, if it is one.
+    read: Option<usize>,
 }
 
 /// What the server wants of the reactor.
@@ -93,8 +94,8 @@ pub struct Server {
     options: Options,
     storages: Vec<Served>,
     clients: BTreeMap<ClientId, Client>,
-    /// Lookups that wait for the disk.
-    lookups: Slab<PendingLookup>,
+    /// Calls that wait for the disk.
+    reads: Slab<PendingRead>,
     outputs: VecDeque<Output>,
     /// Clients for which something was queued in this turn.
     to_send: BTreeSet<ClientId>,
@@ -115,10 +116,23 @@ struct Served {
 
 /// A call that waits for the disk.
 #[derive(Debug)]
-struct PendingLookup {
+struct PendingRead {
     client: ClientId,
     msgid: Value,
-    lookup: Lookup,
+    wanted: Wanted,
+}
+
+/// What a call wants to know that waits for the disk.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    /// A revision of an object.
+    Revision,
+    /// The current revision of an object, and which object comes next.
+    NextObject { oid: Oid, next: Option<Oid> },
+    /// Revisions or transactions of the past.
+    Log,
+    /// The next transaction or record of this iterator.
+    Iteration(i64),
 }
 
 impl Server {
@@ -149,7 +163,7 @@ impl Server {
             options,
             storages: storages.collect::<Result<_, StorageError>>()?,
             clients: BTreeMap::new(),
-            lookups: Slab::new(),
+            reads: Slab::new(),
             outputs: VecDeque::new(),
             to_send: BTreeSet::new(),
         })
@@ -201,7 +215,7 @@ impl Server {
             return false;
         };
         let waits = client.waiting >= WAITING_CALLS_MAX;
-        !client.closing && !client.paused && !waits && !self.is_busy(client)
+        !client.closing && !client.paused && !waits && !client.iterating && !self.is_busy(client)
     }
 
     /// The client closed the connection.
@@ -260,7 +274,7 @@ impl Server {
 
     /// A job has ended.
     pub fn on_done(&mut self, tag: JobTag, done: Done, now: Now) {
-        match (tag.lookup, done) {
+        match (tag.read, done) {
             (
                 Some(key),
                 Done::Looked {
@@ -269,11 +283,15 @@ impl Server {
                     result,
                 },
             ) => {
-                let pending = self.lookups.remove(key);
+                let pending = self.reads.remove(key);
                 let settled = self.storages[tag.storage]
                     .storage
                     .settle(lookup, pos, result);
-                self.answer_lookup(tag.storage, pending, settled);
+                self.answer_lookup(tag.storage, pending, lookup, settled);
+            }
+            (Some(key), Done::Browsed(result)) => {
+                let pending = self.reads.remove(key);
+                self.answer_browse(tag.storage, pending, result);
             }
             (_, done) => {
                 self.storages[tag.storage].storage.on_done(done, now.mono);
@@ -360,7 +378,7 @@ impl Server {
                 Event::Run(job) => {
                     let tag = JobTag {
                         storage: at,
-                        lookup: None,
+                        read: None,
                     };
                     self.outputs.push_back(Output::Run(tag, job));
                 }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
 use super::format::{STATUS_POS, Status};
+use super::history::{Past, Query};
 use super::index::Index;
 use super::oids;
 use super::read::{Found, Reader, Wait};
@@ -141,6 +142,15 @@ pub enum Job {
         file: Arc<dyn File>,
         /// Where the object's current record is.
         pos: u64,
+        /// The end of what is committed.
+        tail: u64,
+    },
+    /// Answer a question about the past.
+    Browse {
+        /// What.
+        query: Query,
+        /// The data file.
+        file: Arc<dyn File>,
         /// The end of what is committed.
         tail: u64,
     },
@@ -291,6 +301,8 @@ pub enum Done {
         /// What was found.
         result: Result<Answer, ReadError>,
     },
+    /// Of [`Job::Browse`].
+    Browsed(Result<Past, ReadError>),
     /// Of [`Job::SaveIndex`]: the position that it covers.
     IndexSaved {
         /// The end of the transactions that the saved index covers.
@@ -312,7 +324,10 @@ impl Job {
     pub const fn lane(&self) -> Lane {
         match self {
             Self::Append(_) | Self::Allocate { .. } => Lane::Commit,
-            Self::Fetch { .. } | Self::Lookup { .. } | Self::RaiseOids { .. } => Lane::Read,
+            Self::Fetch { .. }
+            | Self::Lookup { .. }
+            | Self::Browse { .. }
+            | Self::RaiseOids { .. } => Lane::Read,
             Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
         }
     }
@@ -381,6 +396,7 @@ impl Job {
                     result: lookup.follow(&reader, pos),
                 }
             }
+            Self::Browse { query, file, tail } => Done::Browsed(query.answer(&file, tail)),
             Self::SaveIndex {
                 disk,
                 path,
@@ -464,6 +480,7 @@ impl fmt::Debug for Job {
             Self::Spill { .. } => "Spill",
             Self::Fetch { .. } => "Fetch",
             Self::Lookup { .. } => "Lookup",
+            Self::Browse { .. } => "Browse",
             Self::SaveIndex { .. } => "SaveIndex",
             Self::RaiseOids { .. } => "RaiseOids",
         };

@@ -12,6 +12,7 @@
 //! | `recover` | opening: locks, index, tail |
 //! | `read` | following an object's revisions |
 //! | `iterate` | transactions in order, and backwards |
+//! | `history` | what clients ask about the past |
 //! | `oids` | object ids, never handed out twice |
 //! | `staging`, `commit_lock`, `commit` | a transaction from begin to published |
 //! | `job` | what workers do |
@@ -21,6 +22,7 @@ mod commit_lock;
 pub mod disk;
 pub mod error;
 pub mod format;
+pub mod history;
 pub mod index;
 pub mod iterate;
 mod job;
@@ -48,6 +50,7 @@ use commit::Finishing;
 use commit_lock::{CommitLock, Ticket};
 use disk::{Disk, File, FileId, with_suffix};
 use error::{ReadError, StorageError};
+use history::Query;
 use index::Index;
 use oids::OidAllocator;
 use read::{Reader, Wait};
@@ -310,6 +313,25 @@ impl FileStorage {
         result.map_err(Unanswered::Failed)
     }
 
+    /// A job that answers a question about the past of what is committed now.
+    pub fn browse(&self, query: Query) -> Job {
+        Job::Browse {
+            query,
+            file: self.file.clone(),
+            tail: self.tail,
+        }
+    }
+
+    /// Where the current record of an object is; what [`Query::History`] wants to know.
+    pub fn position(&self, oid: Oid) -> Option<u64> {
+        self.index.get(oid)
+    }
+
+    /// The first object whose oid is not below `from`.
+    pub fn next_oid(&self, from: Oid) -> Option<Oid> {
+        self.index.next_oid(from)
+    }
+
     /// Hands out `count` new oids in a row; `None` until an [`Event::OidsRaised`].
     pub fn allocate_oids(&mut self, count: u64) -> Option<std::ops::Range<u64>> {
         let range = self.oids.allocate(count);
@@ -343,8 +365,8 @@ impl FileStorage {
             } => self.on_spilled(txn, pos, &records, result),
             Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
-            Done::Looked { lookup, .. } => {
-                debug_assert!(false, "{lookup:?} belongs to settle()");
+            Done::Looked { .. } | Done::Browsed(_) => {
+                debug_assert!(false, "these are for who asked");
             }
         }
     }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::disk::File;
 use super::error::{Damage, Fault, ReadError};
 use super::format::{DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, POINTER_LEN};
+use super::history::Revision;
 use crate::ids::{Oid, Tid};
 use crate::limits::FRAME_LEN_MAX;
 
@@ -127,6 +128,34 @@ impl Reader<'_> {
     /// The tid of the current record, be it a deletion: what a store's serial is compared with.
     pub fn record_tid(&self, pos: u64, oid: Oid) -> Result<Tid, ReadError> {
         Ok(self.record(pos, oid, HEAD_LEN)?.header.tid)
+    }
+
+    /// The header of an object's record.
+    pub(super) fn header(&self, pos: u64, oid: Oid) -> Result<DataHeader, ReadError> {
+        Ok(self.record(pos, oid, HEAD_LEN)?.header)
+    }
+
+    /// The record at `pos`, of whatever object. Its data are those of another transaction if it has
+    /// a back pointer.
+    pub(super) fn revision(&self, pos: u64) -> Result<Revision, ReadError> {
+        let mut bytes = [0; DATA_HEADER_LEN];
+        self.fill(&mut bytes, pos)?;
+        let header = DataHeader::decode(&bytes).map_err(|fault| Damage { pos, fault })?;
+        let record = self.record(pos, header.oid, GUESS_LEN)?;
+        let data_tid = match header.data_len {
+            0 => match record.back()? {
+                Some(back) => Some(self.record_tid(back, header.oid)?),
+                None => None,
+            },
+            _ => None,
+        };
+        Ok(Revision {
+            oid: header.oid,
+            tid: header.tid,
+            data: self.data(record)?,
+            data_tid,
+            next: pos + header.record_len(),
+        })
     }
 
     /// The data of a record, wherever they are; `None` if the object does not exist as of it.
