@@ -85,15 +85,24 @@ impl Tid {
         Duration::from_secs(days * 86_400 + minutes % (24 * 60) * 60) + Duration::from_nanos(nanos)
     }
 
+    /// Tids from here on are refused: some room below [`Self::MAX`], which has to stay above all.
+    /// The year is far beyond 10000.
+    pub const END: Self = Self(Self::MAX.0 - (1 << 40));
+
     /// The smallest tid that is larger than this one.
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
-/// One client connection, for as long as it lasts; never reused within a process.
+/// One client connection, for as long as it lasts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClientId(pub u64);
+pub struct ClientId {
+    /// Counts connections; tells those apart that have had the same key.
+    pub serial: u32,
+    /// Where the reactor keeps the connection.
+    pub key: u32,
+}
 
 impl fmt::Debug for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -103,7 +112,7 @@ impl fmt::Debug for ClientId {
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "c{}", self.0)
+        write!(f, "c{}", self.serial)
     }
 }
 

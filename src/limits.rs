@@ -25,14 +25,25 @@ pub const VALUE_DEPTH_MAX: usize = 64;
 /// beside their message, which is cheaper than one more slot of `writev`.
 pub const SHARED_DATA_LEN_MIN: usize = 1024;
 
-/// Bytes read from one connection in one turn, so that a client that floods us waits its turn.
-pub const READ_BYTES_PER_TURN: usize = 256 * 1024;
+/// Bytes read from one connection in one turn, so that a client that floods us waits its turn. What
+/// is read at once is kept at once, as long as a part of it is staged.
+pub const READ_BYTES_PER_TURN: usize = 64 * 1024;
 
 /// Connections accepted from one listener in one turn.
 pub const ACCEPTS_PER_TURN: usize = 64;
 
 /// Calls of one connection executed in one turn.
 pub const CALLS_PER_TURN: usize = 256;
+
+/// Calls of one client that wait for the disk; its further calls wait for them. As many as keep the
+/// readers busy: each may come back with a large object.
+pub const WAITING_CALLS_MAX: usize = 32;
+
+/// Characters of what a client calls itself; they stand in each log line about it.
+pub const LABEL_LEN_MAX: usize = 80;
+
+/// Bytes written to one connection in one turn, so that one that takes all at once waits its turn.
+pub const WRITE_BYTES_PER_TURN: usize = 4 << 20;
 
 /// Bytes of replies waiting for one client from which on we stop reading its calls.
 pub const OUTPUT_PAUSE_LEN: usize = 1 << 20;
@@ -58,8 +69,15 @@ pub const OID_RESERVE: u64 = 4096;
 /// Transactions of which the changed oids are remembered, if the configuration does not say.
 pub const INVALIDATION_QUEUE_DEFAULT: usize = 100;
 
+/// Descriptors that connections leave to files, and the part of all that this is at most.
+pub const DESCRIPTORS_KEPT: u64 = 64;
+
 /// Time from a granted vote to `tpc_finish`, if the configuration does not say.
 pub const TRANSACTION_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// Bytes of data in conflicts that go back to a client to be resolved; for more the transaction is
+/// refused, since all of it would be in memory at once.
+pub const CONFLICTS_LEN_MAX: usize = 64 << 20;
 
 /// Time that a client that was told of conflicts has for resolving them while nobody else gets
 /// the commit lock. It needs two loads and one more vote.

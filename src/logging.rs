@@ -293,7 +293,8 @@ impl LineFormat {
 /// As Python calls them, for programs that search for these words.
 fn level_name(level: Level) -> &'static str {
     match level {
-        Level::Error => "ERROR",
+        // An operator must act: runzeo's word for that, which log filters look for.
+        Level::Error => "CRITICAL",
         Level::Warn => "WARNING",
         Level::Info => "INFO",
         Level::Debug => "DEBUG",

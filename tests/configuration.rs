@@ -1,5 +1,7 @@
 //! The sample configuration, and the command line of the real binary where it ends by itself.
 
+#![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+
 use std::io;
 use std::path::Path;
 use std::process::{Command, Output};

@@ -1,5 +1,7 @@
 //! The log as a whole. One test, as a process has one log.
 
+#![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+
 use std::fs;
 
 use standby::args::Args;
@@ -58,13 +60,13 @@ fn each_log_file_gets_what_its_level_lets_through_and_can_be_reopened() {
     // The date has the form 2026-11-21T00:46:53.
     assert_eq!(&lines[1][10..11], "T");
     assert_eq!(&lines[1][19..], " INFO logging first");
-    assert_eq!(&lines[3][19..], " ERROR logging second");
+    assert_eq!(&lines[3][19..], " CRITICAL logging second");
     assert_eq!(lines.len(), 4);
     assert!(
         fs::read_to_string(&all)
             .unwrap()
             .ends_with(" INFO logging third\n")
     );
-    assert_eq!(fs::read_to_string(&errors).unwrap(), "ERROR second\n");
+    assert_eq!(fs::read_to_string(&errors).unwrap(), "CRITICAL second\n");
     fs::remove_dir_all(&directory).unwrap();
 }

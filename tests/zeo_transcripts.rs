@@ -1,13 +1,18 @@
 //! Recorded conversations of stock clients with runzeo, held again with our server: the bytes that
 //! the clients sent go in, and what comes out has to mean what runzeo answered.
 //!
+//! Each is held twice: with a disk that answers at once, and with one that has to be waited for.
+//!
 //! The clock is set so that our tids are those of the recording; everything else follows. What may
 //! differ is listed in [`may_differ`], with the reason. The order of messages within a connection
 //! is that of the recording, except that loads may overtake each other; between connections it was
 //! not recorded, and is chosen so that it explains what was (see [`Conversation::next`]).
 
+#![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +20,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use standby::ids::{ClientId, Tid};
 use standby::server::{Now, Output, Server};
+use standby::storage::disk::{Disk, File, FileId, OpenMode};
 use standby::storage::memory::MemoryDisk;
 use standby::storage::{FileStorage, LockScope, Options};
 use standby::zeo::{
@@ -55,12 +61,89 @@ fn answers_mean_what_runzeo_answered() {
         for scenario in SCENARIOS.iter().chain(&["errors", "bad_handshake"]) {
             let directory = client.join(scenario);
             if directory.is_dir() {
-                Conversation::new(&directory).hold();
+                for cold in [false, true] {
+                    Conversation::new(&directory, cold).hold();
+                }
                 held += 1;
             }
         }
     }
     assert!(held >= 40, "only {held} recordings were found");
+}
+
+/// A disk that has nothing in memory: whatever is read has to be waited for.
+#[derive(Debug)]
+struct ColdDisk(MemoryDisk);
+
+#[derive(Debug)]
+struct ColdFile(Arc<dyn File>);
+
+impl Disk for ColdDisk {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(ColdFile(self.0.open(path, mode)?)))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.0.read(path)
+    }
+
+    fn replace(&self, path: &Path, contents: &[&[u8]]) -> io::Result<()> {
+        self.0.replace(path, contents)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+
+    fn identify(&self, path: &Path) -> io::Result<FileId> {
+        self.0.identify(path)
+    }
+
+    fn sync_directory_of(&self, path: &Path) -> io::Result<()> {
+        self.0.sync_directory_of(path)
+    }
+
+    fn open_unnamed(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.0.open_unnamed(path)
+    }
+}
+
+impl File for ColdFile {
+    fn id(&self) -> io::Result<FileId> {
+        self.0.id()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        self.0.read_at(buf, pos)
+    }
+
+    fn read_at_nowait(&self, _buf: &mut [u8], _pos: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn write_at(&self, bufs: &mut [IoSlice<'_>], pos: u64) -> io::Result<()> {
+        self.0.write_at(bufs, pos)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn allocate(&self, pos: u64, len: u64) -> io::Result<()> {
+        self.0.allocate(pos, len)
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.0.try_lock()
+    }
 }
 
 /// One recorded connection.
@@ -90,7 +173,7 @@ impl Conversation {
         clippy::disallowed_methods,
         reason = "an Instant can be had in no other way"
     )]
-    fn new(directory: &Path) -> Self {
+    fn new(directory: &Path, cold: bool) -> Self {
         let mut connections = Vec::new();
         for number in 1.. {
             let file = |direction| directory.join(format!("conn{number}.{direction}.bin"));
@@ -101,7 +184,10 @@ impl Conversation {
                 sent: frames(&fs::read(file("c2s")).unwrap()),
                 answered: frames(&fs::read(file("s2c")).unwrap()),
                 replayed: 0,
-                id: ClientId(number),
+                id: ClientId {
+                    serial: number,
+                    key: 0,
+                },
                 reader: FrameReader::new(1 << 30),
                 got: Vec::new(),
                 closed: false,
@@ -117,6 +203,7 @@ impl Conversation {
             encoding,
             read_only: false,
             invalidation_queue_size: 10,
+            invalidation_age: Duration::ZERO,
             transaction_timeout: None,
             start: "Sat Nov 21 00:00:00 2026".to_owned(),
         };
@@ -130,7 +217,11 @@ impl Conversation {
                 lock_scope: LockScope::Storage,
             };
             // A read-only storage does not create its file.
-            let disk = Arc::new(MemoryDisk::new());
+            let memory = MemoryDisk::new();
+            let disk: Arc<dyn Disk> = match cold {
+                false => Arc::new(memory),
+                true => Arc::new(ColdDisk(memory)),
+            };
             let writable = Options {
                 read_only: false,
                 ..options.clone()
@@ -151,13 +242,16 @@ impl Conversation {
             storage("frozen", true, None),
             storage("small", false, Some(3000)),
         ];
+        let start = Instant::now();
+        let wall = Duration::from_secs(1_795_222_000);
+        let now = Now { mono: start, wall };
         Self {
             name,
             encoding,
             connections,
-            server: Server::new(serving, storages).unwrap(),
-            start: Instant::now(),
-            wall: Duration::from_secs(1_795_222_000),
+            server: Server::new(serving, storages, now).unwrap(),
+            start,
+            wall,
             last_tid: Tid::ZERO,
         }
     }
@@ -312,7 +406,7 @@ impl Conversation {
             return;
         };
         let mut bytes = Vec::new();
-        let mut slices = [std::io::IoSlice::new(&[]); 64];
+        let mut slices = [IoSlice::new(&[]); 64];
         while !out.is_empty() {
             let count = out.slices(&mut slices);
             let taken: Vec<u8> = slices[..count]
@@ -321,7 +415,7 @@ impl Conversation {
                 .collect();
             out.advance(taken.len());
             bytes.extend_from_slice(&taken);
-            slices = [std::io::IoSlice::new(&[]); 64];
+            slices = [IoSlice::new(&[]); 64];
         }
         self.server.on_written(id);
         for connection in self.connections.iter_mut().filter(|one| one.id == id) {

@@ -197,7 +197,7 @@ impl Config {
             invalidation_age: None,
             transaction_timeout: None,
             pid_file: instance_pid_file(around),
-            client_conflict_resolution: false,
+            client_conflict_resolution: true,
             msgpack: around.variable("ZEO_MSGPACK").is_some_and(is_set),
             lock_scope: LockScope::default(),
             storages: Vec::new(),

@@ -495,7 +495,7 @@ mod tests {
             invalidation_age: None,
             transaction_timeout: None,
             pid_file: None,
-            client_conflict_resolution: false,
+            client_conflict_resolution: true,
             msgpack: false,
             lock_scope: LockScope::Storage,
             storages: vec![storage],

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 use rustix::net::sockopt;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::connection::Stream;
 use crate::config::Address;
@@ -20,50 +21,105 @@ const BACKLOG: i32 = 1024;
 /// questions; stock clients send a heartbeat every 60 s.
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(120);
 
-/// An address that is bound.
+/// An address that is ours, but nobody can connect yet.
+#[derive(Debug)]
+pub(super) enum Bound {
+    /// A socket of any family.
+    Tcp(OwnedFd),
+    /// The path of a Unix socket that nobody listens on. It gets its socket when that listens: one
+    /// that does not looks like one that a killed server has left behind.
+    Unix(PathBuf),
+}
+
+/// An address that clients connect to.
 #[derive(Debug)]
 pub(super) enum Listener {
     /// TCP
     Tcp(mio::net::TcpListener),
-    /// A Unix socket, whose name is removed at the end.
-    Unix(mio::net::UnixListener, PathBuf),
+    /// A Unix socket.
+    Unix(UnixName, mio::net::UnixListener),
 }
 
-impl Listener {
+/// The name of a Unix socket, which ends with it.
+#[derive(Debug)]
+pub(super) struct UnixName {
+    path: PathBuf,
+    /// Device and inode, to remove no other than ours.
+    id: (u64, u64),
+}
+
+impl Bound {
     /// Binds all that an address of the configuration stands for: a host name may have several.
-    pub(super) fn bind(address: &Address) -> io::Result<Vec<Self>> {
+    pub(super) fn new(address: &Address) -> io::Result<Vec<Self>> {
         match address {
-            Address::Unix(path) => Ok(vec![bind_unix(path.clone())?]),
+            Address::Unix(path) => {
+                if socket_id(path)?.is_some() && is_alive(path)? {
+                    return Err(io::ErrorKind::AddrInUse.into());
+                }
+                Ok(vec![Self::Unix(path.clone())])
+            }
             Address::Tcp { host, port } if host.is_empty() => {
                 // One socket for both, where there is IPv6.
                 let v6 = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, *port));
                 let v4 = SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, *port));
                 match bind_tcp(v6, true) {
                     Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                        Ok(vec![bind_tcp(v4, false)?])
+                        Ok(vec![Self::Tcp(bind_tcp(v4, false)?)])
                     }
-                    bound => Ok(vec![bound?]),
+                    bound => Ok(vec![Self::Tcp(bound?)]),
                 }
             }
             Address::Tcp { host, port } => {
                 let mut port = *port;
-                let mut listeners = Vec::new();
+                let mut bound = Vec::new();
                 for resolved in (host.as_str(), port).to_socket_addrs()? {
-                    let listener = bind_tcp(SocketAddr::new(resolved.ip(), port), false)?;
-                    if let (0, Self::Tcp(bound)) = (port, &listener) {
+                    let socket = bind_tcp(SocketAddr::new(resolved.ip(), port), false)?;
+                    if port == 0 {
                         // "Any port" is the same one for all addresses of a name.
-                        port = bound.local_addr()?.port();
+                        let address = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
+                        port = address.port();
                     }
-                    listeners.push(listener);
+                    bound.push(Self::Tcp(socket));
                 }
-                if listeners.is_empty() {
+                if bound.is_empty() {
                     return Err(io::Error::other(format!("{host} has no address")));
                 }
-                Ok(listeners)
+                Ok(bound)
             }
         }
     }
 
+    /// Lets clients connect.
+    pub(super) fn listen(self) -> io::Result<Listener> {
+        match self {
+            Self::Tcp(socket) => {
+                rustix::net::listen(&socket, BACKLOG)?;
+                let listener = mio::net::TcpListener::from_std(TcpListener::from(socket));
+                Ok(Listener::Tcp(listener))
+            }
+            Self::Unix(path) => {
+                if let Some(id) = socket_id(&path)? {
+                    if is_alive(&path)? {
+                        return Err(io::ErrorKind::AddrInUse.into());
+                    }
+                    // Its server was killed; this removes it.
+                    drop(UnixName {
+                        path: path.clone(),
+                        id,
+                    });
+                }
+                let socket = unix_socket()?;
+                rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+                rustix::net::listen(&socket, BACKLOG)?;
+                let id = socket_id(&path)?.unwrap_or_default();
+                let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));
+                Ok(Listener::Unix(UnixName { path, id }, listener))
+            }
+        }
+    }
+}
+
+impl Listener {
     /// The next connection, with a name of its peer for logs. `WouldBlock` if there is none.
     pub(super) fn accept(&self) -> io::Result<(Stream, String)> {
         match self {
@@ -75,9 +131,9 @@ impl Listener {
                 sockopt::set_tcp_keepidle(&stream, KEEPALIVE)?;
                 Ok((Stream::Tcp(stream), peer.to_string()))
             }
-            Self::Unix(listener, path) => {
+            Self::Unix(name, listener) => {
                 let (stream, _) = listener.accept()?;
-                Ok((Stream::Unix(stream), path.display().to_string()))
+                Ok((Stream::Unix(stream), name.path.display().to_string()))
             }
         }
     }
@@ -88,7 +144,7 @@ impl Listener {
             Self::Tcp(listener) => listener
                 .local_addr()
                 .map_or_else(|error| error.to_string(), |address| address.to_string()),
-            Self::Unix(_, path) => path.display().to_string(),
+            Self::Unix(name, _) => name.path.display().to_string(),
         }
     }
 
@@ -96,22 +152,22 @@ impl Listener {
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match self {
             Self::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
-            Self::Unix(listener, _) => listener.register(registry, token, Interest::READABLE),
+            Self::Unix(_, listener) => listener.register(registry, token, Interest::READABLE),
         }
     }
 }
 
-impl Drop for Listener {
+impl Drop for UnixName {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self
-            && let Err(error) = remove_socket(path)
+        if socket_id(&self.path).is_ok_and(|id| id == Some(self.id))
+            && let Err(error) = rustix::fs::unlink(&self.path)
         {
-            log::warn!("{}: not removed ({error})", path.display());
+            log::warn!("{}: not removed ({error})", self.path.display());
         }
     }
 }
 
-fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<Listener> {
+fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv6() {
         AddressFamily::INET6
     } else {
@@ -125,33 +181,34 @@ fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<Listener> {
         sockopt::set_ipv6_v6only(&socket, !both_families)?;
     }
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(Listener::Tcp(mio::net::TcpListener::from_std(
-        TcpListener::from(socket),
-    )))
+    Ok(socket)
 }
 
-fn bind_unix(path: PathBuf) -> io::Result<Listener> {
-    // A server that was killed leaves its socket behind; one that lives answers.
-    if UnixStream::connect(&path).is_ok() {
-        return Err(io::ErrorKind::AddrInUse.into());
+/// Whether a server listens there, even one that is too busy to accept.
+fn is_alive(path: &Path) -> io::Result<bool> {
+    use rustix::io::Errno;
+    match rustix::net::connect(unix_socket()?, &SocketAddrUnix::new(path)?) {
+        Ok(()) | Err(Errno::AGAIN) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    remove_socket(&path)?;
-    let listener = UnixListener::bind(&path)?;
-    listener.set_nonblocking(true)?;
-    Ok(Listener::Unix(
-        mio::net::UnixListener::from_std(listener),
-        path,
-    ))
 }
 
-/// Removes what stands under the name of a Unix socket, if it is one.
-fn remove_socket(path: &std::path::Path) -> io::Result<()> {
-    use rustix::fs::{FileType, lstat, unlink};
+fn unix_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Ok(socket)
+}
+
+/// Device and inode of the socket of that name; an error if it is something else.
+fn socket_id(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    use rustix::fs::{FileType, lstat};
     match lstat(path) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => Ok(unlink(path)?),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Socket => {
+            Ok(Some((stat.st_dev, stat.st_ino)))
+        }
         Ok(_) => Err(io::Error::other("there is something that is no socket")),
-        Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -21,14 +21,17 @@ use sd_notify::NotifyState;
 use slab::Slab;
 
 use self::connection::{Connection, ReadOutcome};
-use self::listener::Listener;
+use self::listener::{Bound, Listener};
 use self::signals::{Signal, Signals};
 use self::timer::Timers;
 use self::worker::Workers;
 use crate::config::{self, Config, StorageConfig, StorageKind};
 use crate::exit::Exit;
 use crate::ids::ClientId;
-use crate::limits::{ACCEPTS_PER_TURN, CALLS_PER_TURN, READ_BYTES_PER_TURN, REGISTER_TIMEOUT};
+use crate::limits::{
+    ACCEPTS_PER_TURN, CALLS_PER_TURN, DESCRIPTORS_KEPT, READ_BYTES_PER_TURN, REGISTER_TIMEOUT,
+    WRITE_BYTES_PER_TURN,
+};
 use crate::logging;
 use crate::server::{self, Now, Output, Server};
 use crate::storage::disk::{Disk, OsDisk};
@@ -37,14 +40,14 @@ use crate::storage::recover::Progress;
 use crate::storage::{self, FileStorage};
 use crate::zeo::Encoding;
 
-/// Token of the waker; connections count from zero, listeners down from here.
+/// Token of the waker; listeners count down from here, where no connection's serial comes.
 const WAKER: Token = Token(usize::MAX);
 
 /// Events taken from the kernel in one poll.
 const EVENTS_PER_POLL: usize = 1024;
 
-/// Slices in one `writev`: what Linux takes at most.
-const SLICES_PER_WRITE: usize = 1024;
+/// Slices in one `writev`.
+const SLICES_PER_WRITE: usize = 64;
 
 /// How long a listener rests when the process has no file descriptor left.
 const ACCEPT_REST: Duration = Duration::from_millis(500);
@@ -52,9 +55,14 @@ const ACCEPT_REST: Duration = Duration::from_millis(500);
 /// Time between two looks at what is due only roughly.
 const TICK: Duration = Duration::from_secs(5);
 
-/// How long a stop waits for transactions that are on their way to the disk, and for clients to
-/// take their last replies.
+/// How long a stop waits for transactions that are on their way to the disk.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a stop waits for clients to take their last replies.
+const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time between two complaints that no connection can be accepted.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Something with a deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,8 +95,10 @@ struct Reactor {
     log: logging::Handle,
     /// What sockets are read into; frames are cut from copies that are just long enough.
     scratch: Vec<u8>,
-    /// Accepting failed, and was complained of.
-    starved: bool,
+    /// Connections at a time: files need descriptors, too.
+    connections_max: usize,
+    /// When it was said that no connection can be accepted.
+    complained: Option<Instant>,
 }
 
 /// Serves until a signal ends it. `started` is called once, with the addresses, when clients can
@@ -119,12 +129,13 @@ impl Reactor {
     /// Binds, opens, and starts the threads.
     fn start(config: &Config, log: logging::Handle) -> Result<Self, (Exit, String)> {
         let internal = |error: io::Error| (Exit::Internal, format!("cannot start: {error}"));
-        raise_descriptor_limit();
-        // First, so that no server that cannot listen opens a file, and reads it for minutes.
-        let mut listeners = Vec::new();
+        let connections_max = raise_descriptor_limit();
+        // First, so that no server whose address is in use opens a file, and reads it for minutes;
+        // but who can connect shall be served, so listening comes last.
+        let mut bound = Vec::new();
         for address in &config.addresses {
-            match Listener::bind(address) {
-                Ok(bound) => listeners.extend(bound),
+            match Bound::new(address) {
+                Ok(sockets) => bound.extend(sockets),
                 Err(error) => return Err((Exit::Usage, format!("address {address}: {error}"))),
             }
         }
@@ -134,11 +145,6 @@ impl Reactor {
         }
         let poll = Poll::new().map_err(internal)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(internal)?);
-        for (at, listener) in listeners.iter_mut().enumerate() {
-            listener
-                .register(poll.registry(), listener_token(at))
-                .map_err(internal)?;
-        }
         let workers = Workers::start(storages.len(), &waker).map_err(internal)?;
         let options = server::Options {
             encoding: if config.msgpack {
@@ -148,16 +154,29 @@ impl Reactor {
             },
             read_only: config.read_only,
             invalidation_queue_size: config.invalidation_queue_size,
+            invalidation_age: config.invalidation_age.unwrap_or_default(),
             transaction_timeout: config.transaction_timeout,
             start: logging::local_time_text(system_time()),
         };
-        let server = Server::new(options, storages)
+        let server = Server::new(options, storages, now())
             .map_err(|error| (Exit::StorageFailed, error.to_string()))?;
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
+        let signals = Signals::install(waker).map_err(internal)?;
+        let mut listeners = Vec::new();
+        for (at, bound) in bound.into_iter().enumerate() {
+            let listening = bound.listen().and_then(|mut listener| {
+                listener.register(poll.registry(), listener_token(at))?;
+                Ok(listener)
+            });
+            match listening {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => return Err((Exit::Usage, format!("cannot listen: {error}"))),
+            }
+        }
         Ok(Self {
             workers,
-            signals: Signals::install(waker).map_err(internal)?,
+            signals,
             server,
             acceptable: vec![true; listeners.len()],
             poll,
@@ -168,7 +187,8 @@ impl Reactor {
             timers,
             log,
             scratch: vec![0; READ_BYTES_PER_TURN],
-            starved: false,
+            connections_max,
+            complained: None,
         })
     }
 
@@ -196,7 +216,10 @@ impl Reactor {
     /// 6. hand the jobs of this turn to the workers: the finishes of one turn share a sync;
     /// 7. write to every connection that has something to send. A reply that promises durability
     ///    is queued only when its sync is done (2), so none can leave early here;
-    /// 8. close what is to be closed. Nothing is closed before, so keys stay valid for a turn.
+    /// 8. close what is to be closed.
+    ///
+    /// What the ends of disk jobs lead to (2) is written and closed at once, too; a connection that
+    /// is closed is found by nobody in the steps behind.
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         self.wait(events)?;
         let now = now();
@@ -241,14 +264,13 @@ impl Reactor {
                 self.acceptable[at] = true;
                 continue;
             }
-            let (key, serial) = token_parts(token);
-            // An event of the turn in which a connection was closed finds nobody, or somebody else.
-            let Some(connection) = self.connections.get_mut(key) else {
+            let client = client_of(token);
+            let key = client.key as usize;
+            // The connection may have been closed, and its key may have another one now.
+            let connection = self.connections.get_mut(key);
+            let Some(connection) = connection.filter(|it| it.client == client) else {
                 continue;
             };
-            if client_serial(connection.client) != serial {
-                continue;
-            }
             connection.readable |= event.is_readable() || event.is_read_closed();
             connection.read_closed |= event.is_read_closed() || event.is_error();
             connection.writable |= event.is_writable();
@@ -311,16 +333,23 @@ impl Reactor {
         let Some(out) = self.server.output_of(client) else {
             return;
         };
-        while connection.writable && !out.is_empty() {
+        let mut budget = WRITE_BYTES_PER_TURN;
+        while connection.writable && !out.is_empty() && budget > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE];
             let count = out.slices(&mut slices);
             match connection.write(&slices[..count]) {
-                Ok(len) => out.advance(len),
+                Ok(len) => {
+                    out.advance(len);
+                    budget = budget.saturating_sub(len);
+                }
                 Err(error) => {
                     self.server.on_broken(client, &error, now());
                     return;
                 }
             }
+        }
+        if budget == 0 {
+            self.queue(key);
         }
         self.server.on_written(client);
     }
@@ -331,37 +360,49 @@ impl Reactor {
             if !self.acceptable[at] {
                 return;
             }
+            if self.connections.len() >= self.connections_max {
+                let all = io::Error::other("that is the limit of open files, less some for us");
+                return self.rest(at, &all, now);
+            }
             match self.listeners[at].accept() {
-                Ok((stream, peer)) => {
-                    self.starved = false;
-                    self.connect(stream, peer, now);
-                }
+                Ok((stream, peer)) => self.connect(stream, peer, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.acceptable[at] = false;
                 }
-                Err(error) if is_starved(&error) => {
-                    // The connection stays in the kernel's queue. Trying at once would spin.
-                    if !std::mem::replace(&mut self.starved, true) {
-                        log::error!(
-                            "cannot accept connections while {} are open: {error}",
-                            self.connections.len()
-                        );
-                    }
-                    self.acceptable[at] = false;
-                    self.timers
-                        .set(Timer::Accept(at), Some(now.mono + ACCEPT_REST));
-                }
                 // The peer was gone before its turn came.
-                Err(error) => log::debug!("accept: {error}"),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return self.rest(at, &error, now),
             }
         }
+    }
+
+    /// Accepts no more for a while: trying again at once would spin. Who wants to connect stays in
+    /// the kernel's queue.
+    fn rest(&mut self, at: usize, error: &io::Error, now: Now) {
+        if self
+            .complained
+            .is_none_or(|last| now.mono >= last + COMPLAINT_INTERVAL)
+        {
+            self.complained = Some(now.mono);
+            let count = self.connections.len();
+            log::error!("cannot accept connections while {count} are open: {error}");
+        }
+        self.acceptable[at] = false;
+        self.timers
+            .set(Timer::Accept(at), Some(now.mono + ACCEPT_REST));
     }
 
     fn connect(&mut self, stream: connection::Stream, peer: String, now: Now) {
         self.accepted = self.accepted.wrapping_add(1);
         let entry = self.connections.vacant_entry();
         let key = entry.key();
-        let client = client_id(key, self.accepted);
+        let Ok(slot) = u32::try_from(key) else {
+            return;
+        };
+        let client = ClientId {
+            serial: self.accepted,
+            key: slot,
+        };
         let mut connection = Connection::new(stream, client);
         if let Err(error) = connection.register(self.poll.registry(), connection_token(client)) {
             log::error!("{peer}: cannot be polled ({error})");
@@ -395,15 +436,15 @@ impl Reactor {
         while let Some(output) = self.server.poll_output() {
             match output {
                 Output::Run(tag, job) => self.workers.submit(tag, job),
-                Output::Send(client) => self.write(client_key(client)),
-                Output::Serve(client) => self.queue(client_key(client)),
+                Output::Send(client) => self.write(client.key as usize),
+                Output::Serve(client) => self.queue(client.key as usize),
                 Output::Close(client) => self.close(client),
             }
         }
     }
 
     fn close(&mut self, client: ClientId) {
-        let key = client_key(client);
+        let key = client.key as usize;
         // What is queued was promised; there is no second try.
         self.write(key);
         self.timers.set(Timer::Register(client), None);
@@ -443,23 +484,16 @@ impl Reactor {
     fn stop(mut self, exit: Exit) -> Exit {
         self.listeners.clear();
         self.acceptable.clear();
-        let deadline = now().mono + DRAIN_TIMEOUT;
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
+        let deadline = now().mono + DRAIN_TIMEOUT;
         self.server.end_turn(now());
         self.follow_server();
         while !self.workers.is_idle() && now().mono < deadline {
-            let timeout = deadline.saturating_duration_since(now().mono);
-            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
-                && error.kind() != io::ErrorKind::Interrupted
-            {
-                log::error!("the event loop failed ({error})");
-                break;
-            }
-            while let Some((tag, done)) = self.workers.take_done() {
-                self.server.on_done(tag, done, now());
-            }
-            self.server.end_turn(now());
-            self.follow_server();
+            self.drain(&mut events, deadline);
+        }
+        let deadline = now().mono + LAST_REPLIES_TIMEOUT;
+        while self.server.has_output() && now().mono < deadline {
+            self.drain(&mut events, deadline);
         }
         let Self {
             server,
@@ -484,10 +518,34 @@ impl Reactor {
     }
 }
 
+impl Reactor {
+    /// A turn of a server that stops: it waits for the disk and for sockets, and reads nothing.
+    fn drain(&mut self, events: &mut Events, deadline: Instant) {
+        // Others are not wanted any more.
+        self.timers.clear();
+        self.timers.set(Timer::Tick, Some(deadline));
+        self.ready.clear();
+        if let Err(error) = self.wait(events) {
+            log::error!("the event loop failed ({error})");
+        }
+        for key in std::mem::take(&mut self.ready) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.queued = false;
+            }
+            self.write(key);
+        }
+        while let Some((tag, done)) = self.workers.take_done() {
+            self.server.on_done(tag, done, now());
+        }
+        self.server.end_turn(now());
+        self.follow_server();
+    }
+}
+
 fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, String)> {
     let mut options = storage::Options {
         name: storage.name.clone(),
-        read_only: config.read_only,
+        read_only: false,
         create: false,
         quota: None,
         client_resolves: config.client_conflict_resolution,
@@ -499,7 +557,7 @@ fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, 
     let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
         StorageKind::Memory => (Arc::new(MemoryDisk::new()), Path::new("memory")),
         StorageKind::File(file) => {
-            options.read_only |= file.read_only;
+            options.read_only = file.read_only;
             options.create = file.create;
             options.quota = file.quota;
             (Arc::new(OsDisk::default()), &file.path)
@@ -568,48 +626,35 @@ fn notify(states: &[NotifyState<'_>]) {
 }
 
 /// Each client is a descriptor, and the usual soft limit of 1024 is for programs that use select.
-fn raise_descriptor_limit() {
+/// Returns how many clients there may be.
+fn raise_descriptor_limit() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
+    let before = limit.current;
     limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        log::warn!("the limit of open files stays as it is ({error})");
-    }
+    let current = match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => limit.current,
+        Err(error) => {
+            log::warn!("the limit of open files stays as it is ({error})");
+            before
+        }
+    };
+    // Without a limit the kernel has one of its own.
+    let current = current.unwrap_or(1 << 20);
+    usize::try_from(current - DESCRIPTORS_KEPT.min(current / 2)).unwrap_or(usize::MAX)
 }
 
-/// No descriptor or memory left for another connection.
-fn is_starved(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    Errno::from_io_error(error).is_some_and(|errno| {
-        matches!(
-            errno,
-            Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM
-        )
-    })
-}
-
-// A token of a connection is its client's id: the slab key, and above it a number that tells
-// those apart that have had the same key.
-
-fn client_id(key: usize, serial: u32) -> ClientId {
-    ClientId(u64::from(serial) << 32 | key as u64)
-}
-
-fn client_key(client: ClientId) -> usize {
-    (client.0 & 0xffff_ffff) as usize
-}
-
-fn client_serial(client: ClientId) -> u32 {
-    (client.0 >> 32) as u32
-}
+// The token of a connection has both parts of its client's id, so that a late event finds nobody.
 
 fn connection_token(client: ClientId) -> Token {
-    Token(client.0 as usize)
+    Token((client.serial as usize) << 32 | client.key as usize)
 }
 
-fn token_parts(token: Token) -> (usize, u32) {
-    let client = ClientId(token.0 as u64);
-    (client_key(client), client_serial(client))
+fn client_of(token: Token) -> ClientId {
+    ClientId {
+        serial: (token.0 >> 32) as u32,
+        key: (token.0 & 0xffff_ffff) as u32,
+    }
 }
 
 fn listener_token(at: usize) -> Token {

@@ -29,6 +29,11 @@ impl<K: Copy + Ord> Timers<K> {
         }
     }
 
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new();
+    }
+
     /// The next deadline.
     pub(super) fn next(&self) -> Option<Instant> {
         self.by_time.first().map(|(deadline, _)| *deadline)

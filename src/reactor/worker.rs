@@ -78,7 +78,7 @@ impl Workers {
             Lane::Read => &self.read,
             Lane::Housekeeping => &self.housekeeping,
         };
-        // A worker ends only when its sender is dropped.
+        // A worker ends only when its sender is dropped, or with the process.
         if lane.send((tag, job)).is_ok() {
             self.under_way += 1;
         }

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 
 use super::client::{ClientTxn, Pending};
-use super::{JobTag, Now, Output, PendingLookup, Reason, Server};
+use super::{JobTag, LOG, Now, Output, PendingLookup, Reason, Server};
 use crate::ids::{ClientId, Oid};
-use crate::limits::OIDS_PER_CALL_MAX;
-use crate::storage::{Answer, Conflict, Lookup, Metadata, Refusal, Unanswered};
+use crate::limits::{LABEL_LEN_MAX, METADATA_LEN_MAX, OIDS_PER_CALL_MAX};
+use crate::storage::{Answer, Conflict, Job, Lookup, Metadata, Refusal, Unanswered};
 use crate::zeo::errors::{self, RemoteError};
 use crate::zeo::message::{Call, Request};
 use crate::zeo::{Value, pickle};
@@ -34,6 +34,11 @@ impl Server {
         } = call;
         let name = request.name();
         log::trace!("{id}: {name}");
+        if asynchronous && may_be_answered_later(&request) {
+            // Nobody could know what came of it.
+            let problem = "called without waiting for the answer".to_owned();
+            return self.hang_up(id, &Reason::Call { name, problem }, now);
+        }
         let problem = match self.outcome(id, &msgid, request, now) {
             Outcome::Later => return,
             Outcome::HangUp(problem) => problem,
@@ -71,7 +76,9 @@ impl Server {
             Request::Register { .. } => unreachable!("answered above"),
             Request::Ping => Outcome::Reply(Value::None),
             Request::SetClientLabel { label } => {
-                client.who.label = String::from_utf8_lossy(&label).into_owned();
+                let label = String::from_utf8_lossy(&label);
+                let printable = label.chars().filter(|char| !char.is_control());
+                client.who.label = printable.take(LABEL_LEN_MAX).collect();
                 Outcome::Reply(Value::None)
             }
             Request::LastTransaction => Outcome::Reply(Value::from(served.storage.last_tid())),
@@ -81,7 +88,7 @@ impl Server {
                 Outcome::Reply(self.storages[at].stats.to_value(&moment))
             }
             Request::GetInvalidations { tid } => {
-                Outcome::Reply(served.invalidations.since(tid).map_or(
+                Outcome::Reply(served.invalidations.since(tid, now.wall).map_or(
                     Value::None,
                     |(last, oids)| {
                         Value::Tuple(vec![
@@ -126,8 +133,14 @@ impl Server {
                 }
                 let extension = match &extension {
                     Value::Dict(items) if items.is_empty() => Bytes::new(),
-                    value => Bytes::from(pickle::encode_standalone(value)),
+                    value => match pickle::encode_standalone(value, METADATA_LEN_MAX) {
+                        Some(pickle) => Bytes::from(pickle),
+                        None => return Outcome::HangUp("the extension is too long".to_owned()),
+                    },
                 };
+                // Short, and kept for longer than what they came in should be.
+                let [user, description] =
+                    [user, description].map(|text| Bytes::copy_from_slice(&text));
                 let metadata = Metadata {
                     user,
                     description,
@@ -155,17 +168,20 @@ impl Server {
                 Some(_) if data.is_empty() => Outcome::HangUp(format!("oid {oid} without data")),
                 Some(current) => {
                     served.stats.stores += 1;
-                    served.storage.store(current.id, oid, serial, data);
+                    if !served.storage.store(current.id, oid, serial, data) {
+                        return Outcome::HangUp(AFTER_VOTE.to_owned());
+                    }
+                    self.follow_storage(at, now);
                     Outcome::Reply(Value::None)
                 }
                 None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
             },
             Request::CheckCurrentSerialInTransaction { oid, serial, txn } => {
                 match client.txn_named(&txn) {
-                    Some(current) => {
-                        served.storage.check(current.id, oid, serial);
+                    Some(current) if served.storage.check(current.id, oid, serial) => {
                         Outcome::Reply(Value::None)
                     }
+                    Some(_) => Outcome::HangUp(AFTER_VOTE.to_owned()),
                     None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
                 }
             }
@@ -186,7 +202,8 @@ impl Server {
                 None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
             },
             Request::TpcFinish { txn } => match client.txn_named(&txn) {
-                Some(current) => {
+                // While its vote waits it is as little granted as before it.
+                Some(current) if current.pending == Pending::Nothing => {
                     let id_in_storage = current.id;
                     current.pending = Pending::Finish {
                         msgid: msgid.clone(),
@@ -196,11 +213,9 @@ impl Server {
                         return Outcome::Later;
                     }
                     current.pending = Pending::Nothing;
-                    Outcome::Raise(other(
-                        "builtins.AssertionError",
-                        "tpc_finish of a transaction that has no granted vote",
-                    ))
+                    Outcome::Raise(not_granted())
                 }
+                Some(_) => Outcome::Raise(not_granted()),
                 None => Outcome::Reply(Value::None),
             },
             Request::TpcAbort { txn } => {
@@ -236,8 +251,7 @@ impl Server {
         client.session.on_registered();
         // From here on it hears of every commit, and the answer says which was the last before.
         served.clients.insert(id);
-        log::info!(
-            "{}: connected to storage {name:?}{}",
+        log::info!(target: LOG, "{} connected to storage {name:?}{}",
             client.who,
             if read_only { " to read" } else { "" }
         );
@@ -277,14 +291,19 @@ impl Server {
         let served = &mut self.storages[at];
         let range = served.storage.allocate_oids(count);
         if range.is_none() {
-            served.waiting_for_oids.push((id, msgid.clone(), count));
+            let msgid = msgid.clone();
+            served.waiting_for_oids.push((id, msgid, count));
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.waiting += 1;
+            }
         }
         self.follow_storage(at, now);
         range.map_or(Outcome::Later, |range| Outcome::Reply(oids_value(range)))
     }
 
-    /// Calls of `new_oids` that had to wait are answered.
-    pub(super) fn on_oids_raised(&mut self, at: usize) {
+    /// Calls of `new_oids` that had to wait are answered, as far as the oids go; for the others
+    /// the storage has asked for more.
+    pub(super) fn on_oids_raised(&mut self, at: usize, raised: bool) {
         let served = &mut self.storages[at];
         for (id, msgid, count) in std::mem::take(&mut served.waiting_for_oids) {
             let Some(client) = self.clients.get_mut(&id) else {
@@ -292,12 +311,18 @@ impl Server {
             };
             match served.storage.allocate_oids(count) {
                 Some(range) => client.session.reply(&msgid, &oids_value(range)),
+                None if raised => {
+                    served.waiting_for_oids.push((id, msgid, count));
+                    continue;
+                }
                 None => client.session.fail(
                     &msgid,
                     &other("builtins.OSError", "new oids cannot be reserved on disk"),
                 ),
             }
+            client.waiting -= 1;
             self.to_send.insert(id);
+            self.outputs.push_back(Output::Serve(id));
         }
     }
 
@@ -307,19 +332,33 @@ impl Server {
             Ok(answer) => lookup_outcome(lookup, answer),
             Err(Unanswered::Failed(error)) => self.lookup_failed(at, lookup, &error.to_string()),
             Err(Unanswered::Reading(job)) => {
-                let pending = PendingLookup {
-                    client: id,
-                    msgid: msgid.clone(),
-                    lookup,
-                };
-                let tag = JobTag {
-                    storage: at,
-                    lookup: Some(self.lookups.insert(pending)),
-                };
-                self.outputs.push_back(Output::Run(tag, job));
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.waiting += 1;
+                }
+                let msgid = msgid.clone();
+                let client = id;
+                self.read(
+                    at,
+                    PendingLookup {
+                        client,
+                        msgid,
+                        lookup,
+                    },
+                    *job,
+                );
                 Outcome::Later
             }
         }
+    }
+
+    /// Has a worker read for a client.
+    fn read(&mut self, at: usize, pending: PendingLookup, job: Job) {
+        let lookup = Some(self.lookups.insert(pending));
+        let tag = JobTag {
+            storage: at,
+            lookup,
+        };
+        self.outputs.push_back(Output::Run(tag, job));
     }
 
     /// The disk has answered a lookup.
@@ -334,14 +373,7 @@ impl Server {
             Err(Unanswered::Failed(error)) => {
                 self.lookup_failed(at, pending.lookup, &error.to_string())
             }
-            Err(Unanswered::Reading(job)) => {
-                let tag = JobTag {
-                    storage: at,
-                    lookup: Some(self.lookups.insert(pending)),
-                };
-                self.outputs.push_back(Output::Run(tag, job));
-                return;
-            }
+            Err(Unanswered::Reading(job)) => return self.read(at, pending, *job),
         };
         let PendingLookup {
             client: id, msgid, ..
@@ -349,12 +381,15 @@ impl Server {
         let Some(client) = self.clients.get_mut(&id).filter(|client| !client.closing) else {
             return;
         };
+        client.waiting -= 1;
         match outcome {
             Outcome::Reply(value) => client.session.reply(&msgid, &value),
             Outcome::Raise(error) => client.session.fail(&msgid, &error),
             Outcome::Later | Outcome::HangUp(_) => {}
         }
         self.note_output(id);
+        // It may have waited for this.
+        self.outputs.push_back(Output::Serve(id));
     }
 
     fn lookup_failed(&self, at: usize, lookup: Lookup, error: &str) -> Outcome {
@@ -385,6 +420,18 @@ const fn writes(request: &Request) -> bool {
             | Request::Vote { .. }
             | Request::TpcFinish { .. }
             | Request::TpcAbort { .. }
+    )
+}
+
+const fn may_be_answered_later(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Vote { .. }
+            | Request::TpcFinish { .. }
+            | Request::NewOids { .. }
+            | Request::LoadBefore { .. }
+            | Request::LoadSerial { .. }
+            | Request::GetTid { .. }
     )
 }
 
@@ -419,6 +466,14 @@ fn class_name(record: &[u8]) -> Option<Bytes> {
 
 fn oids_value(range: std::ops::Range<u64>) -> Value {
     Value::List(range.map(|oid| Oid(oid).into()).collect())
+}
+
+/// What a call has to do with that comes after a vote was asked for.
+const AFTER_VOTE: &str = "the transaction was voted already";
+
+fn not_granted() -> RemoteError {
+    let message = "tpc_finish of a transaction that has no granted vote";
+    other("builtins.AssertionError", message)
 }
 
 fn no_such_txn(current: Option<&ClientTxn>, named: Value) -> RemoteError {
@@ -486,7 +541,10 @@ pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
             "The storage quota has been exceeded.",
         ),
         Refusal::MetadataTooLong(what) => other(STORAGE, format!("{what} is too long")),
-        Refusal::TidNotAbove(tid) => other(STORAGE, format!("tid {tid} is not above the last one")),
+        Refusal::WrongTid(tid) => other(
+            STORAGE,
+            format!("tid {tid} is not above the last one, or too high"),
+        ),
         Refusal::Disk(error) => other(STORAGE, error),
     }
 }

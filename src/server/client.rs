@@ -16,6 +16,8 @@ pub(super) struct Client {
     pub(super) storage: Option<usize>,
     pub(super) read_only: bool,
     pub(super) txn: Option<ClientTxn>,
+    /// Its calls that wait for the disk.
+    pub(super) waiting: usize,
     /// It does not take what we send; its calls wait.
     pub(super) paused: bool,
     /// It has been told to close; nothing is executed for it any more.
@@ -65,6 +67,7 @@ impl Client {
             storage: None,
             read_only: false,
             txn: None,
+            waiting: 0,
             paused: false,
             closing: false,
             notices_len: 0,
@@ -86,10 +89,10 @@ impl Client {
 
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}", self.id, self.peer)?;
+        f.write_str("(")?;
         if !self.label.is_empty() {
-            write!(f, ", {}", self.label)?;
+            write!(f, "{} ", self.label)?;
         }
-        f.write_str(")")
+        write!(f, "{} {})", self.id, self.peer)
     }
 }

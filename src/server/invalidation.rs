@@ -1,6 +1,7 @@
 //! The changes of the last transactions, for clients that come back with a cache.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 
 use crate::ids::{Oid, Tid};
 
@@ -9,31 +10,34 @@ use crate::ids::{Oid, Tid};
 pub(super) struct InvalidationQueue {
     /// Oldest first, tids ascending.
     entries: VecDeque<(Tid, Vec<Oid>)>,
-    count_max: usize,
+    /// How many are kept however old they are.
+    count: usize,
+    /// How long they are kept however many they are.
+    age: Duration,
 }
 
 impl InvalidationQueue {
-    /// With what the file says; of more than `count_max` entries the last are kept.
-    pub(super) fn new(count_max: usize, entries: Vec<(Tid, Vec<Oid>)>) -> Self {
-        let mut queue = Self {
+    /// With the last transactions of the file.
+    pub(super) fn new(count: usize, age: Duration, entries: Vec<(Tid, Vec<Oid>)>) -> Self {
+        Self {
             entries: entries.into(),
-            count_max,
-        };
-        queue.trim();
-        queue
+            count,
+            age,
+        }
     }
 
     /// A transaction was committed.
     pub(super) fn push(&mut self, tid: Tid, oids: Vec<Oid>) {
         debug_assert!(self.entries.back().is_none_or(|(last, _)| *last < tid));
         self.entries.push_back((tid, oids));
-        self.trim();
+        self.trim(tid.unix_time());
     }
 
     /// What changed after `since`, the last tid that a client knows: the last tid, and each object
     /// once. `None` if that cannot be told: `since` is too old, or it is a tid that this history
     /// does not have. The client then drops its cache, which may hold what never was here.
-    pub(super) fn since(&self, since: Tid) -> Option<(Tid, Vec<Oid>)> {
+    pub(super) fn since(&mut self, since: Tid, now: Duration) -> Option<(Tid, Vec<Oid>)> {
+        self.trim(now);
         let at = self
             .entries
             .binary_search_by_key(&since, |(tid, _)| *tid)
@@ -48,9 +52,14 @@ impl InvalidationQueue {
         Some((*last, changed.into_iter().collect()))
     }
 
-    fn trim(&mut self) {
-        let excess = self.entries.len().saturating_sub(self.count_max);
-        self.entries.drain(..excess);
+    /// Forgets what is neither among the last nor young. `now` counts from 1970.
+    fn trim(&mut self, now: Duration) {
+        let old = Tid::from_unix_time(now.saturating_sub(self.age));
+        while self.entries.len() > self.count
+            && self.entries.front().is_some_and(|(tid, _)| *tid < old)
+        {
+            self.entries.pop_front();
+        }
     }
 }
 
@@ -58,25 +67,44 @@ impl InvalidationQueue {
 mod tests {
     use super::*;
 
-    fn queue() -> InvalidationQueue {
-        let mut queue = InvalidationQueue::new(3, vec![(Tid(10), vec![Oid(1)])]);
-        queue.push(Tid(20), vec![Oid(2), Oid(3)]);
-        queue.push(Tid(30), vec![]);
-        queue.push(Tid(40), vec![Oid(2)]);
+    const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+    /// The tid of so many seconds ago.
+    fn ago(secs: u64) -> Tid {
+        Tid::from_unix_time(NOW - Duration::from_secs(secs))
+    }
+
+    fn queue(age: u64) -> InvalidationQueue {
+        let first = vec![(ago(40), vec![Oid(1)])];
+        let mut queue = InvalidationQueue::new(3, Duration::from_secs(age), first);
+        queue.push(ago(30), vec![Oid(2), Oid(3)]);
+        queue.push(ago(20), vec![]);
+        queue.push(ago(10), vec![Oid(2)]);
         queue
     }
 
     #[test]
     fn each_changed_object_is_named_once() {
-        assert_eq!(queue().since(Tid(20)), Some((Tid(40), vec![Oid(2)])));
-        assert_eq!(queue().since(Tid(40)), Some((Tid(40), vec![])));
+        let mut queue = queue(0);
+        assert_eq!(queue.since(ago(30), NOW), Some((ago(10), vec![Oid(2)])));
+        assert_eq!(queue.since(ago(10), NOW), Some((ago(10), vec![])));
     }
 
     #[test]
     fn a_tid_that_is_too_old_or_of_another_history_gets_no_list() {
-        for tid in [10, 25, 50, 0] {
-            assert_eq!(queue().since(Tid(tid)), None);
+        for tid in [ago(40), ago(25), ago(5), Tid::ZERO] {
+            assert_eq!(queue(0).since(tid, NOW), None);
         }
-        assert_eq!(InvalidationQueue::new(3, vec![]).since(Tid::ZERO), None);
+        let mut empty = InvalidationQueue::new(3, Duration::ZERO, vec![]);
+        assert_eq!(empty.since(Tid::ZERO, NOW), None);
+    }
+
+    #[test]
+    fn young_entries_are_kept_beyond_the_count() {
+        let all = Some((ago(10), vec![Oid(2), Oid(3)]));
+        assert_eq!(queue(60).since(ago(40), NOW), all);
+        let later = NOW + Duration::from_secs(30);
+        assert_eq!(queue(60).since(ago(40), later), None);
+        assert!(queue(60).since(ago(30), later).is_some());
     }
 }

@@ -24,9 +24,10 @@ use slab::Slab;
 use self::client::{Client, ClientTxn, Pending, Who};
 use self::invalidation::InvalidationQueue;
 use self::stats::{Moment, Stats};
-use crate::ids::ClientId;
+use crate::ids::{ClientId, Tid};
 use crate::limits::{
     OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
+    WAITING_CALLS_MAX,
 };
 use crate::storage::error::StorageError;
 use crate::storage::{Commit, Done, Event, FileStorage, Job, Lookup, TxnId, Vote};
@@ -34,6 +35,9 @@ use crate::zeo::Value;
 use crate::zeo::frame::OutQueue;
 use crate::zeo::message::{Dialect, Encoder, Encoding};
 use crate::zeo::session::{Incoming, Session, SessionError};
+
+/// What lines about clients are logged under: runzeo's name, which people's log filters know.
+const LOG: &str = "ZEO.StorageServer";
 
 /// The time, as the reactor sees it.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +55,10 @@ pub struct Options {
     pub encoding: Encoding,
     /// Nobody may write, whatever the storages are.
     pub read_only: bool,
-    /// Transactions whose changed objects are remembered.
+    /// Transactions whose changed objects are remembered, however old they are.
     pub invalidation_queue_size: usize,
+    /// How long they are remembered, however many there are.
+    pub invalidation_age: Duration,
     /// How long a vote may stay granted, if the operator says so.
     pub transaction_timeout: Option<Duration>,
     /// When the server started, as Python's `ctime` says it.
@@ -121,12 +127,17 @@ impl Server {
     /// # Errors
     ///
     /// The end of a data file cannot be read.
-    pub fn new(options: Options, storages: Vec<FileStorage>) -> Result<Self, StorageError> {
-        let queue_size = options.invalidation_queue_size;
+    pub fn new(
+        options: Options,
+        storages: Vec<FileStorage>,
+        now: Now,
+    ) -> Result<Self, StorageError> {
+        let (count, age) = (options.invalidation_queue_size, options.invalidation_age);
+        let oldest = Tid::from_unix_time(now.wall.saturating_sub(age));
         let storages = storages.into_iter().map(|storage| {
-            let recent = storage.last_transactions(queue_size)?;
+            let recent = storage.last_transactions(count, oldest)?;
             Ok(Served {
-                invalidations: InvalidationQueue::new(queue_size, recent),
+                invalidations: InvalidationQueue::new(count, age, recent),
                 storage,
                 clients: BTreeSet::new(),
                 owners: BTreeMap::new(),
@@ -170,7 +181,7 @@ impl Server {
             let Some(client) = self.clients.get_mut(&id) else {
                 return false;
             };
-            match client.session.next() {
+            match client.session.next_call() {
                 Ok(None) => {
                     self.note_output(id);
                     return false;
@@ -189,7 +200,8 @@ impl Server {
         let Some(client) = self.clients.get(&id) else {
             return false;
         };
-        !client.closing && !client.paused && !self.is_busy(client)
+        let waits = client.waiting >= WAITING_CALLS_MAX;
+        !client.closing && !client.paused && !waits && !self.is_busy(client)
     }
 
     /// The client closed the connection.
@@ -220,14 +232,20 @@ impl Server {
             .map(|client| &mut client.session.out)
     }
 
+    /// Whether anything waits for a client's socket.
+    pub fn has_output(&self) -> bool {
+        self.clients
+            .values()
+            .any(|client| !client.session.out.is_empty())
+    }
+
     /// The client's socket took something.
     pub fn on_written(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
-        if client.session.out.is_empty() {
-            client.notices_len = 0;
-        }
+        // Of what is left no more can be notices; so a client that keeps up is never called deaf.
+        client.notices_len = client.notices_len.min(client.session.out.len());
         if client.paused && client.session.out.len() <= OUTPUT_RESUME_LEN {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
@@ -301,7 +319,7 @@ impl Server {
         let deadlines = self.storages.iter().flat_map(|served| {
             let locked = served.storage.locked_since();
             [
-                locked.map(|since| since + self.transaction_timeout()),
+                locked.and_then(|since| since.checked_add(self.transaction_timeout())),
                 served.storage.resolving_until(),
             ]
         });
@@ -349,11 +367,16 @@ impl Server {
                 Event::Voted(txn, vote) => self.on_voted(at, txn, vote),
                 Event::Committed(commit) => self.on_committed(at, commit, now),
                 Event::Lost(txn) => {
+                    self.storages[at].stats.active_txns -= 1;
                     if let Some(id) = self.storages[at].owners.remove(&txn) {
                         self.hang_up(id, &Reason::FinishLost, now);
                     }
                 }
-                Event::OidsRaised => self.on_oids_raised(at),
+                Event::Spilled(txn) => {
+                    let owner = self.storages[at].owners.get(&txn);
+                    self.outputs.extend(owner.copied().map(Output::Serve));
+                }
+                Event::OidsRaised { raised } => self.on_oids_raised(at, raised),
             }
         }
     }
@@ -378,8 +401,7 @@ impl Server {
                 stats.conflicts += conflicts.len() as u64;
                 current.conflicts += conflicts.len() as u64;
                 for conflict in &conflicts {
-                    log::debug!(
-                        "{}: vote: conflict (oid {}, committed {}, sent {})",
+                    log::debug!(target: LOG, "{} vote: conflict (oid {}, committed {}, sent {})",
                         client.who,
                         conflict.oid,
                         conflict.committed,
@@ -390,7 +412,7 @@ impl Server {
                 client.session.reply(&msgid, &Value::List(conflicts));
             }
             Vote::Refused(refusal) => {
-                log::debug!("{}: vote: refused ({refusal:?})", client.who);
+                log::debug!(target: LOG, "{} vote: refused ({refusal:?})", client.who);
                 if calls::is_conflict(&refusal) {
                     stats.conflicts += 1;
                 }
@@ -424,6 +446,7 @@ impl Server {
             args: vec![tid.into(), changed],
             encoded: [None, None],
         };
+        let mut deaf = Vec::new();
         for id in &served.clients {
             let Some(client) = self.clients.get_mut(id).filter(|client| !client.closing) else {
                 continue;
@@ -432,6 +455,8 @@ impl Server {
                 served.stats.conflicts_resolved +=
                     answer_finish(client, txn, tid, object_count, len);
                 self.outputs.push_back(Output::Serve(*id));
+            } else if client.notices_len > OUTPUT_LEN_MAX {
+                deaf.push(*id);
             } else {
                 let frame = frames.of(client.session.dialect());
                 client.notices_len += frame.len();
@@ -440,17 +465,7 @@ impl Server {
             self.to_send.insert(*id);
         }
         served.invalidations.push(tid, oids);
-        self.drop_deaf_clients(at, now);
-    }
-
-    /// Disconnects clients that take nothing of what they are told.
-    fn drop_deaf_clients(&mut self, at: usize, now: Now) {
-        let deaf = self.storages[at].clients.iter().filter(|id| {
-            self.clients
-                .get(id)
-                .is_some_and(|client| client.notices_len > OUTPUT_LEN_MAX)
-        });
-        for id in deaf.copied().collect::<Vec<_>>() {
+        for id in deaf {
             self.hang_up(id, &Reason::Deaf, now);
         }
     }
@@ -554,13 +569,7 @@ impl Server {
 }
 
 /// Tells the committer; returns how many conflicts it had resolved.
-fn answer_finish(
-    client: &mut Client,
-    txn: TxnId,
-    tid: crate::ids::Tid,
-    object_count: u64,
-    len: u64,
-) -> u64 {
+fn answer_finish(client: &mut Client, txn: TxnId, tid: Tid, object_count: u64, len: u64) -> u64 {
     let Some(current) = client.txn.take_if(|current| current.id == txn) else {
         return 0;
     };
@@ -618,20 +627,34 @@ impl Reason {
     /// or a load balancer, and is worth no line by default.
     fn log(&self, who: &Who, registered: bool) {
         match self {
-            Self::ClientClosed if registered => log::info!("{who}: disconnected"),
-            Self::ClientClosed => log::debug!("{who}: gone before it registered"),
-            Self::StatusAnswered => log::debug!("{who}: ruok answered"),
-            Self::Broken(error) if registered => log::info!("{who}: disconnected ({error})"),
-            Self::Broken(error) => log::debug!("{who}: gone before it registered ({error})"),
-            Self::NotRegistered => log::info!("{who}: closed (it did not register in time)"),
-            Self::Deaf => log::warn!("{who}: closed (it reads nothing, and more and more waits)"),
-            Self::Session(error) => log::warn!("{who}: closed ({error})"),
-            Self::Call { name, problem } => log::warn!("{who}: closed ({name}: {problem})"),
-            Self::TransactionTimeout(held_for) => log::warn!(
-                "{who}: closed (it held the commit lock for {:.1} s after its vote)",
-                held_for.as_secs_f64()
+            Self::ClientClosed if registered => log::info!(target: LOG, "{who} disconnected"),
+            Self::ClientClosed => log::debug!(target: LOG, "{who} gone before it registered"),
+            Self::StatusAnswered => log::debug!(target: LOG, "{who} ruok answered"),
+            Self::Broken(error) if registered => {
+                log::info!(target: LOG, "{who} disconnected ({error})")
+            }
+            Self::Broken(error) => {
+                log::debug!(target: LOG, "{who} gone before it registered ({error})")
+            }
+            Self::NotRegistered => {
+                log::info!(target: LOG, "{who} closed (it did not register in time)")
+            }
+            Self::Deaf => {
+                log::warn!(target: LOG, "{who} closed (it reads nothing, and more and more waits)")
+            }
+            Self::Session(error) => log::warn!(target: LOG, "{who} closed ({error})"),
+            Self::Call { name, problem } => {
+                log::warn!(target: LOG, "{who} closed ({name}: {problem})")
+            }
+            // Others have waited all the time, and it may happen again: somebody has to look.
+            Self::TransactionTimeout(held_for) => log::error!(
+                target: LOG,
+                "{who} Transaction timeout after {} seconds: closed (voted, and did not finish)",
+                held_for.as_secs()
             ),
-            Self::FinishLost => log::error!("{who}: closed (its tpc_finish met a failed disk)"),
+            Self::FinishLost => {
+                log::error!(target: LOG, "{who} closed (its tpc_finish met a failed disk)")
+            }
         }
     }
 }

@@ -21,19 +21,22 @@
 //! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::commit_lock::Ticket;
+use super::disk::File;
 use super::error::ReadError;
 use super::format::{DataHeader, POS_END, Status, TxnHeader};
-use super::job::{Append, Job};
-use super::staging::{Metadata, Record, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
+use super::job::{Append, Fetched, Job, Part};
+use super::staging::{Data, Metadata, Record, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
 use super::{Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::{
-    METADATA_LEN_MAX, RESOLVE_TIMEOUT, SHARED_DATA_LEN_MIN, VOTES_WITH_CONFLICTS_MAX,
+    CONFLICTS_LEN_MAX, METADATA_LEN_MAX, RESOLVE_TIMEOUT, SHARED_DATA_LEN_MIN,
+    VOTES_WITH_CONFLICTS_MAX,
 };
 
 /// Space is reserved in steps of this many bytes.
@@ -48,7 +51,7 @@ pub struct Conflict {
     pub committed: Tid,
     /// The serial that the client sent; zero if it sent none.
     pub sent: Tid,
-    /// The data that the client sent.
+    /// The data that the client sent; may be missing if it is not to resolve the conflict.
     pub data: Bytes,
 }
 
@@ -83,8 +86,8 @@ pub enum Refusal {
     Quota,
     /// User name, description or extension are too long for the file format.
     MetadataTooLong(&'static str),
-    /// The wanted tid is not above the last one.
-    TidNotAbove(Tid),
+    /// The wanted tid is not above the last one, or leaves none above it.
+    WrongTid(Tid),
     /// No space, or the disk failed.
     Disk(String),
 }
@@ -99,7 +102,7 @@ pub(super) struct Finishing {
     /// Behind its last byte.
     end: u64,
     positions: Vec<(Oid, u64)>,
-    parts: Vec<Bytes>,
+    parts: Vec<Part>,
 }
 
 /// A committed transaction, as it is published.
@@ -127,18 +130,44 @@ impl FileStorage {
     }
 
     /// Adds a new revision of an object. `serial` is the revision that it replaces; what is not a
-    /// serial can only be right for a new object.
-    pub fn store(&mut self, txn: TxnId, oid: Oid, serial: Option<Tid>, data: Bytes) {
-        if let Some(txn) = self.txns.get_mut(&txn) {
-            txn.store(Record { oid, serial, data });
+    /// serial can only be right for a new object. `false` if nothing can be added, since the
+    /// transaction was voted: its lock and its space are for what it had named then.
+    #[must_use]
+    pub fn store(&mut self, txn: TxnId, oid: Oid, serial: Option<Tid>, data: Bytes) -> bool {
+        let Some(staging) = self.txns.get_mut(&txn).filter(|it| it.takes_records()) else {
+            return false;
+        };
+        if staging.broken.is_some() {
+            return true;
         }
+        // Short data do not keep the whole of what was read from the socket with them.
+        let data = match data.len() {
+            ..SHARED_DATA_LEN_MIN => Bytes::copy_from_slice(&data),
+            _ => data,
+        };
+        let data = Data::Memory(data);
+        staging.store(Record { oid, serial, data });
+        if let Some(records) = staging.spill() {
+            self.events.push_back(Event::Run(Job::Spill {
+                txn,
+                disk: self.disk.clone(),
+                path: self.path.clone(),
+                staging_file: staging.staging_file.clone(),
+                records,
+            }));
+        }
+        true
     }
 
-    /// Makes the transaction depend on a revision being current when it is voted.
-    pub fn check(&mut self, txn: TxnId, oid: Oid, serial: Tid) {
-        if let Some(txn) = self.txns.get_mut(&txn) {
-            txn.checks.push((oid, serial));
-        }
+    /// Makes the transaction depend on a revision being current when it is voted. `false` as for
+    /// [`Self::store`].
+    #[must_use]
+    pub fn check(&mut self, txn: TxnId, oid: Oid, serial: Tid) -> bool {
+        let Some(staging) = self.txns.get_mut(&txn).filter(|it| it.takes_records()) else {
+            return false;
+        };
+        staging.checks.push((oid, serial));
+        true
     }
 
     /// Asks for the commit lock; the answer is an [`Event::Voted`], now or later. `false` if this
@@ -179,7 +208,7 @@ impl FileStorage {
             matches!(
                 txn.state,
                 TxnState::Checking { .. } | TxnState::Finishing { .. }
-            )
+            ) || txn.is_spilling
         })
     }
 
@@ -298,24 +327,26 @@ impl FileStorage {
             return;
         };
         let checked = match self.compare(txn) {
-            Ok(Comparison::NeedsReading(records)) => {
-                let (file, tail) = (self.file.clone(), self.tail);
-                self.events.push_back(Event::Run(Job::Serials {
+            Ok(Comparison::Fetch { serials, staged }) => {
+                let staging_file = txn.staging_file.as_ref().map(|(file, _)| file.clone());
+                self.events.push_back(Event::Run(Job::Fetch {
                     txn: id,
-                    file,
-                    records,
-                    tail,
+                    file: self.file.clone(),
+                    serials,
+                    tail: self.tail,
+                    staging_file,
+                    staged,
                 }));
                 return;
             }
-            Ok(Comparison::Conflicts(conflicts)) => self.on_conflicts(id, ticket, conflicts, now),
+            Ok(Comparison::Conflicts(conflicts)) => {
+                return self.on_conflicts(id, ticket, conflicts, now);
+            }
             Ok(Comparison::Clean) => self.reserve(id, ticket, now),
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = checked {
-            self.roll_back(id, now);
-            self.events
-                .push_back(Event::Voted(id, Vote::Refused(refusal)));
+            self.refuse(id, refusal, now);
         }
     }
 
@@ -331,10 +362,10 @@ impl FileStorage {
                 return Err(Refusal::MetadataTooLong(what));
             }
         }
-        if let Some(reason) = &self.failed {
+        if let Some(reason) = self.failed.as_ref().or(txn.broken.as_ref()) {
             return Err(Refusal::Disk(reason.clone()));
         }
-        let mut to_read = Vec::new();
+        let mut serials = Vec::new();
         let mut serial_at = |oid: Oid, pos: u64| -> Result<Option<Tid>, Refusal> {
             if let Some(tid) = txn.serials_read.get(&pos) {
                 return Ok(Some(*tid));
@@ -342,7 +373,7 @@ impl FileStorage {
             match self.reader().record_tid(pos, oid) {
                 Ok(tid) => Ok(Some(tid)),
                 Err(ReadError::WouldBlock) => {
-                    to_read.push((oid, pos));
+                    serials.push((oid, pos));
                     Ok(None)
                 }
                 Err(error) => Err(Refusal::Disk(error.to_string())),
@@ -363,49 +394,73 @@ impl FileStorage {
                 _ => {}
             }
         }
-        let mut conflicts = Vec::new();
+        let mut conflicting = Vec::new();
         for record in &txn.records {
             let Some(pos) = self.index.get(record.oid) else {
                 continue;
             };
             match serial_at(record.oid, pos)? {
-                Some(committed) if record.serial != Some(committed) => conflicts.push(Conflict {
-                    oid: record.oid,
-                    committed,
-                    sent: record.serial.unwrap_or_default(),
-                    data: record.data.clone(),
-                }),
+                Some(committed) if record.serial != Some(committed) => {
+                    conflicting.push((record, committed));
+                }
                 _ => {}
             }
         }
-        if !to_read.is_empty() {
-            return Ok(Comparison::NeedsReading(to_read));
+        if !serials.is_empty() {
+            let staged = Vec::new();
+            return Ok(Comparison::Fetch { serials, staged });
         }
-        if !conflicts.is_empty() {
-            return Ok(Comparison::Conflicts(conflicts));
-        }
-        Ok(Comparison::Clean)
+        self.conflicts(txn, &conflicting)
     }
 
-    /// The client may resolve conflicts, with the lock kept for it, but not for ever.
-    fn on_conflicts(
-        &mut self,
-        id: TxnId,
-        ticket: Ticket,
-        mut conflicts: Vec<Conflict>,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        let Some(txn) = self.txns.get_mut(&id) else {
-            return Ok(());
+    /// What a client gets to resolve, unless it shall not, or it is too much.
+    fn conflicts(&self, txn: &Txn, conflicting: &[(&Record, Tid)]) -> Result<Comparison, Refusal> {
+        let conflict = |(record, committed): &(&Record, Tid)| Conflict {
+            oid: record.oid,
+            committed: *committed,
+            sent: record.serial.unwrap_or_default(),
+            data: match &record.data {
+                Data::Memory(data) => data.clone(),
+                Data::Staged { .. } => Bytes::new(),
+            },
         };
-        txn.conflicting_votes += 1;
-        if !self.options.client_resolves || txn.conflicting_votes > VOTES_WITH_CONFLICTS_MAX {
-            return Err(Refusal::Conflict(conflicts.swap_remove(0)));
+        let Some(first) = conflicting.first() else {
+            return Ok(Comparison::Clean);
+        };
+        let len: usize = conflicting
+            .iter()
+            .map(|(record, _)| record.data.len())
+            .sum();
+        let resolves = self.options.client_resolves
+            && txn.conflicting_votes < VOTES_WITH_CONFLICTS_MAX
+            && len <= CONFLICTS_LEN_MAX;
+        if !resolves {
+            return Err(Refusal::Conflict(conflict(first)));
         }
-        txn.state = TxnState::Resolving { ticket, since: now };
-        self.events
-            .push_back(Event::Voted(id, Vote::Conflicts(conflicts)));
-        Ok(())
+        let staged = conflicting
+            .iter()
+            .filter_map(|(record, _)| match record.data {
+                Data::Staged { pos, len } => Some((record.oid, pos, len)),
+                Data::Memory(_) => None,
+            });
+        let staged: Vec<_> = staged.collect();
+        if !staged.is_empty() {
+            let serials = Vec::new();
+            return Ok(Comparison::Fetch { serials, staged });
+        }
+        Ok(Comparison::Conflicts(
+            conflicting.iter().map(conflict).collect(),
+        ))
+    }
+
+    /// The client resolves conflicts, with the lock kept for it, but not for ever.
+    fn on_conflicts(&mut self, id: TxnId, ticket: Ticket, conflicts: Vec<Conflict>, now: Instant) {
+        if let Some(txn) = self.txns.get_mut(&id) {
+            txn.conflicting_votes += 1;
+            txn.state = TxnState::Resolving { ticket, since: now };
+            let conflicts = Vote::Conflicts(conflicts);
+            self.events.push_back(Event::Voted(id, conflicts));
+        }
     }
 
     /// Sees to it that the file has space for a transaction that is otherwise fine.
@@ -413,8 +468,9 @@ impl FileStorage {
         let Some(txn) = self.txns.get_mut(&id) else {
             return Ok(());
         };
-        if let Some(tid) = txn.metadata.tid.filter(|tid| *tid <= self.assigned_tid) {
-            return Err(Refusal::TidNotAbove(tid));
+        let is_wrong = |tid: &Tid| *tid <= self.assigned_tid || *tid >= Tid::END;
+        if let Some(tid) = txn.metadata.tid.filter(is_wrong) {
+            return Err(Refusal::WrongTid(tid));
         }
         let len = txn.len_in_file();
         let end = self.assigned_end + self.voted_len + len;
@@ -461,10 +517,7 @@ impl FileStorage {
             Err(error) => {
                 log::error!("{}: no space for a transaction ({error})", self.name());
                 if self.checking(id).is_some() {
-                    self.roll_back(id, now);
-                    let refusal = Refusal::Disk(error.to_string());
-                    self.events
-                        .push_back(Event::Voted(id, Vote::Refused(refusal)));
+                    self.refuse(id, Refusal::Disk(error.to_string()), now);
                 }
                 return;
             }
@@ -474,29 +527,56 @@ impl FileStorage {
         }
     }
 
-    pub(super) fn on_serials(
+    pub(super) fn on_fetched(
         &mut self,
         id: TxnId,
-        result: Result<Vec<(u64, Tid)>, ReadError>,
+        result: Result<Fetched, ReadError>,
         now: Instant,
     ) {
         let Some(ticket) = self.checking(id) else {
             return;
         };
         match result {
-            Ok(serials) => {
+            Ok(Fetched { serials, staged }) => {
                 if let Some(txn) = self.txns.get_mut(&id) {
                     txn.serials_read.extend(serials);
+                    for (oid, data) in staged {
+                        txn.on_fetched(oid, data);
+                    }
                 }
                 self.check_vote(id, ticket, now);
             }
             Err(error) => {
-                self.roll_back(id, now);
-                let refusal = Refusal::Disk(error.to_string());
-                self.events
-                    .push_back(Event::Voted(id, Vote::Refused(refusal)));
+                self.refuse(id, Refusal::Disk(error.to_string()), now);
             }
         }
+    }
+
+    pub(super) fn on_spilled(
+        &mut self,
+        id: TxnId,
+        pos: u64,
+        records: &[usize],
+        result: io::Result<Arc<dyn File>>,
+    ) {
+        let Some(txn) = self.txns.get_mut(&id) else {
+            return;
+        };
+        match result {
+            Ok(file) => txn.on_spilled(file, pos, records),
+            Err(error) => {
+                let reason = format!("a large transaction cannot be staged: {error}");
+                log::error!("{}: {reason}", self.options.name);
+                // Its vote will say so; until then it shall not take memory.
+                let mut broken = Txn::new(txn.metadata.clone());
+                broken.broken = Some(reason);
+                // It may hold the lock, and have to give it back.
+                broken.state = txn.state;
+                broken.conflicting_votes = txn.conflicting_votes;
+                *txn = broken;
+            }
+        }
+        self.events.push_back(Event::Spilled(id));
     }
 
     /// The ticket of a transaction that waits for the disk in its vote; `None` if it was aborted
@@ -593,6 +673,13 @@ impl FileStorage {
         self.failed = Some(reason);
     }
 
+    /// The vote fails, and with it the transaction.
+    fn refuse(&mut self, id: TxnId, refusal: Refusal, now: Instant) {
+        self.events
+            .push_back(Event::Voted(id, Vote::Refused(refusal)));
+        self.roll_back(id, now);
+    }
+
     fn roll_back(&mut self, id: TxnId, now: Instant) {
         let Some(txn) = self.txns.remove(&id) else {
             return;
@@ -611,13 +698,19 @@ impl FileStorage {
         self.go_on(held, now);
     }
 
-    /// These have the lock now.
+    /// These have the lock now. One after the other: a vote that is refused lets the next one in,
+    /// and thousands may wait.
     fn go_on(&mut self, held: Vec<Ticket>, now: Instant) {
-        for ticket in held {
+        self.to_check.extend(held);
+        if std::mem::replace(&mut self.is_checking, true) {
+            return;
+        }
+        while let Some(ticket) = self.to_check.pop_front() {
             if let Some(id) = self.tickets.get(&ticket) {
                 self.check_vote(*id, ticket, now);
             }
         }
+        self.is_checking = false;
     }
 
     fn set_state(&mut self, id: TxnId, state: TxnState) {
@@ -631,8 +724,11 @@ impl FileStorage {
 enum Comparison {
     Clean,
     Conflicts(Vec<Conflict>),
-    /// These current records are not in memory.
-    NeedsReading(Vec<(Oid, u64)>),
+    /// Serials and data are not in memory, as [`Job::Fetch`] has them.
+    Fetch {
+        serials: Vec<(Oid, u64)>,
+        staged: Vec<(Oid, u64, usize)>,
+    },
 }
 
 /// The bytes of a transaction at its place in the file. Long data stay where they are; the rest is
@@ -680,17 +776,28 @@ fn lay_out(
             data_len: data.len() as u64,
         };
         head.put_slice(&header.encode());
-        if data.len() < SHARED_DATA_LEN_MIN {
-            head.put_slice(data);
-        } else {
-            parts.push(head.split().freeze());
-            parts.push(data.clone());
+        match data {
+            Data::Memory(data) if data.len() < SHARED_DATA_LEN_MIN => head.put_slice(data),
+            Data::Memory(data) => {
+                parts.push(Part::Memory(head.split().freeze()));
+                parts.push(Part::Memory(data.clone()));
+            }
+            Data::Staged { pos, len } => {
+                if let Some((file, _)) = &txn.staging_file {
+                    parts.push(Part::Memory(head.split().freeze()));
+                    parts.push(Part::Staged {
+                        file: file.clone(),
+                        pos: *pos,
+                        len: *len,
+                    });
+                }
+            }
         }
         positions.push((record.oid, pos));
         pos += record.len_in_file();
     }
     head.put_u64(len);
-    parts.push(head.freeze());
+    parts.push(Part::Memory(head.freeze()));
     Finishing {
         txn: id,
         ticket,
@@ -705,7 +812,6 @@ fn lay_out(
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::Arc;
 
     use super::*;
     use crate::storage::memory::MemoryDisk;
@@ -766,7 +872,7 @@ mod tests {
             let id = self.storage.begin(metadata());
             for (oid, serial, data) in stores {
                 let data = Bytes::from_static(data.as_bytes());
-                self.storage.store(id, Oid(*oid), Some(Tid(*serial)), data);
+                assert!(self.storage.store(id, Oid(*oid), Some(Tid(*serial)), data));
             }
             id
         }
@@ -938,8 +1044,10 @@ mod tests {
         rig.storage.expire_resolving(rig.now);
         assert!(matches!(rig.settle()[..], [Event::Voted(id, Vote::Granted)] if id == other));
         // The late one waits in line, and goes on with what it has resolved.
-        rig.storage
-            .store(stale, Oid(1), Some(tid), Bytes::from_static(b"both"));
+        assert!(
+            rig.storage
+                .store(stale, Oid(1), Some(tid), Bytes::from_static(b"both"))
+        );
         assert!(rig.vote(stale).is_empty());
         rig.storage.abort(other, rig.now);
         assert!(matches!(rig.settle()[..], [Event::Voted(id, Vote::Granted)] if id == stale));
@@ -971,7 +1079,7 @@ mod tests {
         let tid = rig.commit(&[(1, 0, "one")]);
         for (oid, serial, fine) in [(1, tid.0, true), (1, 5, false), (9, 5, false)] {
             let id = rig.begin(&[(2 + serial + oid, 0, "two")]);
-            rig.storage.check(id, Oid(oid), Tid(serial));
+            assert!(rig.storage.check(id, Oid(oid), Tid(serial)));
             let granted = matches!(rig.vote(id)[..], [Event::Voted(_, Vote::Granted)]);
             assert_eq!(granted, fine);
             rig.storage.abort(id, rig.now);
@@ -1036,10 +1144,123 @@ mod tests {
     }
 
     #[test]
+    fn a_large_transaction_is_staged_on_the_disk() {
+        let mut rig = Rig::new(options());
+        let piece = |oid: u64| Bytes::from(vec![u8::try_from(oid).unwrap(); 1 << 20]);
+        let tid = rig.commit(&[(20, 0, "one")]);
+        let id = rig.storage.begin(metadata());
+        let mut spills = 0;
+        for oid in 1..=20 {
+            // A serial that is wrong for the one object that exists.
+            assert!(rig.storage.store(id, Oid(oid), None, piece(oid)));
+            spills += usize::from(rig.storage.is_busy(id));
+            rig.settle();
+        }
+        assert_eq!(spills, 2);
+        assert!(
+            rig.storage
+                .store(id, Oid(3), None, Bytes::from_static(b"replaced"))
+        );
+        let events = rig.vote(id);
+        let [Event::Voted(_, Vote::Conflicts(conflicts))] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!((conflicts.len(), &conflicts[0].data), (1, &piece(20)));
+        assert!(rig.storage.store(id, Oid(20), Some(tid), piece(21)));
+        assert!(matches!(rig.vote(id)[..], [Event::Voted(_, Vote::Granted)]));
+        rig.finish(id);
+        assert!(matches!(rig.settle()[..], [Event::Committed(_)]));
+        for oid in 1..=20 {
+            let wanted = match oid {
+                3 => Bytes::from_static(b"replaced"),
+                20 => piece(21),
+                _ => piece(oid),
+            };
+            assert!(
+                rig.current(oid).is_some_and(|(data, _)| data == wanted),
+                "{oid}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_is_added_to_a_transaction_that_was_voted() {
+        let mut rig = Rig::new(options());
+        let voted = rig.begin(&[(1, 0, "one")]);
+        rig.vote(voted);
+        let waiting = rig.begin(&[(2, 0, "two")]);
+        assert!(rig.vote(waiting).is_empty());
+        let data = Bytes::from_static(b"late");
+        for id in [voted, waiting] {
+            assert!(!rig.storage.store(id, Oid(3), None, data.clone()));
+            assert!(!rig.storage.check(id, Oid(3), Tid(1)));
+        }
+        rig.finish(voted);
+        assert_eq!(rig.settle().len(), 2);
+    }
+
+    #[test]
+    fn thousands_of_refused_votes_are_no_recursion() {
+        let mut rig = Rig::new(Options {
+            client_resolves: false,
+            ..options()
+        });
+        rig.commit(&[(1, 0, "one")]);
+        let first = rig.begin(&[(2, 0, "two")]);
+        rig.vote(first);
+        for _ in 0..3000 {
+            let id = rig.begin(&[(1, 5, "stale")]);
+            assert!(rig.storage.vote(id, rig.now));
+        }
+        rig.storage.abort(first, rig.now);
+        let events = rig.settle();
+        assert_eq!(events.len(), 3000);
+        rig.commit(&[(3, 0, "free")]);
+    }
+
+    #[test]
+    fn a_transaction_that_cannot_be_staged_gives_its_lock_back() {
+        let mut rig = Rig::new(options());
+        rig.commit(&[(1, 0, "one")]);
+        let id = rig.begin(&[(1, 0, "two")]);
+        assert!(matches!(
+            rig.vote(id)[..],
+            [Event::Voted(_, Vote::Conflicts(_))]
+        ));
+        let large = Bytes::from(vec![1; 9 << 20]);
+        assert!(rig.storage.store(id, Oid(1), None, large));
+        rig.collect();
+        let [Job::Spill { .. }] = &rig.jobs[..] else {
+            panic!("{:?}", rig.jobs);
+        };
+        rig.jobs.clear();
+        let full = Err(io::ErrorKind::StorageFull.into());
+        rig.storage.on_spilled(id, 0, &[0], full);
+        let other = rig.begin(&[(2, 0, "other")]);
+        assert!(matches!(rig.vote(other)[..], [Event::Spilled(_)]));
+        let events = rig.vote(id);
+        assert!(
+            matches!(
+                events[..],
+                [
+                    Event::Voted(a, Vote::Refused(Refusal::Disk(_))),
+                    Event::Voted(b, Vote::Granted)
+                ] if (a, b) == (id, other)
+            ),
+            "{events:?}"
+        );
+    }
+
+    #[test]
     fn a_wanted_tid_must_be_above_the_last() {
         let mut rig = Rig::new(options());
         let tid = rig.commit(&[(1, 0, "one")]);
-        for (wanted, fine) in [(tid, false), (Tid(tid.0 + 1000), true)] {
+        for (wanted, fine) in [
+            (tid, false),
+            (Tid(u64::MAX), false),
+            (Tid::MAX, false),
+            (Tid(tid.0 + 1000), true),
+        ] {
             let id = rig.storage.begin(Metadata {
                 tid: Some(wanted),
                 ..metadata()

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::ids::Oid;
+use crate::ids::{Oid, Tid};
 
 /// The data file cannot be opened, or no longer be used.
 #[derive(Debug)]
@@ -36,6 +36,13 @@ pub enum StorageError {
         path: PathBuf,
         /// Its length.
         len: u64,
+    },
+    /// No tid is left above that of the last transaction.
+    TidTooHigh {
+        /// The file.
+        path: PathBuf,
+        /// The tid.
+        tid: Tid,
     },
     /// The file contradicts itself before its end, and nothing was changed.
     Damaged {
@@ -96,6 +103,11 @@ impl fmt::Display for StorageError {
             Self::TooLong { path, len } => {
                 write!(f, "{}: too long ({len} bytes)", path.display())
             }
+            Self::TidTooHigh { path, tid } => write!(
+                f,
+                "{}: the tid of the last transaction, {tid}, leaves none for another",
+                path.display()
+            ),
             Self::Damaged { path, damage } => write!(f, "{}: {damage}", path.display()),
         }
     }

@@ -323,16 +323,21 @@ impl Iterator for Backwards<'_> {
     }
 }
 
-/// The last `count` transactions before `tail` with the oids that they wrote, oldest first: what
-/// the invalidation queue begins with.
+/// The last `count` transactions before `tail`, and all from the tid `oldest` on, with the oids
+/// that they wrote, oldest first: what the invalidation queue begins with.
 pub fn last_changes(
     file: Arc<dyn File>,
     tail: u64,
     count: usize,
+    oldest: Tid,
 ) -> Result<Vec<(Tid, Vec<Oid>)>, ReadError> {
     let mut pos = tail;
-    for txn in Backwards::new(&*file, tail).take(count) {
-        pos = txn?.pos;
+    for (number, txn) in Backwards::new(&*file, tail).enumerate() {
+        let txn = txn?;
+        if number >= count && txn.header.tid < oldest {
+            break;
+        }
+        pos = txn.pos;
     }
     let mut changes = Vec::new();
     let mut txns = Transactions::from_pos(file, pos, tail);
@@ -472,7 +477,7 @@ mod tests {
             data_file.txn(tid, status, "", &[(tid, Data(b"x")), (1, Data(b"y"))]);
         }
         let file = data_file.save(&dir.path("Data.fs"));
-        let changes = |count| last_changes(file.clone(), data_file.end(), count).unwrap();
+        let changes = |count| last_changes(file.clone(), data_file.end(), count, Tid::MAX).unwrap();
         let of = |tid| (Tid(tid), vec![Oid(tid), Oid(1)]);
         assert_eq!(changes(0), []);
         assert_eq!(changes(2), [of(30), of(40)]);

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,9 +24,10 @@ use crate::ids::{Oid, Tid};
 pub enum Lane {
     /// Appends and syncs: one thread a storage.
     Commit,
-    /// Reads of what is not in memory: any number of threads, any order.
+    /// What clients wait for: reads of what is not in memory, and new oids. Any number of threads,
+    /// any order.
     Read,
-    /// What may take long and is urgent to nobody: index and oid ceiling.
+    /// What may take long: the index, and staging of large transactions.
     Housekeeping,
 }
 
@@ -104,16 +105,33 @@ pub enum Job {
         /// on, so many bytes.
         len: u64,
     },
-    /// Read the serials of these records.
-    Serials {
+    /// Write data of a transaction that are too much for the memory to its staging file.
+    Spill {
+        /// For whom.
+        txn: TxnId,
+        /// Where the staging file is made, if there is none yet.
+        disk: Arc<dyn Disk>,
+        /// The data file; the staging file is made beside it.
+        path: PathBuf,
+        /// The staging file and its end.
+        staging_file: Option<(Arc<dyn File>, u64)>,
+        /// Numbers of records with their data.
+        records: Vec<(usize, Bytes)>,
+    },
+    /// Read what a vote needs.
+    Fetch {
         /// For whom.
         txn: TxnId,
         /// The data file.
         file: Arc<dyn File>,
-        /// Objects with the positions of their current records.
-        records: Vec<(Oid, u64)>,
+        /// Objects with the positions of their current records, whose serials are wanted.
+        serials: Vec<(Oid, u64)>,
         /// The end of what is committed.
         tail: u64,
+        /// The staging file.
+        staging_file: Option<Arc<dyn File>>,
+        /// Objects with position and length of their data there.
+        staged: Vec<(Oid, u64, usize)>,
     },
     /// Read for a client.
     Lookup {
@@ -161,8 +179,24 @@ pub struct Append {
     /// Where the new transactions begin.
     pub(super) pos: u64,
     /// Their bytes, with status `'c'`.
-    pub(super) parts: Vec<Bytes>,
+    pub(super) parts: Vec<Part>,
 }
+
+/// Bytes of a transaction.
+#[derive(Debug)]
+pub(super) enum Part {
+    /// In memory.
+    Memory(Bytes),
+    /// In a staging file.
+    Staged {
+        file: Arc<dyn File>,
+        pos: u64,
+        len: usize,
+    },
+}
+
+/// Bytes copied at a time from a staging file.
+const COPY_LEN: usize = 1 << 20;
 
 impl Append {
     fn run(&self) -> io::Result<()> {
@@ -176,13 +210,44 @@ impl Append {
             self.file
                 .write_at(&mut [IoSlice::new(&status)], pos + STATUS_POS)?;
         }
-        if !self.parts.is_empty() {
-            let mut slices: Vec<IoSlice<'_>> =
-                self.parts.iter().map(|part| IoSlice::new(part)).collect();
-            self.file.write_at(&mut slices, self.pos)?;
-        }
+        self.write_parts()?;
         self.file.sync()
     }
+
+    fn write_parts(&self) -> io::Result<()> {
+        let mut pos = self.pos;
+        let mut slices: Vec<IoSlice<'_>> = Vec::new();
+        let mut slices_len = 0;
+        for part in &self.parts {
+            match part {
+                Part::Memory(bytes) => {
+                    slices.push(IoSlice::new(bytes));
+                    slices_len += bytes.len() as u64;
+                }
+                Part::Staged {
+                    file,
+                    pos: from,
+                    len,
+                } => {
+                    self.file.write_at(&mut slices, pos)?;
+                    pos += slices_len;
+                    (slices_len, slices) = (0, Vec::new());
+                    copy(&**file, *from, *len, &*self.file, pos)?;
+                    pos += *len as u64;
+                }
+            }
+        }
+        self.file.write_at(&mut slices, pos)
+    }
+}
+
+/// What a vote has to wait for.
+#[derive(Debug)]
+pub struct Fetched {
+    /// Positions of records with their serials.
+    pub(super) serials: Vec<(u64, Tid)>,
+    /// Objects with their data.
+    pub(super) staged: Vec<(Oid, Bytes)>,
 }
 
 /// What became of a job.
@@ -199,12 +264,23 @@ pub enum Done {
         /// if it worked.
         result: io::Result<()>,
     },
-    /// Of [`Job::Serials`]: by position.
-    Serials {
+    /// Of [`Job::Spill`].
+    Spilled {
         /// For whom.
         txn: TxnId,
-        /// Position and serial.
-        result: Result<Vec<(u64, Tid)>, ReadError>,
+        /// The former end of the staging file.
+        pos: u64,
+        /// Numbers of the records.
+        records: Vec<usize>,
+        /// The staging file, if it worked.
+        result: io::Result<Arc<dyn File>>,
+    },
+    /// Of [`Job::Fetch`].
+    Fetched {
+        /// For whom.
+        txn: TxnId,
+        /// What was read.
+        result: Result<Fetched, ReadError>,
     },
     /// Of [`Job::Lookup`].
     Looked {
@@ -236,8 +312,8 @@ impl Job {
     pub const fn lane(&self) -> Lane {
         match self {
             Self::Append(_) | Self::Allocate { .. } => Lane::Commit,
-            Self::Serials { .. } | Self::Lookup { .. } => Lane::Read,
-            Self::SaveIndex { .. } | Self::RaiseOids { .. } => Lane::Housekeeping,
+            Self::Fetch { .. } | Self::Lookup { .. } | Self::RaiseOids { .. } => Lane::Read,
+            Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
         }
     }
 
@@ -255,24 +331,38 @@ impl Job {
                 end: pos + len,
                 result: file.allocate(pos, len),
             },
-            Self::Serials {
+            Self::Spill {
+                txn,
+                disk,
+                path,
+                staging_file,
+                records,
+            } => {
+                let pos = staging_file.as_ref().map_or(0, |(_, end)| *end);
+                let result = spill(&*disk, &path, staging_file, &records);
+                let records = records.into_iter().map(|(at, _)| at).collect();
+                Done::Spilled {
+                    txn,
+                    pos,
+                    records,
+                    result,
+                }
+            }
+            Self::Fetch {
                 txn,
                 file,
-                records,
+                serials,
                 tail,
+                staging_file,
+                staged,
             } => {
                 let reader = Reader {
                     file: &*file,
                     wait: Wait::Yes,
                     tail,
                 };
-                let serials = records
-                    .into_iter()
-                    .map(|(oid, pos)| Ok((pos, reader.record_tid(pos, oid)?)));
-                Done::Serials {
-                    txn,
-                    result: serials.collect(),
-                }
+                let result = fetch(&reader, &serials, staging_file.as_deref(), &staged);
+                Done::Fetched { txn, result }
             }
             Self::Lookup {
                 lookup,
@@ -312,12 +402,67 @@ impl Job {
     }
 }
 
+fn spill(
+    disk: &dyn Disk,
+    path: &Path,
+    staging_file: Option<(Arc<dyn File>, u64)>,
+    records: &[(usize, Bytes)],
+) -> io::Result<Arc<dyn File>> {
+    let (file, end) = match staging_file {
+        Some(there) => there,
+        None => (disk.open_unnamed(path)?, 0),
+    };
+    let mut slices: Vec<IoSlice<'_>> = records.iter().map(|(_, data)| IoSlice::new(data)).collect();
+    file.write_at(&mut slices, end)?;
+    Ok(file)
+}
+
+fn fetch(
+    reader: &Reader<'_>,
+    serials: &[(Oid, u64)],
+    staging_file: Option<&dyn File>,
+    staged: &[(Oid, u64, usize)],
+) -> Result<Fetched, ReadError> {
+    let serials = serials
+        .iter()
+        .map(|(oid, pos)| Ok((*pos, reader.record_tid(*pos, *oid)?)));
+    let staged = staged.iter().filter_map(|(oid, pos, len)| {
+        staging_file.map(|file| Ok((*oid, read_whole(file, *pos, *len)?)))
+    });
+    Ok(Fetched {
+        serials: serials.collect::<Result<_, ReadError>>()?,
+        staged: staged.collect::<io::Result<_>>()?,
+    })
+}
+
+fn copy(from: &dyn File, mut pos: u64, len: usize, to: &dyn File, mut at: u64) -> io::Result<()> {
+    let mut left = len;
+    while left > 0 {
+        let piece = read_whole(from, pos, left.min(COPY_LEN))?;
+        to.write_at(&mut [IoSlice::new(&piece)], at)?;
+        left -= piece.len();
+        pos += piece.len() as u64;
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
+
+/// Exactly `len` bytes, which were written there before.
+fn read_whole(file: &dyn File, pos: u64, len: usize) -> io::Result<Bytes> {
+    let mut buf = vec![0; len];
+    if file.read_at(&mut buf, pos)? != len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Bytes::from(buf))
+}
+
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self {
             Self::Append(_) => "Append",
             Self::Allocate { .. } => "Allocate",
-            Self::Serials { .. } => "Serials",
+            Self::Spill { .. } => "Spill",
+            Self::Fetch { .. } => "Fetch",
             Self::Lookup { .. } => "Lookup",
             Self::SaveIndex { .. } => "SaveIndex",
             Self::RaiseOids { .. } => "RaiseOids",

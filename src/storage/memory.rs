@@ -136,21 +136,20 @@ impl File for Handle {
     }
 
     fn read_at(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
-        let contents = self
-            .file
-            .contents
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        let pos = usize::try_from(pos)
-            .unwrap_or(usize::MAX)
-            .min(contents.len());
-        let len = buf.len().min(contents.len() - pos);
-        buf[..len].copy_from_slice(&contents[pos..pos + len]);
-        Ok(len)
+        let contents = self.file.contents.read();
+        Ok(read(
+            &contents.unwrap_or_else(PoisonError::into_inner),
+            buf,
+            pos,
+        ))
     }
 
     fn read_at_nowait(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
-        self.read_at(buf, pos)
+        match self.file.contents.try_read() {
+            Ok(contents) => Ok(read(&contents, buf, pos)),
+            // A worker writes, which for a large file may take a while.
+            Err(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     fn write_at(&self, bufs: &mut [IoSlice<'_>], pos: u64) -> io::Result<()> {
@@ -206,6 +205,15 @@ impl Drop for Handle {
             self.file.locked.store(false, Ordering::Release);
         }
     }
+}
+
+fn read(contents: &[u8], buf: &mut [u8], pos: u64) -> usize {
+    let pos = usize::try_from(pos)
+        .unwrap_or(usize::MAX)
+        .min(contents.len());
+    let len = buf.len().min(contents.len() - pos);
+    buf[..len].copy_from_slice(&contents[pos..pos + len]);
+    len
 }
 
 #[cfg(test)]

@@ -85,15 +85,20 @@ pub enum Event {
     Committed(Commit),
     /// A finish failed in the disk: nobody can know whether the transaction is in the file.
     Lost(TxnId),
-    /// [`FileStorage::allocate_oids`] can go on.
-    OidsRaised,
+    /// A transaction that was too much for the memory can go on.
+    Spilled(TxnId),
+    /// [`FileStorage::allocate_oids`] can go on; or it cannot, because the disk fails.
+    OidsRaised {
+        /// Whether the ceiling is higher now.
+        raised: bool,
+    },
 }
 
 /// Why a lookup has no answer yet, or none at all.
 #[derive(Debug)]
 pub enum Unanswered {
     /// It has to wait for the disk: run this and ask [`FileStorage::settle`].
-    Reading(Job),
+    Reading(Box<Job>),
     /// The file is damaged or cannot be read there.
     Failed(ReadError),
 }
@@ -138,6 +143,9 @@ pub struct FileStorage {
     txns_begun: u64,
     lock: CommitLock,
     tickets: BTreeMap<Ticket, TxnId>,
+    /// Tickets that got the lock and whose votes are to be checked.
+    to_check: VecDeque<Ticket>,
+    is_checking: bool,
     oids: OidAllocator,
     /// A higher ceiling is on its way to the disk.
     oids_raising: bool,
@@ -170,6 +178,12 @@ impl FileStorage {
             (false, false) => Access::ReadWrite,
         };
         let opened = recover::open(&*disk, path, access, progress)?;
+        if !options.read_only && opened.last_tid >= Tid::END {
+            return Err(StorageError::TidTooHigh {
+                path: path.to_owned(),
+                tid: opened.last_tid,
+            });
+        }
         let ceiling = oids::load(&*disk, path)?;
         Ok(Self {
             file_id: opened
@@ -198,6 +212,8 @@ impl FileStorage {
             txns: BTreeMap::new(),
             txns_begun: 0,
             tickets: BTreeMap::new(),
+            to_check: VecDeque::new(),
+            is_checking: false,
             failed: None,
             index_saved: opened.index_pos,
             index_saving: false,
@@ -236,13 +252,18 @@ impl FileStorage {
         self.tail
     }
 
-    /// The last `count` committed transactions with the objects that they changed, oldest first.
+    /// The last `count` committed transactions and all from the tid `oldest` on, with the objects
+    /// that they changed, oldest first.
     ///
     /// # Errors
     ///
     /// The file is damaged or cannot be read there.
-    pub fn last_transactions(&self, count: usize) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
-        iterate::last_changes(self.file.clone(), self.tail, count)
+    pub fn last_transactions(
+        &self,
+        count: usize,
+        oldest: Tid,
+    ) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
+        iterate::last_changes(self.file.clone(), self.tail, count, oldest)
             .map_err(StorageError::reading(&self.path))
     }
 
@@ -259,12 +280,12 @@ impl FileStorage {
             Ok(answer) => Ok(answer),
             Err(ReadError::WouldBlock) => {
                 let (file, tail) = (self.file.clone(), self.tail);
-                Err(Unanswered::Reading(Job::Lookup {
+                Err(Unanswered::Reading(Box::new(Job::Lookup {
                     lookup,
                     file,
                     pos,
                     tail,
-                }))
+                })))
             }
             Err(error) => Err(Unanswered::Failed(error)),
         }
@@ -313,7 +334,13 @@ impl FileStorage {
         match done {
             Done::Appended(result) => self.on_appended(result, now),
             Done::Allocated { txn, end, result } => self.on_allocated(txn, end, result, now),
-            Done::Serials { txn, result } => self.on_serials(txn, result, now),
+            Done::Fetched { txn, result } => self.on_fetched(txn, result, now),
+            Done::Spilled {
+                txn,
+                pos,
+                records,
+                result,
+            } => self.on_spilled(txn, pos, &records, result),
             Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
             Done::Looked { lookup, .. } => {
@@ -344,14 +371,17 @@ impl FileStorage {
     /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone;
     /// those that are have to be waited for before ([`Self::is_writing`]).
     pub fn close(self) -> io::Result<()> {
-        if self.options.read_only || self.failed.is_some() {
+        if let Some(reason) = self.failed {
+            return Err(io::Error::other(reason));
+        }
+        if self.options.read_only {
             return Ok(());
         }
         if self.allocated_end > self.tail {
             // Gives back the space that was reserved ahead.
             self.file.set_len(self.tail)?;
         }
-        if self.tail > self.index_saved || !self.index_saving {
+        if self.tail > self.index_saved {
             self.index
                 .save(self.tail, &*self.disk, &with_suffix(&self.path, ".index"))?;
         }
@@ -368,7 +398,9 @@ impl FileStorage {
     }
 
     pub(super) fn save_index_if_due(&mut self) {
-        if self.tail - self.index_saved >= INDEX_SAVE_LEN {
+        // A large index is written less often, so that it does not cost more than the data.
+        let index_len = self.object_count() * 8;
+        if self.tail - self.index_saved >= INDEX_SAVE_LEN.max(index_len) {
             self.save_index();
         }
     }
@@ -397,10 +429,11 @@ impl FileStorage {
 
     fn on_oids_raised(&mut self, ceiling: Oid, result: Result<(), StorageError>) {
         self.oids_raising = false;
+        let raised = result.is_ok();
         match result {
             Ok(()) => self.oids.raised(ceiling),
             Err(error) => log::error!("{}: new oids cannot be reserved: {error}", self.name()),
         }
-        self.events.push_back(Event::OidsRaised);
+        self.events.push_back(Event::OidsRaised { raised });
     }
 }

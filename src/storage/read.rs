@@ -18,6 +18,9 @@ use crate::limits::FRAME_LEN_MAX;
 /// Bytes read along with a header, as most objects are not longer.
 const GUESS_LEN: usize = 4096;
 
+/// Older revisions that are looked at where waiting is not allowed.
+const STEPS_NOWAIT_MAX: usize = 32;
+
 /// Bytes that tell all but the data.
 const HEAD_LEN: usize = DATA_HEADER_LEN + POINTER_LEN;
 
@@ -64,18 +67,17 @@ pub struct Reader<'a> {
 impl Reader<'_> {
     /// The revision that was current just before the tid `before`.
     pub fn load_before(&self, pos: u64, oid: Oid, before: Tid) -> Result<Found, ReadError> {
-        let mut record = self.record(pos, oid, GUESS_LEN)?;
-        let mut end = None;
-        while record.header.tid >= before {
-            end = Some(record.header.tid);
-            match record.prev()? {
-                Some(prev) => record = self.record(prev, oid, GUESS_LEN)?,
-                None => return Ok(Found::NoneBefore),
-            }
-        }
+        let (record, newer) = self.walk(pos, oid, |tid| tid < before)?;
+        let Some(record) = record else {
+            return Ok(Found::NoneBefore);
+        };
         let serial = record.header.tid;
         Ok(match self.data(record)? {
-            Some(data) => Found::Revision { data, serial, end },
+            Some(data) => Found::Revision {
+                data,
+                serial,
+                end: newer,
+            },
             None => Found::Deleted,
         })
     }
@@ -83,17 +85,35 @@ impl Reader<'_> {
     /// The revision that the transaction `serial` wrote; `None` (`POSKeyError`) if it wrote none,
     /// or undid the object's creation.
     pub fn load_serial(&self, pos: u64, oid: Oid, serial: Tid) -> Result<Option<Bytes>, ReadError> {
+        match self.walk(pos, oid, |tid| tid <= serial)? {
+            (Some(record), _) if record.header.tid == serial => self.data(record),
+            _ => Ok(None),
+        }
+    }
+
+    /// The newest record that is `old_enough`, and the tid of the one after it.
+    fn walk(
+        &self,
+        pos: u64,
+        oid: Oid,
+        old_enough: impl Fn(Tid) -> bool,
+    ) -> Result<(Option<Record>, Option<Tid>), ReadError> {
         let mut record = self.record(pos, oid, GUESS_LEN)?;
-        while record.header.tid > serial {
+        let mut newer = None;
+        let mut steps = 0;
+        while !old_enough(record.header.tid) {
+            newer = Some(record.header.tid);
+            steps += 1;
+            // Even without a wait for the disk a long history takes its time.
+            if self.wait == Wait::No && steps > STEPS_NOWAIT_MAX {
+                return Err(ReadError::WouldBlock);
+            }
             match record.prev()? {
                 Some(prev) => record = self.record(prev, oid, GUESS_LEN)?,
-                None => return Ok(None),
+                None => return Ok((None, newer)),
             }
         }
-        if record.header.tid < serial {
-            return Ok(None);
-        }
-        self.data(record)
+        Ok((Some(record), newer))
     }
 
     /// The serial of the current revision; `None` (`POSKeyError`) if the object does not exist any

@@ -1,13 +1,16 @@
 //! A transaction between begin and finish: what it wants to write, and how far it has come.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::commit_lock::Ticket;
+use super::disk::File;
 use super::format::{DATA_HEADER_LEN, TXN_HEADER_LEN};
 use crate::ids::{Oid, Tid};
+use crate::limits::STAGED_LEN_IN_MEMORY_MAX;
 
 /// Bytes behind the records of a transaction: its length once more.
 pub(super) const TXN_TRAILER_LEN: usize = 8;
@@ -37,11 +40,41 @@ pub(super) struct Record {
     pub(super) oid: Oid,
     /// The revision that it replaces, if the client said something that can be one.
     pub(super) serial: Option<Tid>,
-    pub(super) data: Bytes,
+    pub(super) data: Data,
+}
+
+/// Where the data of a record are until they get their place in the data file. Never empty.
+#[derive(Clone, Debug)]
+pub(super) enum Data {
+    /// In memory.
+    Memory(Bytes),
+    /// In the transaction's staging file.
+    Staged {
+        /// From here
+        pos: u64,
+        /// on, so many bytes.
+        len: usize,
+    },
+}
+
+impl Data {
+    pub(super) const fn len(&self) -> usize {
+        match self {
+            Self::Memory(data) => data.len(),
+            Self::Staged { len, .. } => *len,
+        }
+    }
+
+    /// How much of it is in memory.
+    const fn memory_len(&self) -> usize {
+        match self {
+            Self::Memory(data) => data.len(),
+            Self::Staged { .. } => 0,
+        }
+    }
 }
 
 impl Record {
-    /// Data are never empty here.
     pub(super) const fn len_in_file(&self) -> u64 {
         (DATA_HEADER_LEN + self.data.len()) as u64
     }
@@ -64,6 +97,14 @@ pub(super) struct Txn {
     pub(super) serials_read: BTreeMap<u64, Tid>,
     /// Bytes that its records will take in the file.
     records_len: u64,
+    /// Bytes of their data that are in memory.
+    memory_len: usize,
+    /// Where data go that are too much for the memory, and where the next ones go in it.
+    pub(super) staging_file: Option<(Arc<dyn File>, u64)>,
+    /// Data are on their way to the staging file.
+    pub(super) is_spilling: bool,
+    /// Why it can only be rolled back.
+    pub(super) broken: Option<String>,
 }
 
 /// How far a transaction has come.
@@ -111,21 +152,68 @@ impl Txn {
             conflicting_votes: 0,
             serials_read: BTreeMap::new(),
             records_len: 0,
+            memory_len: 0,
+            staging_file: None,
+            is_spilling: false,
+            broken: None,
         }
     }
 
     /// Adds a new revision; an earlier one of the same object is forgotten.
     pub(super) fn store(&mut self, record: Record) {
         self.records_len += record.len_in_file();
+        self.memory_len += record.data.memory_len();
         match self.by_oid.get(&record.oid) {
             Some(at) => {
                 let replaced = std::mem::replace(&mut self.records[*at], record);
                 self.records_len -= replaced.len_in_file();
+                self.memory_len -= replaced.data.memory_len();
             }
             None => {
                 self.by_oid.insert(record.oid, self.records.len());
                 self.records.push(record);
             }
+        }
+    }
+
+    /// Whether records can be added: not while the lock covers those that there are.
+    pub(super) const fn takes_records(&self) -> bool {
+        matches!(self.state, TxnState::Staging | TxnState::Resolving { .. })
+    }
+
+    /// What should go to the staging file: all data in memory, if they are too much for it. Until
+    /// [`Self::on_spilled`] nothing may be stored.
+    pub(super) fn spill(&mut self) -> Option<Vec<(usize, Bytes)>> {
+        if self.memory_len < STAGED_LEN_IN_MEMORY_MAX || self.is_spilling {
+            return None;
+        }
+        self.is_spilling = true;
+        let records = self.records.iter().enumerate();
+        let in_memory = records.filter_map(|(at, record)| match &record.data {
+            Data::Memory(data) => Some((at, data.clone())),
+            Data::Staged { .. } => None,
+        });
+        Some(in_memory.collect())
+    }
+
+    /// These records are in the staging file, one behind the other from its former end on.
+    pub(super) fn on_spilled(&mut self, file: Arc<dyn File>, mut pos: u64, records: &[usize]) {
+        self.is_spilling = false;
+        for at in records {
+            let data = &mut self.records[*at].data;
+            let len = data.len();
+            self.memory_len -= len;
+            *data = Data::Staged { pos, len };
+            pos += len as u64;
+        }
+        self.staging_file = Some((file, pos));
+    }
+
+    /// Data of a record that were in the staging file are in memory again.
+    pub(super) fn on_fetched(&mut self, oid: Oid, data: Bytes) {
+        if let Some(at) = self.by_oid.get(&oid) {
+            self.memory_len += data.len();
+            self.records[*at].data = Data::Memory(data);
         }
     }
 

@@ -263,6 +263,9 @@ pub fn decode(encoding: Encoding, frame: &Bytes) -> Result<Message, ProtocolErro
     if msgid == Value::Int(-1) {
         return Ok(Message::Heartbeat);
     }
+    if !is_handle(&msgid) {
+        return Err(ProtocolError::NotAMessage);
+    }
     let dialect = match name {
         Value::Text(_) => Dialect::Python3,
         _ => Dialect::Python2,
@@ -347,7 +350,7 @@ impl Request {
                 oid: args.oid()?,
                 serial: args.any_serial()?,
                 data: args.bytes()?,
-                txn: args.value()?,
+                txn: args.handle()?,
             },
             b"register" => Self::Register {
                 storage: args.text()?,
@@ -369,7 +372,7 @@ impl Request {
                 count: args.or(OIDS_PER_CALL_MAX.cast_signed(), Arguments::int)?,
             },
             b"tpc_begin" => Self::TpcBegin {
-                txn: args.value()?,
+                txn: args.handle()?,
                 user: args.text()?,
                 description: args.text()?,
                 extension: args.dict()?,
@@ -381,21 +384,21 @@ impl Request {
                 serial: args.tid()?,
                 data: args.bytes_or_none()?,
                 prev_txn: args.tid_or_none()?,
-                txn: args.value()?,
+                txn: args.handle()?,
             },
             b"deleteObject" => Self::DeleteObject {
                 oid: args.oid()?,
                 serial: args.tid()?,
-                txn: args.value()?,
+                txn: args.handle()?,
             },
             b"checkCurrentSerialInTransaction" => Self::CheckCurrentSerialInTransaction {
                 oid: args.oid()?,
                 serial: args.tid()?,
-                txn: args.value()?,
+                txn: args.handle()?,
             },
             b"undoa" => Self::Undoa {
                 undo_id: args.text()?,
-                txn: args.value()?,
+                txn: args.handle()?,
             },
             b"storeBlobStart" => Self::StoreBlobStart,
             b"storeBlobChunk" => Self::StoreBlobChunk {
@@ -405,18 +408,24 @@ impl Request {
                 oid: args.oid()?,
                 serial: args.any_serial()?,
                 data: args.bytes()?,
-                txn: args.value()?,
+                txn: args.handle()?,
             },
             b"storeBlobShared" => Self::StoreBlobShared {
                 oid: args.oid()?,
                 serial: args.any_serial()?,
                 data: args.bytes()?,
                 filename: args.text()?,
-                txn: args.value()?,
+                txn: args.handle()?,
             },
-            b"vote" => Self::Vote { txn: args.value()? },
-            b"tpc_finish" => Self::TpcFinish { txn: args.value()? },
-            b"tpc_abort" => Self::TpcAbort { txn: args.value()? },
+            b"vote" => Self::Vote {
+                txn: args.handle()?,
+            },
+            b"tpc_finish" => Self::TpcFinish {
+                txn: args.handle()?,
+            },
+            b"tpc_abort" => Self::TpcAbort {
+                txn: args.handle()?,
+            },
             b"undoLog" => Self::UndoLog {
                 first: args.int()?,
                 last: args.int()?,
@@ -477,7 +486,38 @@ struct Arguments {
 
 type Argument<T> = Result<T, ArgumentError>;
 
+/// Whether a value can be a client's name for something, which we keep and send back: a number, a
+/// short string, or a few of these. Others could be made small to send and large to send back.
+fn is_handle(value: &Value) -> bool {
+    let scalar_len = |value: &Value| match value {
+        Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Id(_) => Some(0),
+        Value::Long(bytes) | Value::Text(bytes) | Value::Bytes(bytes) | Value::Str(bytes) => {
+            Some(bytes.len())
+        }
+        Value::Tuple(_) | Value::List(_) | Value::Dict(_) | Value::Prefix(_) => None,
+    };
+    let len = match value {
+        Value::Tuple(values) if values.len() <= HANDLE_VALUES_MAX => {
+            values.iter().map(scalar_len).sum()
+        }
+        scalar => scalar_len(scalar),
+    };
+    len.is_some_and(|len: usize| len <= HANDLE_LEN_MAX)
+}
+
+/// Values in a msgid or the name of a transaction; stock clients send one number, or two strings.
+const HANDLE_VALUES_MAX: usize = 4;
+
+/// Bytes of strings in a msgid or the name of a transaction; stock clients send 16.
+const HANDLE_LEN_MAX: usize = 256;
+
 impl Arguments {
+    fn handle(&mut self) -> Argument<Value> {
+        self.typed("a number or a short string", |value| {
+            is_handle(&value).then_some(value)
+        })
+    }
+
     fn value(&mut self) -> Argument<Value> {
         self.position += 1;
         self.values.next().ok_or(ArgumentError::Missing)
@@ -748,6 +788,19 @@ mod tests {
         match call(name, args) {
             Err(ProtocolError::BadArguments { method, reason, .. }) if method == name => reason,
             other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_sent_back_cannot_be_made_large() {
+        let oid = Bytes::from_static(b"12345678");
+        let pair = Value::Tuple(vec![Value::Bytes(oid.clone()), Value::Bytes(oid)]);
+        assert!(is_handle(&pair) && is_handle(&Value::Int(7)));
+        let nested = Value::Tuple(vec![pair]);
+        let long = Value::Text(Bytes::from(vec![b'x'; HANDLE_LEN_MAX + 1]));
+        let many = Value::Tuple(vec![Value::None; HANDLE_VALUES_MAX + 1]);
+        for value in [nested, long, many, Value::List(Vec::new())] {
+            assert!(!is_handle(&value), "{value:?}");
         }
     }
 

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Sans-I/O: bytes from the socket go in by [`Session::receive`], calls come out of
-//! [`Session::next`], answers are queued in [`Session::out`]. What a call does is unknown here.
+//! [`Session::next_call`], answers are queued in [`Session::out`]. What a call does is unknown
+//! here.
 
 use std::fmt;
 
@@ -43,6 +44,7 @@ enum Phase {
 
 /// What a client asked.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "executed at once, never kept")]
 pub enum Incoming {
     /// `ruok`, the health check: to be answered by [`Session::answer_status`], and closed.
     Status,
@@ -99,7 +101,7 @@ impl Session {
     /// # Errors
     ///
     /// The connection has to be closed.
-    pub fn next(&mut self) -> Result<Option<Incoming>, SessionError> {
+    pub fn next_call(&mut self) -> Result<Option<Incoming>, SessionError> {
         while let Some(frame) = self.frames.next().map_err(SessionError::Frame)? {
             if self.phase == Phase::Greeting {
                 if frame == b"ruok"[..] {

@@ -180,7 +180,7 @@ impl Driver {
                     self.lost = true;
                     self.in_flight.retain(|(lost, _)| *lost != id);
                 }
-                Event::OidsRaised => {}
+                Event::OidsRaised { .. } | Event::Spilled(_) => {}
             }
         }
         Ok(())
@@ -246,7 +246,8 @@ impl Driver {
         for (oid, len) in stores {
             let data = self.bytes(*len);
             let serial = current.get(oid).copied().or(Some(Tid::ZERO));
-            self.storage().store(id, *oid, serial, data.clone());
+            let added = self.storage().store(id, *oid, serial, data.clone());
+            assert!(added, "the transaction is still being staged");
             records.push((*oid, data));
         }
         let tid = Tid::ZERO;

@@ -8,17 +8,42 @@ use crate::zeo::frame::Sink;
 use crate::zeo::value::{Value, shortest_integer_len};
 
 /// Writes a pickle for a file: what ZODB of any version reads there, as the extension of a
-/// transaction.
-pub fn encode_standalone(value: &Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
+/// transaction. `None` if it is longer than `len_max`; no more than that is kept while writing,
+/// since a small message can contain the same long string many times.
+pub fn encode_standalone(value: &Value, len_max: usize) -> Option<Vec<u8>> {
+    let mut bounded = Bounded {
+        bytes: Vec::new(),
+        len_max,
+        is_full: false,
+    };
     let mut writer = Writer {
-        sink: &mut bytes,
+        sink: &mut bounded,
         reader: Reader::File,
     };
     writer.start();
     writer.value(value);
     writer.code(STOP);
-    bytes
+    (!bounded.is_full).then_some(bounded.bytes)
+}
+
+/// Keeps so much and no more.
+struct Bounded {
+    bytes: Vec<u8>,
+    len_max: usize,
+    is_full: bool,
+}
+
+impl Sink for Bounded {
+    fn put(&mut self, bytes: &[u8]) {
+        self.is_full |= self.bytes.len() + bytes.len() > self.len_max;
+        if !self.is_full {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    fn put_data(&mut self, data: &Bytes) {
+        self.put(data);
+    }
 }
 
 /// For whom a pickle is written. Python 2 and 3 differ in what they read as `bytes`.
