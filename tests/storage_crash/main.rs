@@ -116,6 +116,35 @@ fn after_a_power_cut_what_was_acknowledged_is_there_and_the_rest_is_whole() {
 }
 
 #[test]
+fn a_transaction_that_was_staged_in_a_file_is_whole_or_not_there() {
+    let recording = record(&Setting::new(1), |driver| {
+        driver.open()?;
+        driver.commit(&[(Oid(0), 100)])?;
+        // More than is kept in memory before the vote.
+        let stores: Vec<_> = (1..11).map(|oid| (Oid(oid), 900_000)).collect();
+        driver.commit(&stores)?;
+        driver.commit(&[(Oid(1), 100)])
+    });
+    let recording = recording.unwrap();
+    let staged = |op: &Op| op.to_string().contains("staging");
+    assert!(recording.log.iter().any(staged));
+    let mut model = Model::default();
+    for (step, op) in recording.log.iter().enumerate() {
+        model.apply(op);
+        // Such files take their time: not all steps, and one state for each.
+        if step % 3 == 0 {
+            let mut random = Random::of_step(1, step);
+            let files = model.cut_power(Pick::Random, &mut random);
+            let disk = SimDisk::new(Model::new(&files, None), None);
+            let mut driver = Driver::new(disk, recording.ledger.at(step), random);
+            driver
+                .open()
+                .unwrap_or_else(|stop| panic!("step {step} ({op}): {stop:?}"));
+        }
+    }
+}
+
+#[test]
 fn a_failed_write_or_sync_ends_writing_and_loses_nothing() {
     for seed in seeds() {
         let steps = record(&Setting::new(seed), workload).unwrap().log.len();

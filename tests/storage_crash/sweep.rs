@@ -50,7 +50,7 @@ impl Setting {
 pub(crate) struct Recording {
     pub(crate) log: Vec<Op>,
     pub(crate) seen: Seen,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
 }
 
 pub(crate) fn record(
