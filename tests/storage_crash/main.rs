@@ -13,6 +13,7 @@
 
 mod disk;
 mod driver;
+mod images;
 mod ledger;
 mod random;
 mod sweep;
@@ -23,6 +24,7 @@ use std::{env, fs};
 
 use disk::{Failure, Lie, Model, Op, Pick, SimDisk};
 use driver::{Driver, Stop};
+use images::Kinds;
 use ledger::Ledger;
 use random::Random;
 use standby::ids::Oid;
@@ -47,8 +49,8 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
         driver.finish_together(count)?;
         driver.run_job()?;
     }
-    driver.roll_back()?;
     driver.wait()?;
+    driver.roll_back()?;
     driver.finish_together(2)?;
     driver.settle()?;
     driver.close()?;
@@ -94,7 +96,7 @@ fn the_workload_has_all_that_it_should() {
 #[test]
 fn after_a_power_cut_what_was_acknowledged_is_there_and_the_rest_is_whole() {
     let mut states = 0;
-    let mut kinds = sweep::Kinds::new();
+    let mut kinds = Kinds::new();
     for seed in seeds() {
         let setting = Setting::new(seed);
         let recording = record(&setting, workload).unwrap();
@@ -110,7 +112,36 @@ fn after_a_power_cut_what_was_acknowledged_is_there_and_the_rest_is_whole() {
     println!("{states} states, {} kinds of them", kinds.len());
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("crashed");
     let _ = fs::remove_dir_all(&directory);
-    sweep::dump(&kinds, &directory).unwrap();
+    images::dump(&kinds, &directory).unwrap();
+}
+
+#[test]
+fn a_transaction_that_was_staged_in_a_file_is_whole_or_not_there() {
+    let recording = record(&Setting::new(1), |driver| {
+        driver.open()?;
+        driver.commit(&[(Oid(0), 100)])?;
+        // More than is kept in memory before the vote.
+        let stores: Vec<_> = (1..11).map(|oid| (Oid(oid), 900_000)).collect();
+        driver.commit(&stores)?;
+        driver.commit(&[(Oid(1), 100)])
+    });
+    let recording = recording.unwrap();
+    let staged = |op: &Op| op.to_string().contains("staging");
+    assert!(recording.log.iter().any(staged));
+    let mut model = Model::default();
+    for (step, op) in recording.log.iter().enumerate() {
+        model.apply(op);
+        // Such files take their time: not all steps, and one state for each.
+        if step % 3 == 0 {
+            let mut random = Random::of_step(1, step);
+            let files = model.cut_power(Pick::Random, &mut random);
+            let disk = SimDisk::new(Model::new(&files, None), None);
+            let mut driver = Driver::new(disk, recording.ledger.at(step), random);
+            driver
+                .open()
+                .unwrap_or_else(|stop| panic!("step {step} ({op}): {stop:?}"));
+        }
+    }
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! Power cuts at every step of a recorded run, and what is checked after each.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
-use std::{fs, io};
 
 use standby::ids::Oid;
 use standby::storage::disk::with_suffix;
@@ -12,6 +10,7 @@ use standby::storage::recover::{self, Access, Opened};
 
 use crate::disk::{EXTREMES, Files, Lie, Model, Op, Pick, SimDisk};
 use crate::driver::{DATA_PATH, Driver, Seen, Stop};
+use crate::images::Kinds;
 use crate::ledger::Ledger;
 use crate::random::Random;
 
@@ -51,7 +50,7 @@ impl Setting {
 pub(crate) struct Recording {
     pub(crate) log: Vec<Op>,
     pub(crate) seen: Seen,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
 }
 
 pub(crate) fn record(
@@ -68,9 +67,6 @@ pub(crate) fn record(
         ledger: driver.ledger,
     })
 }
-
-/// One state of each kind, by a name for the kind.
-pub(crate) type Kinds = BTreeMap<String, (Files, Ledger)>;
 
 /// All power cuts of a recorded run.
 pub(crate) struct Sweep {
@@ -103,15 +99,14 @@ impl Sweep {
         for (step, op) in recording.log.iter().enumerate() {
             let wanted = self.only_step.is_none_or(|only| only == step);
             let ledger = recording.ledger.at(step);
-            let mut random = Random::of_step(self.setting.seed, step);
             let found = |when, what| format!("CRASH_STEP={step} ({when} {op}): {what}");
             if wanted {
-                self.stop_at(&model, &ledger, "sync", &mut random)
+                self.stop_at(&model, &ledger, "sync", 2 * step)
                     .map_err(|what| found("before", what))?;
             }
             model.apply(op);
             if wanted {
-                self.stop_at(&model, &ledger, kind(op), &mut random)
+                self.stop_at(&model, &ledger, kind(op), 2 * step + 1)
                     .map_err(|what| found("during", what))?;
             }
         }
@@ -124,7 +119,7 @@ impl Sweep {
         model: &Model,
         ledger: &Ledger,
         kind: &str,
-        random: &mut Random,
+        moment: usize,
     ) -> Result<(), String> {
         // The process is killed: what it has written is shown, though not on stable storage.
         let shown = model.shown();
@@ -132,9 +127,12 @@ impl Sweep {
             check(SimDisk::new(model.clone(), None), ledger, &self.setting)
                 .map_err(|what| format!("killed: {what}"))?;
         }
-        for pick in EXTREMES.into_iter().chain([Pick::Random; RANDOM_PICKS]) {
-            let files = model.cut_power(pick, random);
-            let name = format!("{}-{kind}-{pick:?}", self.setting.seed).to_lowercase();
+        let picks = EXTREMES.into_iter().chain([Pick::Random; RANDOM_PICKS]);
+        for (number, pick) in picks.enumerate() {
+            // The same if this step is repeated alone, and fewer states have been seen before.
+            let mut random = Random::of_step(self.setting.seed, 100 * moment + number);
+            let files = model.cut_power(pick, &mut random);
+            let name = format!("{kind}-{pick:?}").to_lowercase();
             self.kinds.insert(name, (files.clone(), ledger.clone()));
             if !self.is_new(&files, ledger) {
                 continue;
@@ -249,34 +247,4 @@ fn go_on(driver: &mut Driver) -> Result<(), Stop> {
     driver.finish_together(2)?;
     driver.finish_together(1)?;
     driver.close()
-}
-
-/// Writes one state of each kind into a directory of its own, with a list of what must be found:
-/// a line with tid, oid, length and Adler-32 for each record that was acknowledged.
-pub(crate) fn dump(kinds: &Kinds, directory: &Path) -> io::Result<()> {
-    for (kind, (files, ledger)) in kinds {
-        let directory = directory.join(kind);
-        fs::create_dir_all(&directory)?;
-        for (path, contents) in files {
-            fs::write(directory.join(path), contents)?;
-        }
-        let mut list = String::new();
-        for txn in ledger.committed() {
-            for (oid, data) in &txn.records {
-                let (len, sum) = (data.len(), adler32(data));
-                // Writing to a String does not fail.
-                let _ = writeln!(list, "{} {oid} {len} {sum}", txn.tid);
-            }
-        }
-        fs::write(directory.join("acknowledged.txt"), list)?;
-    }
-    Ok(())
-}
-
-fn adler32(data: &[u8]) -> u32 {
-    let (a, b) = data.iter().fold((1, 0), |(a, b): (u32, u32), byte| {
-        let a = (a + u32::from(*byte)) % 65_521;
-        (a, (a + b) % 65_521)
-    });
-    b << 16 | a
 }
