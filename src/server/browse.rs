@@ -31,7 +31,8 @@ impl Server {
             pos,
             count: usize::try_from(count).unwrap_or(usize::MAX),
         };
-        let job = self.storages[at].storage.browse(query);
+        let storage = &self.storages[at].storage;
+        let job = storage.browse(query, storage.file_len());
         self.read(id, msgid, at, Wanted::Log, job)
     }
 
@@ -55,7 +56,8 @@ impl Server {
             end: bounded(end),
             filter: Box::new(move |info| wanted.is_empty() || passes(info, &wanted)),
         };
-        let job = self.storages[at].storage.browse(query);
+        let storage = &self.storages[at].storage;
+        let job = storage.browse(query, storage.file_len());
         self.read(id, msgid, at, Wanted::Log, job)
     }
 
@@ -79,20 +81,23 @@ impl Server {
         self.look_up(id, msgid, at, Wanted::NextObject { oid, next }, lookup)
     }
 
+    /// What is committed from now on the iterator does not give, as in ZODB.
     pub(super) fn iterator_start(
         &mut self,
         id: ClientId,
+        at: usize,
         start: Option<Tid>,
         stop: Option<Tid>,
     ) -> Outcome {
         let from = From::Tid(start.unwrap_or_default());
-        let current = None;
+        let tail = self.storages[at].storage.file_len();
         self.begin_iteration(
             id,
             Iteration::Transactions {
                 from,
                 stop,
-                current,
+                tail,
+                current: None,
             },
         )
     }
@@ -105,8 +110,8 @@ impl Server {
         number: i64,
     ) -> Outcome {
         match self.iteration(id, number) {
-            Some(Iteration::Transactions { from, .. }) => {
-                let query = Query::Transaction(*from);
+            Some(Iteration::Transactions { from, tail, .. }) => {
+                let query = (Query::Transaction(*from), *tail);
                 self.iterate(id, msgid, at, number, query)
             }
             _ => Outcome::Raise(RemoteError::Key(Value::Int(number))),
@@ -118,10 +123,11 @@ impl Server {
         match self.iteration(id, number) {
             Some(Iteration::Transactions {
                 current: Some(step),
+                tail,
                 ..
             }) if step.info.tid == tid => {
-                let (pos, end) = (step.records_pos, step.records_end);
-                self.begin_iteration(id, Iteration::Records { pos, end })
+                let (pos, end, tail) = (step.records_pos, step.records_end, *tail);
+                self.begin_iteration(id, Iteration::Records { pos, end, tail })
             }
             Some(Iteration::Transactions { .. }) => {
                 let text = format!("transaction {tid} is not the one that was returned last");
@@ -139,9 +145,9 @@ impl Server {
         number: i64,
     ) -> Outcome {
         match self.iteration(id, number) {
-            Some(Iteration::Records { pos, end }) => {
-                let (pos, end) = (*pos, *end);
-                self.iterate(id, msgid, at, number, Query::Record { pos, end })
+            Some(Iteration::Records { pos, end, tail }) => {
+                let (pos, end, tail) = (*pos, *end, *tail);
+                self.iterate(id, msgid, at, number, (Query::Record { pos, end }, tail))
             }
             _ => Outcome::Raise(RemoteError::Key(Value::Int(number))),
         }
@@ -205,12 +211,12 @@ impl Server {
         msgid: &Value,
         at: usize,
         number: i64,
-        query: Query,
+        (query, tail): (Query, u64),
     ) -> Outcome {
         if let Some(client) = self.clients.get_mut(&id) {
             client.iterating = true;
         }
-        let job = self.storages[at].storage.browse(query);
+        let job = self.storages[at].storage.browse(query, tail);
         self.read(id, msgid, at, Wanted::Iteration(number), job)
     }
 
@@ -219,6 +225,7 @@ impl Server {
             from,
             stop,
             current,
+            ..
         }) = self.iteration(id, number)
         else {
             return Outcome::Reply(Value::None);

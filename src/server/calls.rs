@@ -233,7 +233,7 @@ impl Server {
                 last,
                 filter,
             } => self.undo_log(id, msgid, at, first, last, filter),
-            Request::IteratorStart { start, stop } => self.iterator_start(id, start, stop),
+            Request::IteratorStart { start, stop } => self.iterator_start(id, at, start, stop),
             Request::IteratorNext { iterator } => self.iterator_next(id, msgid, at, iterator),
             Request::IteratorRecordStart { iterator, tid } => {
                 self.iterator_record_start(id, iterator, tid)

@@ -41,11 +41,14 @@ pub(super) enum Iteration {
         from: history::From,
         /// The last tid that is wanted.
         stop: Option<Tid>,
+        /// The end of the file when it was begun.
+        tail: u64,
         /// The one that it gave last.
         current: Option<Step>,
     },
-    /// Over the records of a transaction: the position of the next one, and the end.
-    Records { pos: u64, end: u64 },
+    /// Over the records of a transaction: the position of the next one, their end, and that of the
+    /// file when the transactions were begun.
+    Records { pos: u64, end: u64, tail: u64 },
 }
 
 /// What ZEO calls a transaction of a connection; there is at most one.

@@ -313,12 +313,12 @@ impl FileStorage {
         result.map_err(Unanswered::Failed)
     }
 
-    /// A job that answers a question about the past of what is committed now.
-    pub fn browse(&self, query: Query) -> Job {
+    /// A job that answers a question about the past, as it was when the file had this length.
+    pub fn browse(&self, query: Query, tail: u64) -> Job {
         Job::Browse {
             query,
             file: self.file.clone(),
-            tail: self.tail,
+            tail,
         }
     }
 
