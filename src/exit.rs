@@ -9,14 +9,15 @@ pub enum Exit {
     Stopped = 0,
     /// SIGHUP without a log file to reopen: runzeo's "restart me".
     HungUp = 1,
-    /// The command line or the configuration is wrong, or an address is in use. Starting again
-    /// will not help; zdaemon, too, does not restart after this one.
+    /// The command line or the configuration is wrong, a log file cannot be opened, or an address
+    /// is in use. Starting again will not help; zdaemon, too, does not restart after this one.
     Usage = 2,
     /// A storage could not be opened.
     StorageFailed = 3,
     /// A write or sync failed, or what was on its way to the disk may not have arrived.
     WriteFailed = 4,
-    /// The system refused something that the server cannot do without.
+    /// The system refused something that the server cannot do without: a thread, or an address
+    /// that cannot be bound or resolved now. Starting again may help.
     Internal = 5,
 }
 

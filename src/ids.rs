@@ -43,6 +43,11 @@ macro_rules! eight_bytes {
     };
 }
 
+impl Oid {
+    /// Oids from here on are refused: they would leave none to be handed out.
+    pub const END: Self = Self(1 << 63);
+}
+
 /// Object id. Zero is the root object; ids are handed out in sequence from one.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Oid(pub u64);

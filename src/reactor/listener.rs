@@ -56,6 +56,9 @@ impl Bound {
                 if socket_id(path)?.is_some() && is_alive(path)? {
                     return Err(io::ErrorKind::AddrInUse.into());
                 }
+                // A missing directory shall be found now, and not after minutes of opening.
+                let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+                rustix::fs::stat(directory.unwrap_or(Path::new(".")))?;
                 Ok(vec![Self::Unix(path.clone())])
             }
             Address::Tcp { host, port } if host.is_empty() => {
@@ -86,6 +89,16 @@ impl Bound {
                 }
                 Ok(bound)
             }
+        }
+    }
+
+    /// The address, for people.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Tcp(socket) => rustix::net::getsockname(socket)
+                .and_then(SocketAddr::try_from)
+                .map_or_else(|error| error.to_string(), |address| address.to_string()),
+            Self::Unix(path) => path.display().to_string(),
         }
     }
 

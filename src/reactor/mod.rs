@@ -130,21 +130,23 @@ impl Reactor {
     fn start(config: &Config, log: logging::Handle) -> Result<Self, (Exit, String)> {
         let internal = |error: io::Error| (Exit::Internal, format!("cannot start: {error}"));
         let connections_max = raise_descriptor_limit();
+        let poll = Poll::new().map_err(internal)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(internal)?);
+        // From here on no signal ends the process: opening may take minutes, and would begin anew.
+        let signals = Signals::install(waker.clone()).map_err(internal)?;
         // First, so that no server whose address is in use opens a file, and reads it for minutes;
         // but who can connect shall be served, so listening comes last.
         let mut bound = Vec::new();
         for address in &config.addresses {
             match Bound::new(address) {
                 Ok(sockets) => bound.extend(sockets),
-                Err(error) => return Err((Exit::Usage, format!("address {address}: {error}"))),
+                Err(error) => return Err(address_error(&address.to_string(), &error)),
             }
         }
         let mut storages = Vec::new();
         for storage in &config.storages {
-            storages.push(open(config, storage)?);
+            storages.push(open(config, storage, &signals)?);
         }
-        let poll = Poll::new().map_err(internal)?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(internal)?);
         let workers = Workers::start(storages.len(), &waker).map_err(internal)?;
         let options = server::Options {
             encoding: if config.msgpack {
@@ -162,16 +164,16 @@ impl Reactor {
             .map_err(|error| (Exit::StorageFailed, error.to_string()))?;
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
-        let signals = Signals::install(waker).map_err(internal)?;
         let mut listeners = Vec::new();
         for (at, bound) in bound.into_iter().enumerate() {
+            let address = bound.describe();
             let listening = bound.listen().and_then(|mut listener| {
                 listener.register(poll.registry(), listener_token(at))?;
                 Ok(listener)
             });
             match listening {
                 Ok(listener) => listeners.push(listener),
-                Err(error) => return Err((Exit::Usage, format!("cannot listen: {error}"))),
+                Err(error) => return Err(address_error(&address.to_string(), &error)),
             }
         }
         Ok(Self {
@@ -488,7 +490,7 @@ impl Reactor {
         let deadline = now().mono + DRAIN_TIMEOUT;
         self.server.end_turn(now());
         self.follow_server();
-        while !self.workers.is_idle() && now().mono < deadline {
+        while self.server.is_writing() && now().mono < deadline {
             self.drain(&mut events, deadline);
         }
         let deadline = now().mono + LAST_REPLIES_TIMEOUT;
@@ -502,8 +504,9 @@ impl Reactor {
             ..
         } = self;
         // The sockets last, so that who sees one closed finds the file closed, too.
-        let drained = workers.is_idle();
+        let drained = !server.is_writing();
         if drained {
+            // What is left reads, or saves an index; that has its time.
             workers.stop();
         } else {
             log::error!("the disk does not answer; stopping without it");
@@ -524,7 +527,6 @@ impl Reactor {
         // Others are not wanted any more.
         self.timers.clear();
         self.timers.set(Timer::Tick, Some(deadline));
-        self.ready.clear();
         if let Err(error) = self.wait(events) {
             log::error!("the event loop failed ({error})");
         }
@@ -542,7 +544,11 @@ impl Reactor {
     }
 }
 
-fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, String)> {
+fn open(
+    config: &Config,
+    storage: &StorageConfig,
+    signals: &Signals,
+) -> Result<FileStorage, (Exit, String)> {
     let mut options = storage::Options {
         name: storage.name.clone(),
         read_only: false,
@@ -565,6 +571,11 @@ fn open(config: &Config, storage: &StorageConfig) -> Result<FileStorage, (Exit, 
     };
     let mut reported = now().mono;
     let mut progress = |progress: Progress| {
+        if signals.wants_stop() {
+            // Nothing has been written, and nobody was served.
+            log::info!("terminated while opening");
+            std::process::exit(Exit::Stopped as i32);
+        }
         let at = now().mono;
         if at >= reported + Duration::from_secs(2) {
             reported = at;
@@ -616,6 +627,16 @@ fn now() -> Now {
 )]
 fn system_time() -> SystemTime {
     SystemTime::now()
+}
+
+/// An address in use stays in use; what else is wrong with one may pass, as when names cannot be
+/// resolved yet.
+fn address_error(address: &str, error: &io::Error) -> (Exit, String) {
+    let exit = match error.kind() {
+        io::ErrorKind::AddrInUse => Exit::Usage,
+        _ => Exit::Internal,
+    };
+    (exit, format!("address {address}: {error}"))
 }
 
 /// Tells a service manager, if there is one.

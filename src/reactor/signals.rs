@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
@@ -24,6 +24,7 @@ pub(super) enum Signal {
 #[derive(Debug)]
 pub(super) struct Signals {
     received: Receiver<Signal>,
+    stop: Arc<AtomicBool>,
 }
 
 impl Signals {
@@ -33,6 +34,8 @@ impl Signals {
         signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR2])?;
         let (sender, received) = mpsc::channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let wants_stop = stop.clone();
         thread::Builder::new()
             .name("signals".to_owned())
             .stack_size(64 * 1024)
@@ -44,12 +47,20 @@ impl Signals {
                         SIGINT => Signal::Stop("SIGINT"),
                         _ => Signal::Stop("SIGTERM"),
                     };
+                    if matches!(signal, Signal::Stop(_)) {
+                        wants_stop.store(true, Ordering::Release);
+                    }
                     if sender.send(signal).is_err() || waker.wake().is_err() {
                         return;
                     }
                 }
             })?;
-        Ok(Self { received })
+        Ok(Self { received, stop })
+    }
+
+    /// Whether the process shall stop; for who does not serve yet. Other signals are put off.
+    pub(super) fn wants_stop(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
     }
 
     /// The next one.

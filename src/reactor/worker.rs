@@ -30,8 +30,6 @@ pub(super) struct Workers {
     housekeeping: Sender<Tagged>,
     done: Receiver<(JobTag, Done)>,
     threads: Vec<JoinHandle<()>>,
-    /// Jobs handed out whose end was not taken yet.
-    under_way: usize,
 }
 
 impl Workers {
@@ -67,7 +65,6 @@ impl Workers {
             housekeeping,
             done,
             threads,
-            under_way: 0,
         })
     }
 
@@ -79,21 +76,14 @@ impl Workers {
             Lane::Housekeeping => &self.housekeeping,
         };
         // A worker ends only when its sender is dropped, or with the process.
-        if lane.send((tag, job)).is_ok() {
-            self.under_way += 1;
+        if lane.send((tag, job)).is_err() {
+            log::error!("a worker thread has ended");
         }
     }
 
     /// Takes what is done.
     pub(super) fn take_done(&mut self) -> Option<(JobTag, Done)> {
-        let done = self.done.try_recv().ok()?;
-        self.under_way -= 1;
-        Some(done)
-    }
-
-    /// Whether all that was handed out was taken.
-    pub(super) const fn is_idle(&self) -> bool {
-        self.under_way == 0
+        self.done.try_recv().ok()
     }
 
     /// Ends the threads, after what they have been given.

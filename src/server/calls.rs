@@ -166,6 +166,7 @@ impl Server {
                 txn,
             } => match client.txn_named(&txn) {
                 Some(_) if data.is_empty() => Outcome::HangUp(format!("oid {oid} without data")),
+                Some(_) if oid >= Oid::END => Outcome::HangUp(format!("oid {oid} is too high")),
                 Some(current) => {
                     served.stats.stores += 1;
                     if !served.storage.store(current.id, oid, serial, data) {

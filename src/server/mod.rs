@@ -246,6 +246,13 @@ impl Server {
             .map(|client| &mut client.session.out)
     }
 
+    /// Whether transactions are on their way to a disk.
+    pub fn is_writing(&self) -> bool {
+        self.storages
+            .iter()
+            .any(|served| served.storage.is_writing())
+    }
+
     /// Whether anything waits for a client's socket.
     pub fn has_output(&self) -> bool {
         self.clients
@@ -457,6 +464,10 @@ impl Server {
         served.stats.commits += 1;
         served.stats.active_txns -= 1;
         let owner = served.owners.remove(&txn);
+        if let Some(client) = owner.and_then(|id| self.clients.get(&id)) {
+            let (who, count) = (&client.who, oids.len());
+            log::debug!(target: LOG, "{who} committed {tid} ({count} objects)");
+        }
         let changed = Value::List(oids.iter().map(|oid| Value::from(*oid)).collect());
         let mut frames = NoticeFrames {
             encoding: self.options.encoding,

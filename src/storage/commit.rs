@@ -39,6 +39,9 @@ use crate::limits::{
     VOTES_WITH_CONFLICTS_MAX,
 };
 
+/// Serials that a vote compares without a worker; reading one takes about a microsecond.
+const COMPARED_AT_ONCE_MAX: usize = 1000;
+
 /// Space is reserved in steps of this many bytes.
 const ALLOCATE_STEP: u64 = 4 << 20;
 
@@ -322,7 +325,11 @@ impl FileStorage {
 
     /// Checks a transaction that has the lock, as far as that goes without waiting.
     fn check_vote(&mut self, id: TxnId, ticket: Ticket, now: Instant) {
-        self.set_state(id, TxnState::Checking { ticket });
+        let Some(txn) = self.txns.get_mut(&id) else {
+            return;
+        };
+        txn.state = TxnState::Checking { ticket };
+        txn.is_compared = false;
         let Some(txn) = self.txns.get(&id) else {
             return;
         };
@@ -342,7 +349,12 @@ impl FileStorage {
             Ok(Comparison::Conflicts(conflicts)) => {
                 return self.on_conflicts(id, ticket, conflicts, now);
             }
-            Ok(Comparison::Clean) => self.reserve(id, ticket, now),
+            Ok(Comparison::Clean) => {
+                if let Some(txn) = self.txns.get_mut(&id) {
+                    txn.is_compared = true;
+                }
+                self.reserve(id, ticket, now)
+            }
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = checked {
@@ -365,10 +377,16 @@ impl FileStorage {
         if let Some(reason) = self.failed.as_ref().or(txn.broken.as_ref()) {
             return Err(Refusal::Disk(reason.clone()));
         }
+        // Each would be a system call, in memory or not.
+        let is_large = txn.records.len() + txn.checks.len() > COMPARED_AT_ONCE_MAX;
         let mut serials = Vec::new();
         let mut serial_at = |oid: Oid, pos: u64| -> Result<Option<Tid>, Refusal> {
             if let Some(tid) = txn.serials_read.get(&pos) {
                 return Ok(Some(*tid));
+            }
+            if is_large {
+                serials.push((oid, pos));
+                return Ok(None);
             }
             match self.reader().record_tid(pos, oid) {
                 Ok(tid) => Ok(Some(tid)),
@@ -522,8 +540,17 @@ impl FileStorage {
                 return;
             }
         }
-        if let Some(ticket) = self.checking(id) {
-            self.check_vote(id, ticket, now);
+        let Some(ticket) = self.checking(id) else {
+            return;
+        };
+        // Nobody else can have changed what it was compared with: it has the lock.
+        match self.txns.get(&id) {
+            Some(txn) if txn.is_compared => {
+                if let Err(refusal) = self.reserve(id, ticket, now) {
+                    self.refuse(id, refusal, now);
+                }
+            }
+            _ => self.check_vote(id, ticket, now),
         }
     }
 
@@ -1197,6 +1224,48 @@ mod tests {
         }
         rig.finish(voted);
         assert_eq!(rig.settle().len(), 2);
+    }
+
+    #[test]
+    fn new_oids_fail_at_once_where_there_are_none() {
+        // A file that has an object at the very top, and a disk that has failed.
+        for break_disk in [false, true] {
+            let mut rig = Rig::new(options());
+            if break_disk {
+                rig.storage
+                    .on_appended(Err(io::Error::other("gone")), rig.now);
+            } else {
+                rig.commit(&[(u64::MAX, 0, "top")]);
+            }
+            let mut answers = 0;
+            for _ in 0..3 {
+                assert!(rig.storage.allocate_oids(100).is_none());
+                let events = rig.settle();
+                answers += events
+                    .iter()
+                    .filter(|event| matches!(event, Event::OidsRaised { raised: false }))
+                    .count();
+                assert!(rig.jobs.is_empty());
+            }
+            assert!(answers >= 2, "{answers}");
+        }
+    }
+
+    #[test]
+    fn a_large_vote_is_compared_by_a_worker() {
+        let mut rig = Rig::new(options());
+        let oids = 1..=COMPARED_AT_ONCE_MAX as u64 + 1;
+        let stores: Vec<_> = oids.map(|oid| (oid, 0, "data")).collect();
+        let tid = rig.commit(&stores);
+        let again: Vec<_> = stores
+            .iter()
+            .map(|(oid, ..)| (*oid, tid.0, "new"))
+            .collect();
+        let id = rig.begin(&again);
+        assert!(rig.storage.vote(id, rig.now));
+        rig.collect();
+        assert!(matches!(rig.jobs[..], [Job::Fetch { .. }]));
+        assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
     }
 
     #[test]

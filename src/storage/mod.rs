@@ -181,7 +181,7 @@ impl FileStorage {
             (false, false) => Access::ReadWrite,
         };
         let opened = recover::open(&*disk, path, access, progress)?;
-        if !options.read_only && opened.last_tid >= Tid::END {
+        if !options.read_only && opened.last_tid >= Tid::MAX {
             return Err(StorageError::TidTooHigh {
                 path: path.to_owned(),
                 tid: opened.last_tid,
@@ -307,7 +307,12 @@ impl FileStorage {
         pos: u64,
         result: Result<Answer, ReadError>,
     ) -> Result<Answer, Unanswered> {
-        if self.index.get(lookup.oid()) != Some(pos) {
+        // What is older than the current revision stays as it is.
+        let is_past = matches!(
+            &result,
+            Ok(Answer::Revision { end: Some(_), .. } | Answer::NoneBefore | Answer::Data(_))
+        );
+        if !is_past && self.index.get(lookup.oid()) != Some(pos) {
             return self.look_up(lookup);
         }
         result.map_err(Unanswered::Failed)
@@ -335,13 +340,18 @@ impl FileStorage {
     /// Hands out `count` new oids in a row; `None` until an [`Event::OidsRaised`].
     pub fn allocate_oids(&mut self, count: u64) -> Option<std::ops::Range<u64>> {
         let range = self.oids.allocate(count);
-        if self.oids.is_low() && !self.oids_raising && self.failed.is_none() {
+        if !self.oids.is_low() || self.oids_raising {
+            return range;
+        }
+        if self.failed.is_none() && self.oids.can_raise() {
             self.oids_raising = true;
             self.events.push_back(Event::Run(Job::RaiseOids {
                 disk: self.disk.clone(),
                 path: self.path.clone(),
                 ceiling: self.oids.raise(),
             }));
+        } else if range.is_none() {
+            self.events.push_back(Event::OidsRaised { raised: false });
         }
         range
     }

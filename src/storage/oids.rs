@@ -44,11 +44,12 @@ impl OidAllocator {
     pub fn new(max_oid: Option<Oid>, ceiling: Option<Oid>) -> Self {
         let after_max = max_oid.map_or(1, |oid| oid.0.saturating_add(1));
         let next = match ceiling {
-            Some(ceiling) => after_max.max(ceiling.0),
-            // The file was served by ZEO so far, whose clients may hold oids, or has lost its
-            // ceiling. A new one has no clients yet.
-            None if max_oid.is_some() => after_max.saturating_add(OID_RESERVE),
-            None => after_max,
+            Some(ceiling) if ceiling.0 >= after_max => ceiling.0,
+            // A new file has no clients yet.
+            None if max_oid.is_none() => after_max,
+            // ZEO has served the file, or serves it in turns with us, and its clients may hold
+            // oids; or the file has lost its ceiling.
+            _ => after_max.saturating_add(OID_RESERVE),
         };
         Self {
             next,
@@ -71,6 +72,11 @@ impl OidAllocator {
     /// Whether it is time to raise the ceiling: some are left, so that nobody has to wait for it.
     pub const fn is_low(&self) -> bool {
         self.ceiling.saturating_sub(self.next) < OID_RESERVE / 2
+    }
+
+    /// Whether there are any oids above the ceiling.
+    pub const fn can_raise(&self) -> bool {
+        self.raise().0 > self.ceiling
     }
 
     /// The ceiling to be written with [`save`] now. When it is on stable storage tell so with
@@ -153,7 +159,7 @@ mod tests {
         assert_eq!(start(None, None), 1);
         assert_eq!(start(None, Some(500)), 500);
         assert_eq!(start(Some(7), Some(500)), 500);
-        assert_eq!(start(Some(500), Some(7)), 501);
+        assert_eq!(start(Some(500), Some(7)), 501 + OID_RESERVE);
         assert_eq!(start(Some(500), None), 501 + OID_RESERVE);
     }
 

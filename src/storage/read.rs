@@ -22,6 +22,9 @@ const GUESS_LEN: usize = 4096;
 /// Older revisions that are looked at where waiting is not allowed.
 const STEPS_NOWAIT_MAX: usize = 32;
 
+/// Bytes of data that are read where waiting is not allowed.
+const DATA_LEN_NOWAIT_MAX: usize = 1 << 20;
+
 /// Bytes that tell all but the data.
 const HEAD_LEN: usize = DATA_HEADER_LEN + POINTER_LEN;
 
@@ -184,6 +187,10 @@ impl Reader<'_> {
             return Err(Damage { pos, fault }.into());
         };
         let held = start.len() - DATA_HEADER_LEN;
+        // Copying takes its time, too.
+        if self.wait == Wait::No && len > DATA_LEN_NOWAIT_MAX {
+            return Err(ReadError::WouldBlock);
+        }
         if held >= len {
             return Ok(start.slice(DATA_HEADER_LEN..DATA_HEADER_LEN + len));
         }

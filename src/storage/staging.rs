@@ -103,6 +103,8 @@ pub(super) struct Txn {
     pub(super) staging_file: Option<(Arc<dyn File>, u64)>,
     /// Data are on their way to the staging file.
     pub(super) is_spilling: bool,
+    /// Its serials were found right, and it only waits for space.
+    pub(super) is_compared: bool,
     /// Why it can only be rolled back.
     pub(super) broken: Option<String>,
 }
@@ -155,6 +157,7 @@ impl Txn {
             memory_len: 0,
             staging_file: None,
             is_spilling: false,
+            is_compared: false,
             broken: None,
         }
     }
