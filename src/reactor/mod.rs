@@ -59,7 +59,7 @@ const TICK: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a stop waits for clients to take their last replies.
-const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(1);
+const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Time between two complaints that no connection can be accepted.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);

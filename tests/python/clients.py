@@ -3,7 +3,9 @@ import contextlib
 import logging
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,12 +20,17 @@ from BTrees.Length import Length
 from BTrees.OOBTree import OOBTree
 from persistent.mapping import PersistentMapping
 from ZODB.serialize import referencesf
+from ZODB.utils import maxtid
 from ZODB.utils import z64
 from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
 
 import server
 from server import eventually
+
+sys.path.insert(0, os.path.join(server.PROJECT, 'tests', 'conformance'))
+
+from harness.rawclient import Raw  # noqa: E402 (of the conformance tests)
 
 READ_ONLY = '<filestorage 1>\n  path Data.fs\n  read-only true\n</filestorage>\n'
 
@@ -482,6 +489,21 @@ class PickleTests(Case):
         last = acknowledged[-1]
         check = connect(self.database(s))
         self.assertGreaterEqual(check.root()['n'], last)
+
+
+    def test_a_stop_sends_what_was_answered(self):
+        s = self.serve()
+        data = os.urandom(16 << 20)
+        raw = Raw(s.address)
+        (oid,), tid = raw.new(data)
+        msgid = raw.start('loadBefore', oid, maxtid)
+        # The answer is larger than what the kernel takes at once, and nobody reads yet.
+        ready, _, _ = select.select([raw.socket], [], [], 10)
+        self.assertTrue(ready)
+        s.process.send_signal(signal.SIGTERM)
+        self.assertEqual(tuple(raw.result(msgid)), (data, tid, None))
+        self.assertEqual(s.process.wait(15), 0)
+        raw.close()
 
 
 class MsgpackTests(PickleTests):
