@@ -1,5 +1,6 @@
-//! Seeded mutation of what the decoders of ZEO read: a value or an error, never a panic, and never
-//! more memory than the bytes justify.
+//! Seeded mutation of what decoders read, from clients, files and operators: a value or an error,
+//! never a panic, and never more memory than the bytes justify. (Damaged data files are in
+//! `format_fixtures.rs`.)
 //!
 //! `FUZZ_SEED` and `FUZZ_ROUNDS` choose another or a longer run; a failure prints what repeats it.
 
@@ -8,10 +9,17 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::{env, fs, thread};
+use std::{env, fs, io, thread};
 
 use bytes::Bytes;
+use standby::args::Args;
+use standby::config::{self, Surroundings};
+use standby::ids::Oid;
 use standby::limits::VALUES_PER_MESSAGE_MAX;
+use standby::storage::disk::Disk;
+use standby::storage::index::Index;
+use standby::storage::memory::MemoryDisk;
+use standby::storage::oids;
 use standby::zeo::{Encoding, FrameReader, decode_standalone, message, msgpack};
 
 #[test]
@@ -43,6 +51,96 @@ fn nasty_inputs_are_decoded_or_refused() {
         };
         check_decoders(&input);
         check_frames(&mut random, &input);
+    }
+}
+
+#[test]
+fn mutated_files_beside_the_data_file_are_read_or_refused() {
+    let disk = MemoryDisk::new();
+    let path = Path::new("Data.fs");
+    let index_path = Path::new("Data.fs.index");
+    let mut index = Index::new();
+    for number in 1..2000 {
+        // Dense, sparse, and far apart.
+        for oid in [number, 1 << 20 | number << 9, number << 40] {
+            index.insert(Oid(oid), 50 + number);
+        }
+    }
+    index.save(1 << 20, &disk, index_path).unwrap();
+    oids::save(&disk, path, Oid(8000)).unwrap();
+    let originals = [
+        disk.read(index_path).unwrap(),
+        disk.read(Path::new("Data.fs.oids")).unwrap(),
+    ];
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) / 20 {
+        let [mut index, mut ceiling] = originals.clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut random, &mut index, &originals);
+            mutate(&mut random, &mut ceiling, &originals);
+        }
+        let _report = Report {
+            name: format!("FUZZ_SEED={seed} round {round}"),
+            input: &ceiling,
+        };
+        disk.replace(index_path, &[&index]).unwrap();
+        disk.replace(Path::new("Data.fs.oids"), &[&ceiling])
+            .unwrap();
+        // Eight bytes may be the only object of a part of the index.
+        check_memory("index", 40 * index.len() + (1 << 20), || {
+            Index::load(&disk, index_path).map_err(|error| error.to_string())
+        });
+        check_memory("oids", 4 * ceiling.len() + 4096, || {
+            oids::load(&disk, path).map_err(|error| error.to_string())
+        });
+    }
+}
+
+#[test]
+fn mutated_configurations_are_read_or_refused() {
+    struct Machine(String);
+
+    impl Surroundings for Machine {
+        fn read(&self, _path: &Path) -> io::Result<String> {
+            Ok(self.0.clone())
+        }
+
+        fn is_directory(&self, _path: &Path) -> bool {
+            true
+        }
+
+        fn variable(&self, _name: &str) -> Option<String> {
+            Some("value".to_owned())
+        }
+    }
+
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/server.conf");
+    let sample = fs::read_to_string(path).unwrap();
+    // Options instead of comments, so that there is something to be wrong.
+    let plain = sample.replace("\n#", "\n").replace("\n  #", "\n  ");
+    let define = "%define a b\n%define c $a${a}\n%include x.conf\n$(HOME:-x)\n".to_owned();
+    let corpus = [sample, plain, define].map(String::into_bytes);
+    let args = Args {
+        configure: Some(PathBuf::from("x.conf")),
+        ..Args::default()
+    };
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) / 20 {
+        let mut input = random.choose(&corpus).clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut random, &mut input, &corpus);
+        }
+        let _report = Report {
+            name: format!("FUZZ_SEED={seed} round {round}"),
+            input: &input,
+        };
+        let machine = Machine(String::from_utf8_lossy(&input).into_owned());
+        // A file may include itself, up to the limit.
+        check_memory("configuration", 64 << 20, || {
+            config::read(&args, &machine).map_err(|error| error.to_string())
+        });
     }
 }
 
