@@ -42,14 +42,25 @@ class Case(unittest.TestCase):
         self.addCleanup(s.stop)
         return s.start()
 
-    def smoke(self, server_, version):
+    def smoke(self, server_, version, turn=''):
         """Start the script under a Python; it uses objects named after that."""
+        return self.script(version, 'smoke.py', str(server_.address[1]),
+                           'python %d.%d' % version + turn)
+
+    def script(self, version, name, *arguments):
         python = FOUND[version]
         environ = dict(os.environ, PYTHONPATH=environment.site(PYTHONS[version], python))
         return subprocess.Popen(
-            [python, os.path.join(HERE, 'smoke.py'), str(server_.address[1]),
-             'python %d.%d' % version],
+            [python, os.path.join(HERE, name)] + list(arguments),
             env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def need(self, version):
+        if version not in FOUND:
+            self.skipTest('no Python %d.%d here' % version)
+        try:
+            environment.site(PYTHONS[version], FOUND[version])
+        except environment.Unavailable as reason:
+            self.skipTest(str(reason))
 
     def finish(self, process):
         try:
@@ -71,16 +82,29 @@ class AloneTests(Case):
     """One test for each Python and encoding, added below."""
 
     def alone(self, version, msgpack):
-        if version not in FOUND:
-            self.skipTest('no Python %d.%d here' % version)
-        try:
-            environment.site(PYTHONS[version], FOUND[version])
-        except environment.Unavailable as reason:
-            self.skipTest(str(reason))
+        self.need(version)
         s = self.serve(msgpack)
         self.finish(self.smoke(s, version))
         s.stop()
         self.assertEqual(self.counted(), smoke.MANY)
+
+
+class TurnsTests(Case):
+    """ZODB of each Python and this server have the file in turns; one test each, added below."""
+
+    def turns(self, version):
+        self.need(version)
+        path = os.path.join(self.directory, 'Data.fs')
+        self.finish(self.script(version, 'file_turn.py', path, '0'))
+        with open(path, 'rb') as f:
+            magic = f.read(4)
+        for turn in '1', '2':
+            s = self.serve(False)
+            self.finish(self.smoke(s, version, ' turn ' + turn))
+            s.stop()
+            self.finish(self.script(version, 'file_turn.py', path, turn))
+        with open(path, 'rb') as f:
+            self.assertEqual(f.read(4), magic)
 
 
 class TogetherTests(Case):
@@ -112,6 +136,8 @@ class TogetherTests(Case):
 
 
 for version_ in PYTHONS:
+    setattr(TurnsTests, 'test_python_%d_%d_and_the_server_have_the_file_in_turns' % version_,
+            lambda self, v=version_: self.turns(v))
     for name, msgpack_ in ('Z', False), ('M', True):
         setattr(AloneTests, 'test_python_%d_%d_%s' % (version_ + (name,)),
                 lambda self, v=version_, m=msgpack_: self.alone(v, m))
