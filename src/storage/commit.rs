@@ -1,4 +1,4 @@
-//! Voting and finishing: from staged records to a transaction in the file.
+//! Voting: from staged records to a transaction that can be finished.
 //!
 //! ```text
 //!  begin ─► Staging ─vote─► Waiting ─lock─► Checking ─► Voted ─finish─► Finishing ─► published
@@ -8,30 +8,20 @@
 //! ```
 //!
 //! *Checking* compares serials and reserves space; it needs a worker only for what is not in
-//! memory. *Finish* fixes tid and position. Transactions that finish while the disk is busy form
-//! the next *batch*, which goes to the disk in two syncs:
-//!
-//! 1. the bytes of all, behind the end of the file, with status `'c'`: unfinished;
-//! 2. their statuses as they shall be, one byte each.
-//!
-//! A disk that loses power may keep any part of what was not synced. Before the first sync is done
-//! opening finds `'c'`, or no header at all, and cuts the batch (`recover`), as ZODB does; when a
-//! single status has reached the disk, all bytes are there. Under load the second sync of a batch
-//! is the first of the next, so that one sync is spent on each batch, not two. Only after it is the
-//! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
+//! memory. From *finish* on a transaction is in the hands of `batch`.
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::commit_lock::Ticket;
 use super::disk::File;
 use super::error::ReadError;
-use super::format::{DataHeader, POS_END, Status, TxnHeader};
-use super::job::{Append, Fetched, Job, Part};
-use super::staging::{Data, Metadata, Record, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
+use super::format::POS_END;
+use super::job::{Fetched, Job};
+use super::staging::{Data, Metadata, Record, Txn, TxnId, TxnState};
 use super::{Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::{
@@ -93,34 +83,6 @@ pub enum Refusal {
     WrongTid(Tid),
     /// No space, or the disk failed.
     Disk(String),
-}
-
-/// A transaction on its way to the disk.
-#[derive(Debug)]
-pub(super) struct Finishing {
-    txn: TxnId,
-    ticket: Ticket,
-    header: TxnHeader,
-    start: u64,
-    /// Behind its last byte.
-    end: u64,
-    positions: Vec<(Oid, u64)>,
-    parts: Vec<Part>,
-}
-
-/// A committed transaction, as it is published.
-#[derive(Debug)]
-pub struct Commit {
-    /// Whose.
-    pub txn: TxnId,
-    /// Its tid.
-    pub tid: Tid,
-    /// The objects that it changed.
-    pub oids: Vec<Oid>,
-    /// Objects in the storage afterwards.
-    pub object_count: u64,
-    /// Length of the file afterwards, in bytes.
-    pub len: u64,
 }
 
 impl FileStorage {
@@ -213,48 +175,6 @@ impl FileStorage {
                 TxnState::Checking { .. } | TxnState::Finishing { .. }
             ) || txn.is_spilling
         })
-    }
-
-    /// Gives a voted transaction its tid and its place in the file. It is committed when the
-    /// [`Event::Committed`] comes. `false` if it was not voted.
-    pub fn finish(&mut self, id: TxnId, wall: Duration, now: Instant) -> bool {
-        let Some(txn) = self.txns.get_mut(&id) else {
-            return false;
-        };
-        let TxnState::Voted { ticket, len, .. } = txn.state else {
-            return false;
-        };
-        if self.failed.is_some() {
-            self.roll_back(id, now);
-            self.events.push_back(Event::Lost(id));
-            return true;
-        }
-        let tid = match txn.metadata.tid {
-            Some(tid) => tid,
-            None => Tid::from_unix_time(wall).max(self.assigned_tid.next()),
-        };
-        assert!(
-            tid > self.assigned_tid,
-            "a vote for a tid that is not above the last was granted"
-        );
-        txn.state = TxnState::Finishing { ticket };
-        let finishing = lay_out(id, ticket, txn, tid, self.assigned_end, |oid| {
-            self.index.get(oid)
-        });
-        assert_eq!(
-            finishing.end - self.assigned_end,
-            len,
-            "a transaction has another length"
-        );
-        // They are in `finishing` now.
-        txn.records = Vec::new();
-        self.voted_len -= len;
-        self.assigned_tid = tid;
-        self.assigned_end = finishing.end;
-        self.finishing.push(finishing);
-        let held = self.lock.downgrade(ticket);
-        self.go_on(held, now);
-        true
     }
 
     /// Rolls a transaction back, whatever its state; one that has its place in the file already is
@@ -615,91 +535,6 @@ impl FileStorage {
         }
     }
 
-    /// Sends to the disk what is there to be sent, unless it is busy. To be called at the end of a
-    /// turn, so that those who finish in the same turn share their syncs.
-    pub fn flush(&mut self) {
-        let idle = self.sealing.is_empty() && self.writing.is_empty();
-        let wanted = !self.written.is_empty() || !self.finishing.is_empty();
-        if !idle || !wanted || self.failed.is_some() {
-            return;
-        }
-        self.sealing = std::mem::take(&mut self.written);
-        self.writing = std::mem::take(&mut self.finishing);
-        let parts = self
-            .writing
-            .iter_mut()
-            .flat_map(|one| std::mem::take(&mut one.parts));
-        let append = Append {
-            parts: parts.collect(),
-            disk: self.disk.clone(),
-            path: self.path.clone(),
-            file: self.file.clone(),
-            id: self.file_id,
-            seals: self
-                .sealing
-                .iter()
-                .map(|one| (one.start, one.header.status))
-                .collect(),
-            pos: self
-                .writing
-                .first()
-                .map_or(self.assigned_end, |first| first.start),
-        };
-        self.events.push_back(Event::Run(Job::Append(append)));
-    }
-
-    pub(super) fn on_appended(&mut self, result: io::Result<()>, now: Instant) {
-        let sealed = std::mem::take(&mut self.sealing);
-        self.written = std::mem::take(&mut self.writing);
-        if let Err(error) = result {
-            self.fail(&error);
-            let written = std::mem::take(&mut self.written);
-            let later = std::mem::take(&mut self.finishing);
-            for finishing in sealed.into_iter().chain(written).chain(later) {
-                self.roll_back(finishing.txn, now);
-                self.events.push_back(Event::Lost(finishing.txn));
-            }
-            return;
-        }
-        let mut held = Vec::new();
-        for finishing in sealed {
-            // Publishing before the sync would show a transaction that a power cut takes back.
-            for (oid, pos) in &finishing.positions {
-                self.index.insert(*oid, *pos);
-                self.oids.stored(*oid);
-            }
-            self.tail = finishing.end;
-            self.last_tid = finishing.header.tid;
-            self.txns.remove(&finishing.txn);
-            self.tickets.remove(&finishing.ticket);
-            self.events.push_back(Event::Committed(Commit {
-                txn: finishing.txn,
-                tid: finishing.header.tid,
-                oids: finishing
-                    .positions
-                    .into_iter()
-                    .map(|(oid, _)| oid)
-                    .collect(),
-                object_count: self.object_count(),
-                len: self.tail,
-            }));
-            held.append(&mut self.lock.release(finishing.ticket));
-        }
-        self.save_index_if_due();
-        self.go_on(held, now);
-    }
-
-    /// After this the file takes no more writes in this process: what the kernel has of it and
-    /// what the disk has may differ.
-    fn fail(&mut self, error: &io::Error) {
-        let reason = format!(
-            "{}: a write failed, no more are taken: {error}",
-            self.name()
-        );
-        log::error!("{reason}");
-        self.failed = Some(reason);
-    }
-
     /// The vote fails, and with it the transaction.
     fn refuse(&mut self, id: TxnId, refusal: Refusal, now: Instant) {
         self.events
@@ -707,7 +542,7 @@ impl FileStorage {
         self.roll_back(id, now);
     }
 
-    fn roll_back(&mut self, id: TxnId, now: Instant) {
+    pub(super) fn roll_back(&mut self, id: TxnId, now: Instant) {
         let Some(txn) = self.txns.remove(&id) else {
             return;
         };
@@ -727,7 +562,7 @@ impl FileStorage {
 
     /// These have the lock now. One after the other: a vote that is refused lets the next one in,
     /// and thousands may wait.
-    fn go_on(&mut self, held: Vec<Ticket>, now: Instant) {
+    pub(super) fn go_on(&mut self, held: Vec<Ticket>, now: Instant) {
         self.to_check.extend(held);
         if std::mem::replace(&mut self.is_checking, true) {
             return;
@@ -756,84 +591,6 @@ enum Comparison {
         serials: Vec<(Oid, u64)>,
         staged: Vec<(Oid, u64, usize)>,
     },
-}
-
-/// The bytes of a transaction at its place in the file. Long data stay where they are; the rest is
-/// gathered around them.
-fn lay_out(
-    id: TxnId,
-    ticket: Ticket,
-    txn: &Txn,
-    tid: Tid,
-    start: u64,
-    current: impl Fn(Oid) -> Option<u64>,
-) -> Finishing {
-    let metadata = &txn.metadata;
-    // The length fields do not count the trailing one.
-    let len = txn.len_in_file() - TXN_TRAILER_LEN as u64;
-    let text_len = |text: &Bytes| u16::try_from(text.len()).expect("checked by the vote");
-    let header = TxnHeader {
-        tid,
-        len,
-        status: Status::from_byte(metadata.status),
-        user_len: text_len(&metadata.user),
-        descr_len: text_len(&metadata.description),
-        ext_len: text_len(&metadata.extension),
-    };
-    let unfinished = TxnHeader {
-        status: Status::Voted,
-        ..header
-    };
-    let mut parts = Vec::new();
-    let mut head = BytesMut::new();
-    head.put_slice(&unfinished.encode());
-    head.put_slice(&metadata.user);
-    head.put_slice(&metadata.description);
-    head.put_slice(&metadata.extension);
-    let mut pos = start + header.header_len();
-    let mut positions = Vec::with_capacity(txn.records.len());
-    for record in &txn.records {
-        let data = &record.data;
-        let prev = current(record.oid).unwrap_or(0);
-        let header = DataHeader {
-            oid: record.oid,
-            tid,
-            prev,
-            tloc: start,
-            data_len: data.len() as u64,
-        };
-        head.put_slice(&header.encode());
-        match data {
-            Data::Memory(data) if data.len() < SHARED_DATA_LEN_MIN => head.put_slice(data),
-            Data::Memory(data) => {
-                parts.push(Part::Memory(head.split().freeze()));
-                parts.push(Part::Memory(data.clone()));
-            }
-            Data::Staged { pos, len } => {
-                if let Some((file, _)) = &txn.staging_file {
-                    parts.push(Part::Memory(head.split().freeze()));
-                    parts.push(Part::Staged {
-                        file: file.clone(),
-                        pos: *pos,
-                        len: *len,
-                    });
-                }
-            }
-        }
-        positions.push((record.oid, pos));
-        pos += record.len_in_file();
-    }
-    head.put_u64(len);
-    parts.push(Part::Memory(head.freeze()));
-    Finishing {
-        txn: id,
-        ticket,
-        header,
-        start,
-        end: pos + TXN_TRAILER_LEN as u64,
-        positions,
-        parts,
-    }
 }
 
 #[cfg(test)]

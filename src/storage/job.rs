@@ -177,7 +177,7 @@ pub enum Job {
 }
 
 /// What one sync brings to the disk: transactions behind the end of the file, and the status that
-/// makes those of the sync before finished (see `commit`).
+/// makes those of the sync before finished (see `batch`).
 pub struct Append {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) path: PathBuf,

@@ -14,9 +14,10 @@
 //! | `iterate` | transactions in order, and backwards |
 //! | `history` | what clients ask about the past |
 //! | `oids` | object ids, never handed out twice |
-//! | `staging`, `commit_lock`, `commit` | a transaction from begin to published |
+//! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
 //! | `job` | what workers do |
 
+mod batch;
 mod commit;
 mod commit_lock;
 pub mod disk;
@@ -41,12 +42,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use commit::{Commit, Conflict, Refusal, Vote};
+pub use batch::Commit;
+pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
 pub use staging::{Metadata, TxnId};
 
-use commit::Finishing;
+use batch::Finishing;
 use commit_lock::{CommitLock, Ticket};
 use disk::{Disk, File, FileId, with_suffix};
 use error::{ReadError, StorageError};
@@ -128,7 +130,7 @@ pub struct FileStorage {
     // What has its place, but is not on stable storage yet.
     assigned_end: u64,
     assigned_tid: Tid,
-    // The stations of a batch on its way to the disk, last one first (see `commit`).
+    // The stations of a batch on its way to the disk, last one first (see `batch`).
     /// Its status is in the worker's hands.
     sealing: Vec<Finishing>,
     /// All its bytes are on stable storage.

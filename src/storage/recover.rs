@@ -2,7 +2,7 @@
 //! position of every object.
 //!
 //! Transactions are written in batches with status `'c'`; only when all of a batch is on stable
-//! storage do its statuses become what they shall be (see `commit`). So after a crash the
+//! storage do its statuses become what they shall be (see `batch`). So after a crash the
 //! file may end in transactions that nobody was told of, in every state of disrepair; and only
 //! there. They are cut off, after they have been copied to `Data.fs.tr0` (or `.tr1`, ...) as ZODB
 //! does. One that has `'c'` in front of a finished one is complete, and gets its status now.

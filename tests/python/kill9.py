@@ -150,7 +150,8 @@ def check_newest(connection, number, entries):
     root = connection.root()
     name = 'client %d' % number
     for key, n in newest.items():
-        found = root[name][key].get('n')
+        # Before its first number an object has none: then all of them are lost.
+        found = root[name][key].get('n', -1)
         if found < n:
             complaints.append('%s: object %d has n=%d, acknowledged was %d' % (
                 name, key, found, n))
