@@ -75,7 +75,7 @@ pub const OID_RESERVE: u64 = 4096;
 /// Transactions of which the changed oids are remembered, if the configuration does not say.
 pub const INVALIDATION_QUEUE_DEFAULT: usize = 100;
 
-/// Descriptors that connections leave to files, and the part of all that this is at most.
+/// Descriptors that connections leave to files, unless that is more than half of all.
 pub const DESCRIPTORS_KEPT: u64 = 64;
 
 /// Time from a granted vote to `tpc_finish`, if the configuration does not say.
@@ -104,7 +104,8 @@ pub const METADATA_LEN_MAX: usize = u16::MAX as usize;
 pub const INDEX_SAVE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Bytes of new transactions after which the index is saved without waiting for
-/// [`INDEX_SAVE_INTERVAL`]: what opening has to read again after a crash.
+/// [`INDEX_SAVE_INTERVAL`]: what opening has to read again after a crash. More if the index itself
+/// is longer than that, so that saving it does not cost more than the data.
 pub const INDEX_SAVE_LEN: u64 = 64 << 20;
 
 /// How deep configuration files may include each other: what ends a file that includes itself.

@@ -151,11 +151,6 @@ impl Session {
         self.encoder = Encoder::new(self.encoding, dialect);
     }
 
-    /// Whether it is registered.
-    pub fn is_registered(&self) -> bool {
-        self.phase == Phase::Registered
-    }
-
     /// The Python of the client.
     pub const fn dialect(&self) -> Dialect {
         self.dialect
