@@ -1,9 +1,9 @@
 //! Standby: a storage server for ZODB that unmodified ZEO clients connect to.
 //!
 //! Where to start reading: `manual` for the whole picture, `reactor` for the loop that everything
-//! runs in, `server` for what happens at a call. Layers, from the bottom: [`ids`], [`limits`] and
-//! [`cursor`]; then [`zeo`] and [`storage`], which do not know each other; then `server`, which
-//! ties them; then `reactor`, which alone knows sockets and the clock.
+//! runs in, `server` for what happens at a call. Layers, from the bottom: [`ids`], [`limits`],
+//! [`cursor`] and `pickle_opcode`; then [`zeo`] and [`storage`], which do not know each other; then
+//! `server`, which ties them; then `reactor`, which alone knows sockets and the clock.
 
 pub mod args;
 pub mod config;
@@ -12,6 +12,7 @@ pub mod exit;
 pub mod ids;
 pub mod limits;
 pub mod logging;
+mod pickle_opcode;
 pub mod reactor;
 pub mod server;
 pub mod storage;

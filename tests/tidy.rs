@@ -19,7 +19,7 @@ struct Layer {
     may_touch: &'static [&'static str],
 }
 
-const BASE: &[&str] = &["ids", "limits", "cursor"];
+const BASE: &[&str] = &["ids", "limits", "cursor", "pickle_opcode"];
 
 const LAYERS: &[Layer] = &[
     Layer {
@@ -34,6 +34,11 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "cursor",
+        may_use: &[],
+        may_touch: &[],
+    },
+    Layer {
+        module: "pickle_opcode",
         may_use: &[],
         may_touch: &[],
     },

@@ -19,6 +19,10 @@ use super::disk::{Disk, OpenMode};
 use super::format::{FIRST_TXN_POS, POS_END, TXN_HEADER_LEN};
 use super::window::Window;
 use crate::ids::Oid;
+use crate::pickle_opcode::{
+    BINBYTES, BININT, BININT1, BININT2, BINSTRING, LONG1, NONE, PROTO, SHORT_BINBYTES,
+    SHORT_BINSTRING, STOP, TUPLE2,
+};
 
 /// Oids of one chunk, as a power of two.
 const CHUNK_BITS: u32 = 10;
@@ -243,20 +247,6 @@ fn pack(pos: u64) -> Pos48 {
 fn unpack(pos: Pos48) -> u64 {
     BigEndian::read_u48(&pos)
 }
-
-// The opcodes of pickles that an index file is made of.
-const PROTO: u8 = 0x80;
-const STOP: u8 = b'.';
-const NONE: u8 = b'N';
-const TUPLE2: u8 = 0x86;
-const BININT: u8 = b'J';
-const BININT1: u8 = b'K';
-const BININT2: u8 = b'M';
-const LONG1: u8 = 0x8a;
-const SHORT_BINBYTES: u8 = b'C';
-const BINBYTES: u8 = b'B';
-const SHORT_BINSTRING: u8 = b'U';
-const BINSTRING: u8 = b'T';
 
 /// The protocol that ZODB uses, on Python 2 as well.
 const PROTOCOL: u8 = 3;

@@ -14,6 +14,7 @@
 //! | `iterate` | transactions in order, and backwards |
 //! | `history` | what clients ask about the past |
 //! | `oids` | object ids, never handed out twice |
+//! | `references` | which objects a record refers to |
 //! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
 //! | `job` | what workers do |
 
@@ -31,6 +32,7 @@ pub mod memory;
 pub mod oids;
 pub mod read;
 pub mod recover;
+pub mod references;
 mod staging;
 #[cfg(test)]
 mod testing;
