@@ -224,13 +224,18 @@ impl Driver {
             return Err(Stop::Wrong("nobody had asked for a pack".to_owned()));
         };
         match ended {
-            Ok(packed) if packed.len < packed.len_before || packed.locked > Duration::ZERO => {
+            Ok(packed) if packed.switched => {
                 pack.done.get_or_insert(step);
                 self.seen.packs += 1;
             }
             Ok(packed) => return Err(Stop::Wrong(format!("{packed:?}"))),
-            // The file is as it was, or the storage takes no more writes.
-            Err(_) => self.seen.packs_failed += 1,
+            // The storage takes no more writes, and one of the two files is there.
+            Err(PackError::Failed(_)) => self.seen.packs_failed += 1,
+            // The file is as it was.
+            Err(_) => {
+                self.ledger.packs.pop();
+                self.seen.packs_failed += 1;
+            }
         }
         Ok(())
     }

@@ -162,14 +162,22 @@ impl Ledger {
         }
         let committed = self.committed().count();
         let done = self.packs.iter().filter(|pack| pack.done.is_some()).count();
-        for txn in packed(&self.entries[..committed], &self.packs[..done]) {
-            for (oid, data) in &txn.records {
-                let lookup = Lookup::Serial(*oid, txn.tid);
-                if look_up(lookup)? != Answer::Data(data.clone()) {
-                    return Err(format!("{lookup:?} gives other data"));
+        let read_all = |packs: usize| {
+            for txn in packed(&self.entries[..committed], &self.packs[..packs]) {
+                for (oid, data) in &txn.records {
+                    let lookup = Lookup::Serial(*oid, txn.tid);
+                    if look_up(lookup)? != Answer::Data(data.clone()) {
+                        return Err(format!("{lookup:?} gives other data"));
+                    }
                 }
             }
+            Ok(())
+        };
+        let mut found = read_all(done);
+        for packs in done + 1..=self.packs.len() {
+            found = found.or_else(|_| read_all(packs));
         }
+        found?;
         let all = self.entries.iter().flat_map(|entry| &entry.txn.records);
         let all: BTreeSet<Oid> = all.map(|(oid, _)| *oid).collect();
         for oid in all {

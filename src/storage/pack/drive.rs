@@ -69,9 +69,11 @@ pub enum PackRefused {
 /// What a pack has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packed {
-    /// Length of the file when the pack began, in bytes, and now.
+    /// Whether there is a new file: there may have been nothing to be dropped.
+    pub switched: bool,
+    /// Length of the file when the pack began, in bytes,
     pub len_before: u64,
-    /// The same as before if there was nothing to be dropped.
+    /// and now.
     pub len: u64,
     /// From the call to the switch.
     pub took: Duration,
@@ -94,6 +96,7 @@ impl FileStorage {
         }
         if self.index.is_empty() {
             let packed = Packed {
+                switched: false,
                 len_before: self.tail,
                 len: self.tail,
                 took: Duration::ZERO,
@@ -272,6 +275,7 @@ impl FileStorage {
     fn end_pack(&mut self, ended: Result<(), PackError>, locked: Duration, now: Instant) {
         let Some(pack) = self.pack.take() else { return };
         let packed = Packed {
+            switched: matches!(pack.state, State::Switching { .. }),
             len_before: pack.len,
             len: self.tail,
             took: now.saturating_duration_since(pack.begun),
