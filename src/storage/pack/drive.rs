@@ -15,7 +15,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::commit_lock::Ticket;
+use super::super::commit_lock::{Claim, Ticket};
 use super::super::disk::with_suffix;
 use super::super::format::FIRST_TXN_POS;
 use super::super::job::Job;
@@ -199,7 +199,7 @@ impl FileStorage {
                 if self.tail - pos > LAST_LEN {
                     return self.send_packer(packer, Order::Slice { tail: self.tail });
                 }
-                let (ticket, _) = self.lock.enqueue(Vec::new(), true);
+                let (ticket, _) = self.lock.enqueue(Vec::new(), Claim::Alone);
                 pack.state = State::Waiting {
                     packer,
                     ticket,
