@@ -28,7 +28,7 @@ use standby::zeo::{
 };
 
 /// What the server serves already.
-const SCENARIOS: [&str; 13] = [
+const SCENARIOS: [&str; 14] = [
     "connect",
     "ruok",
     "load",
@@ -42,6 +42,7 @@ const SCENARIOS: [&str; 13] = [
     "iteration",
     "undo",
     "restore_delete",
+    "pack",
 ];
 
 /// Calls whose answers are not compared: these are not served yet, ...
