@@ -8,10 +8,10 @@
 //! ```
 //!
 //! *Waiting* is for a place in the queue of the commit lock, and then for its turn there, like that
-//! of a vote, for the storage as a whole; and beyond that for what is on its way to the disk. *Switching* is done by the thread
-//! that appends, so that whatever was sent to it before is over: nothing that speaks of positions
-//! in the old file comes back later. Reads that were sent out before may; they say which file they
-//! are of.
+//! of a vote, for the storage as a whole; and beyond that for what is on its way to the disk.
+//! *Switching* is done by the thread that appends, so that whatever was sent to it before is over:
+//! nothing that speaks of positions in the old file comes back later. Reads that were sent out
+//! before may; they say which file they are of.
 
 use std::time::{Duration, Instant};
 

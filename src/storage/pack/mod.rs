@@ -120,7 +120,7 @@ enum Stage {
     Rest,
 }
 
-/// What came of an [`Order`].
+/// How far a pack has come when a worker gives it back.
 #[derive(Debug)]
 pub enum Step {
     /// There is more to do.
