@@ -28,8 +28,8 @@ use crate::ids::Tid;
 const LAST_LEN: u64 = 512 * 1024;
 
 /// How long a pack waits for a moment in which nobody has the lock, if transactions only exclude
-/// those that write the same objects. All would have to wait behind it for the slowest of those that
-/// have it. After that it takes its place in the queue all the same: the moment may never come.
+/// those that write the same objects: all would have to wait behind it for the slowest of those
+/// that have it. After that it takes its place in the queue: the moment may never come.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often the lock is given back because more than a slice was committed while it was waited
