@@ -725,6 +725,17 @@ mod tests {
             assert_eq!(rig.state(1), Some((b"a".to_vec(), undone)));
             assert_eq!(rig.state(2), Some((b"beside".to_vec(), undone)));
         }
+        // A second undo finds what the first has made of it.
+        let serial = rig.storage.last_tid();
+        let c = rig.commit(&[(1, serial.0, "c"), (2, serial.0, "beside")]);
+        let id = rig.begin(&[(1, c.0, "c")]);
+        assert!(rig.storage.undo(id, Some(c)));
+        assert!(rig.storage.undo(id, Some(serial)));
+        let undone = rig.end(id);
+        assert_eq!(rig.state(1), Some((b"b".to_vec(), undone)));
+        assert_eq!(rig.state(2), None);
+        let redone = rig.undo(&[undone, c]);
+        assert_eq!(rig.state(1), Some((b"a".to_vec(), redone)));
         // What is stored behind it stays, and the client need not forget it.
         let serial = rig.storage.last_tid();
         let id = rig.begin_undo(&[serial]);
@@ -764,6 +775,20 @@ mod tests {
         let tid = rig.end(id);
         assert_eq!(rig.state(1), Some((b"a".to_vec(), tid)));
         assert_eq!(rig.state(2), Some((b"yz".to_vec(), tid)));
+    }
+
+    #[test]
+    fn what_is_stored_once_more_keeps_its_place_before_the_undo() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        let id = rig.begin(&[(1, a.0, "c")]);
+        assert!(rig.storage.undo(id, Some(b)));
+        let events = rig.vote(id);
+        assert!(matches!(events[..], [Event::Voted(_, Vote::Conflicts(_))]));
+        let data = Bytes::from_static(b"bc");
+        assert!(rig.storage.store(id, Oid(1), Some(b), data));
+        assert!(matches!(rig.refused(id), Refusal::Undo(_)));
     }
 
     #[test]
