@@ -3,7 +3,8 @@
 //! Where to start reading: `manual` for the whole picture, `reactor` for the loop that everything
 //! runs in, `server` for what happens at a call. Layers, from the bottom: [`ids`], [`limits`],
 //! [`cursor`] and `pickle_opcode`; then [`zeo`] and [`storage`], which do not know each other; then
-//! `server`, which ties them; then `reactor`, which alone knows sockets and the clock.
+//! `server`, which ties them; [`tls`] beside it; then `reactor`, which alone knows sockets and the
+//! clock.
 
 pub mod args;
 pub mod config;
@@ -16,6 +17,7 @@ mod pickle_opcode;
 pub mod reactor;
 pub mod server;
 pub mod storage;
+pub mod tls;
 pub mod zeo;
 
 /// The manual: how the server works, what it writes, what it says.
@@ -26,6 +28,8 @@ pub mod manual {
     pub mod data_file {}
     #[doc = include_str!("manual/pack.md")]
     pub mod pack {}
+    #[doc = include_str!("manual/tls.md")]
+    pub mod tls {}
     #[doc = include_str!("manual/zeo.md")]
     pub mod zeo {}
 }

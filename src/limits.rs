@@ -119,6 +119,26 @@ pub const INDEX_SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// is longer than that, so that saving it does not cost more than the data.
 pub const INDEX_SAVE_LEN: u64 = 64 << 20;
 
+/// Bytes of TLS records of one connection that are encrypted ahead of what its socket has taken.
+/// As much as one write takes at once; the rest waits unencrypted, where it is counted.
+pub const TLS_BUFFER_LEN: usize = 64 * 1024;
+
+/// Hosts and reasons of refused connections that are remembered, so that they are not logged each
+/// time. Beyond that all are forgotten.
+pub const REFUSALS_REMEMBERED_MAX: usize = 100;
+
+/// Characters of the subject of a certificate in a log line.
+pub const SUBJECT_LEN_MAX: usize = 200;
+
+/// Bytes of a file of certificates: some ten thousand of them.
+pub const PEM_LEN_MAX: u64 = 16 << 20;
+
+/// Bytes of the password of a private key, as in OpenSSL.
+pub const PASSWORD_LEN_MAX: u64 = 1024;
+
+/// Time that a `password-command` has. The start waits for it.
+pub const PASSWORD_COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How deep configuration files may include each other: what ends a file that includes itself.
 pub const CONFIG_INCLUDE_DEPTH_MAX: usize = 8;
 
@@ -132,4 +152,6 @@ pub const CONFIG_VALUE_LEN_MAX: usize = 64 * 1024;
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);
+// A connection that is stopped has little left to send in comparison.
+const _: () = assert!(TLS_BUFFER_LEN <= OUTPUT_RESUME_LEN);
 const _: () = assert!(OIDS_PER_CALL_MAX < OID_RESERVE);

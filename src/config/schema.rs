@@ -6,11 +6,13 @@ use std::collections::BTreeSet;
 use log::LevelFilter;
 
 use super::values::{
-    addresses, boolean, byte_size, count, interval, level, lock_scope, path, seconds, text,
+    addresses, boolean, byte_size, client_certificates, count, interval, level, lock_scope,
+    non_empty, path, seconds, text,
 };
 use super::zconfig::{Key, Section};
 use super::{
-    Config, ConfigError, FileStorageConfig, Problem, StorageConfig, StorageKind, Surroundings,
+    Config, ConfigError, FileStorageConfig, Password, Problem, SslConfig, StorageConfig,
+    StorageKind, Surroundings,
 };
 use crate::logging::{DateFormat, LineFormat, LogConfig, LogOutput, LogTarget};
 
@@ -60,14 +62,11 @@ pub(super) fn fill(
 
 /// The items that this version understands but cannot honour: section, key or section in it, and
 /// what to say. A key without a value asks for nothing.
-const UNSUPPORTED: [(&str, &str, &str); 2] = [
-    ("zeo", "ssl", "TLS is not supported yet"),
-    (
-        "filestorage",
-        "blob-dir",
-        "blob-dir: blobs are not supported yet",
-    ),
-];
+const UNSUPPORTED: [(&str, &str, &str); 1] = [(
+    "filestorage",
+    "blob-dir",
+    "blob-dir: blobs are not supported yet",
+)];
 
 fn unsupported(root: &Section) -> Vec<ConfigError> {
     let mut errors = Vec::new();
@@ -98,7 +97,13 @@ fn zeo(
     let mut zeo = Items::new(section)?;
     for section in zeo.take_sections() {
         match section.kind.as_str() {
-            "ssl" => ssl(section, around)?,
+            "ssl" if config.ssl.is_none() => config.ssl = Some(ssl(section, around)?),
+            "ssl" => {
+                let problem = Problem::RepeatedSection {
+                    section: section.kind,
+                };
+                return Err(section.place.refuse(problem));
+            }
             _ => return Err(zeo.unknown(section)),
         }
     }
@@ -124,14 +129,40 @@ fn zeo(
     zeo.finish()
 }
 
-/// Only checked: see [`UNSUPPORTED`].
-fn ssl(section: Section, around: &dyn Surroundings) -> Result<(), ConfigError> {
+fn ssl(section: Section, around: &dyn Surroundings) -> Result<SslConfig, ConfigError> {
+    let place = section.place.clone();
+    let path = |value: &str| path(value, around);
     let mut ssl = Items::new(section)?;
-    ssl.required("certificate", |value| path(value, around))?;
-    ssl.optional("key", |value| path(value, around))?;
-    ssl.optional("password-function", text)?;
-    ssl.required("authenticate", text)?;
-    ssl.finish()
+    let certificate = ssl.required("certificate", path)?;
+    let key = ssl.optional("key", path)?;
+    ssl.optional(
+        "password-function",
+        one_of(
+            &[""],
+            "empty (functions of Python cannot be called: give password-file PATH or \
+             password-command COMMAND instead)",
+        ),
+    )?;
+    let file = ssl.optional("password-file", path)?;
+    let command = ssl.optional("password-command", non_empty)?;
+    let authenticate = ssl.required("authenticate", |value| client_certificates(value, around))?;
+    ssl.finish()?;
+    let password = match (file, command) {
+        (Some(_), Some(_)) => {
+            let why = "password-file and password-command exclude each other";
+            return Err(place.refuse(Problem::Unsupported(why)));
+        }
+        (Some(path), None) => Some(Password::File(path)),
+        (None, Some(command)) => Some(Password::Command(command)),
+        (None, None) => None,
+    };
+    Ok(SslConfig {
+        place,
+        certificate,
+        key,
+        password,
+        authenticate,
+    })
 }
 
 fn storage(section: Section, around: &dyn Surroundings) -> Result<StorageConfig, ConfigError> {
@@ -489,6 +520,7 @@ mod tests {
             }),
         };
         let expected = Config {
+            ssl: None,
             addresses: vec![everywhere],
             read_only: false,
             invalidation_queue_size: 100,
@@ -678,14 +710,71 @@ mod tests {
             "zeo.conf:6: blob-dir: blobs are not supported yet"
         );
 
-        let ssl =
-            "<zeo>\naddress 1\n<ssl>\ncertificate a.pem\nauthenticate b.pem\n</ssl>\n</zeo>\n";
-        let error = refuse_unsupported(&config(&format!("{ssl}{STORAGE}")).unwrap()).unwrap_err();
-        assert_eq!(error.to_string(), "zeo.conf:3: TLS is not supported yet");
-        assert!(zeo_error("address 1\n<ssl>\n</ssl>").contains("certificate"));
-
         let none = format!("{ZEO}<filestorage>\npath A.fs\nblob-dir\n</filestorage>");
         assert!(refuse_unsupported(&config(&none).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn certificates_and_keys_are_named_by_their_files() {
+        let read = |lines: &str| {
+            let text = format!("<zeo>\naddress 1\n<ssl>\n{lines}\n</ssl>\n</zeo>\n{STORAGE}");
+            config(&text).map(|config| config.ssl.unwrap())
+        };
+        let least = "certificate a.pem\nauthenticate b.pem\n";
+        let ssl = read(least).unwrap();
+        assert_eq!(ssl.place.to_string(), "zeo.conf:3");
+        assert_eq!((ssl.key, ssl.password), (None, None));
+        assert_eq!(ssl.certificate, Path::new("a.pem"));
+        assert_eq!(ssl.authenticate, Path::new("b.pem"));
+        let all = read(&format!(
+            "{least}key c.pem\npassword-function\npassword-file d"
+        ))
+        .unwrap();
+        assert_eq!(all.key, Some("c.pem".into()));
+        assert_eq!(all.password, Some(Password::File("d".into())));
+        let command = read(&format!(
+            "{least}password-command pass show zeo | head -n 1"
+        ))
+        .unwrap();
+        let expected = "pass show zeo | head -n 1".to_owned();
+        assert_eq!(command.password, Some(Password::Command(expected)));
+        for (lines, complaint) in [
+            (
+                "authenticate b.pem",
+                "zeo.conf:3: <ssl> needs a key 'certificate'",
+            ),
+            (
+                "certificate a.pem",
+                "zeo.conf:3: <ssl> needs a key 'authenticate'",
+            ),
+            (
+                "certificate no/a.pem",
+                "zeo.conf:4: certificate: 'no/a.pem' is not a path in an",
+            ),
+            (
+                "certificate a\nauthenticate b\npassword-function m.f",
+                "zeo.conf:6: password-function: 'm.f' is not empty (functions of Python cannot be \
+                 called: give password-file PATH or password-command COMMAND instead)",
+            ),
+            (
+                "certificate a\nauthenticate b\npassword-file c\npassword-command d",
+                "zeo.conf:3: password-file and password-command exclude each other",
+            ),
+            (
+                "certificate a\nauthenticate DYNAMIC",
+                "zeo.conf:5: authenticate: 'DYNAMIC' is not a file or directory",
+            ),
+            (
+                "certificate a\nauthenticate b\nverify yes",
+                "zeo.conf:6: unknown key 'verify'",
+            ),
+        ] {
+            let error = read(lines).unwrap_err();
+            assert!(error.starts_with(complaint), "{error}");
+        }
+        let twice = format!("<ssl a>\n{least}</ssl>\n<ssl b>\n{least}</ssl>");
+        let error = zeo_error(&format!("address 1\n{twice}"));
+        assert_eq!(error, "zeo.conf:7: <ssl> is there already");
     }
 
     #[test]

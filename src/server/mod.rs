@@ -14,6 +14,7 @@ mod calls;
 mod client;
 mod invalidation;
 mod packing;
+mod refusals;
 mod stats;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,6 +26,7 @@ use slab::Slab;
 
 use self::client::{Client, ClientTxn, Pending, Who};
 use self::invalidation::InvalidationQueue;
+use self::refusals::{Refusals, Repeated};
 use self::stats::{Moment, Stats};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{
@@ -97,6 +99,7 @@ pub struct Server {
     clients: BTreeMap<ClientId, Client>,
     /// Calls that wait for the disk.
     reads: Slab<PendingRead>,
+    refusals: Refusals,
     outputs: VecDeque<Output>,
     /// Clients for which something was queued in this turn.
     to_send: BTreeSet<ClientId>,
@@ -168,6 +171,7 @@ impl Server {
             storages: storages.collect::<Result<_, StorageError>>()?,
             clients: BTreeMap::new(),
             reads: Slab::new(),
+            refusals: Refusals::default(),
             outputs: VecDeque::new(),
             to_send: BTreeSet::new(),
         })
@@ -232,6 +236,17 @@ impl Server {
         self.hang_up(id, &Reason::Broken(error.to_string()), now);
     }
 
+    /// The connection is not as safe as it has to be, and `problem` says why: text without the
+    /// peer's words first, and with them in brackets behind it.
+    pub fn on_refused(&mut self, id: ClientId, problem: &str, now: Now) {
+        let Some(client) = self.clients.get(&id) else {
+            return;
+        };
+        let repeated = self.refusals.note(&client.who.peer, problem, now.mono);
+        let problem = problem.to_owned();
+        self.hang_up(id, &Reason::Refused { problem, repeated }, now);
+    }
+
     /// The client has had the time to register.
     pub fn on_register_timeout(&mut self, id: ClientId, now: Now) {
         if self
@@ -265,11 +280,11 @@ impl Server {
         }
     }
 
-    /// Whether anything waits for a client's socket.
-    pub fn has_output(&self) -> bool {
+    /// Whether anything waits for the client's socket.
+    pub fn has_output(&self, id: ClientId) -> bool {
         self.clients
-            .values()
-            .any(|client| !client.session.out.is_empty())
+            .get(&id)
+            .is_some_and(|client| !client.session.out.is_empty())
     }
 
     /// The client's socket took something.
@@ -664,6 +679,11 @@ impl NoticeFrames {
 enum Reason {
     ClientClosed,
     Broken(String),
+    /// TLS does not let it in.
+    Refused {
+        problem: String,
+        repeated: Repeated,
+    },
     NotRegistered,
     /// It takes nothing of what it is told.
     Deaf,
@@ -692,6 +712,14 @@ impl Reason {
             Self::Broken(error) => {
                 log::debug!(target: LOG, "{who} gone before it registered ({error})")
             }
+            Self::Refused { problem, repeated } => match repeated {
+                Repeated::Often => log::debug!(target: LOG, "{who} refused (TLS: {problem})"),
+                Repeated::Again(count) => log::warn!(
+                    target: LOG,
+                    "{who} refused (TLS: {problem}; {count} times since it was last said)"
+                ),
+                Repeated::New => log::warn!(target: LOG, "{who} refused (TLS: {problem})"),
+            },
             Self::NotRegistered => {
                 log::info!(target: LOG, "{who} closed (it did not register in time)")
             }
