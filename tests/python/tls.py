@@ -417,6 +417,16 @@ class ServiceTests(Case):
         s.stop()
         self.assertEqual(c.socket.recv(1), b'')
 
+    def test_a_client_may_say_good_bye_and_keep_the_socket(self):
+        # In one piece with a last call: no event of the socket tells of the end.
+        s = self.serve()
+        for version in VERSIONS.values():
+            c = self.connect(s, context('signed', version))
+            c.socket.settimeout(20)
+            c.socket.sendall(c.message(0, True, 'set_client_label', ('leaving',)))
+            c.socket.unwrap().close()       # waits for the server's good-bye
+            self.logged(s, r'\(leaving c\d+ \S+\) disconnected')
+
     def test_an_end_without_close_notify_is_one(self):
         s = self.serve()
         c = self.connect(s)
@@ -619,6 +629,7 @@ def figures(rounds, seconds):
     """Prints a Markdown table; see figures.py for how it is measured."""
     import figures as f
     global maker
+    load_before = os.getloadavg()[0]
     directory = tempfile.mkdtemp(prefix='figures-')
     maker = certificates.Maker(os.path.join(directory, 'certificates'))
     maker.self_signed('server', 'subjectAltName=DNS:localhost')
@@ -662,9 +673,17 @@ def figures(rounds, seconds):
     print('| | %s |' % ' | '.join(labels))
     print('|---|%s' % ('---:|' * len(labels)))
     for measure in measures:
-        cells = [format(round(statistics.median(results[measure, label])), ',')
-                 for label in labels]
+        cells = [cell(results[measure, label]) for label in labels]
         print('| %s | %s |' % (measure, ' | '.join(cells)))
+    print('\n%d rounds of %g s; median (least-most). Load average: %s before, %s after.' % (
+        (rounds, seconds) + tuple('%.1f' % load for load in (load_before, os.getloadavg()[0]))))
+
+
+def cell(values):
+    """With the spread: on a busy machine it says more than the median."""
+    return '%s (%s-%s)' % tuple(
+        format(round(value), ',')
+        for value in (statistics.median(values), min(values), max(values)))
 
 
 def load_large(raw, address, seconds):
