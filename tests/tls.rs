@@ -442,6 +442,15 @@ fn a_client_that_is_let_in_lets_in_no_others() {
     let friend = openssl.sign(&client("friend"));
     let text = "but does not say that it may sign others";
     refused(&setup, &friend, AlertDescription::UnknownCA, text);
+    // Nor one whose key may sign certificates, but that is no authority.
+    for is_ca in [IsCa::NoCa, IsCa::ExplicitNoCa] {
+        let mut params = authority("half");
+        params.is_ca = is_ca;
+        let half = Signer::root(params);
+        let setup = directory.setup(&half.pem);
+        let friend = half.sign(&client("friend"));
+        refused(&setup, &friend, AlertDescription::UnknownCA, text);
+    }
     // Nor one that may sign others, but no certificates.
     let mut params = authority("signer");
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -681,6 +690,13 @@ fn plain_bytes_pass_whatever_the_pieces_are() {
             pair.piece_len = piece_len;
             pair.run().unwrap();
             let (mut to_client, mut to_server) = (&sent[..], &sent[..]);
+            // A record may be of one byte.
+            for _ in 0..3 {
+                assert_eq!(pair.channel.encrypt(&[IoSlice::new(&to_client[..1])]), 1);
+                assert_eq!(pair.client.writer().write(&to_server[..1]).unwrap(), 1);
+                (to_client, to_server) = (&to_client[1..], &to_server[1..]);
+                pair.run().unwrap();
+            }
             while !to_client.is_empty() || !to_server.is_empty() {
                 let (first, second) = to_client.split_at(to_client.len() / 3);
                 let len = pair
