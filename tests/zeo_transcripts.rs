@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -106,6 +107,34 @@ impl Disk for ColdDisk {
 
     fn open_unnamed(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         self.0.open_unnamed(path)
+    }
+
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        self.0.names(directory)
+    }
+
+    fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        self.0.create_directories(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.link(from, to)
+    }
+
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        self.0.discard(path)
+    }
+
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_tree(path)
+    }
+
+    fn set_read_only(&self, path: &Path, directory: &Path) -> io::Result<()> {
+        self.0.set_read_only(path, directory)
     }
 }
 

@@ -559,6 +559,7 @@ fn open(
             config::LockScope::Storage => storage::LockScope::Storage,
             config::LockScope::Objects => storage::LockScope::Objects,
         },
+        blob_dir: None,
     };
     let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
         StorageKind::Memory => (Arc::new(MemoryDisk::new()), Path::new("memory")),
@@ -566,6 +567,7 @@ fn open(
             options.read_only = file.read_only;
             options.create = file.create;
             options.quota = file.quota;
+            options.blob_dir.clone_from(&file.blob_dir);
             (Arc::new(OsDisk::default()), &file.path)
         }
     };

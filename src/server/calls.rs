@@ -599,6 +599,7 @@ pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
             STORAGE,
             format!("tid {tid} is not above the last one, or too high"),
         ),
+        Refusal::Blob(error) => other("ZODB.blob.BlobStorageError", error),
         Refusal::Disk(error) => other(STORAGE, error),
     }
 }

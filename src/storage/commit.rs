@@ -81,6 +81,8 @@ pub enum Refusal {
     MetadataTooLong(&'static str),
     /// The wanted tid is not above the last one, or leaves none above it.
     WrongTid(Tid),
+    /// A blob is missing, or was not sent as a whole.
+    Blob(String),
     /// No space, or the disk failed.
     Disk(String),
 }
@@ -110,6 +112,9 @@ impl FileStorage {
             ..SHARED_DATA_LEN_MIN => Bytes::copy_from_slice(&data),
             _ => data,
         };
+        if self.blobs.is_some() {
+            staging.blobs.on_record(oid, &data);
+        }
         let data = Data::Memory(data);
         staging.store(Record { oid, serial, data });
         if let Some(records) = staging.spill() {
@@ -138,13 +143,19 @@ impl FileStorage {
     /// Asks for the commit lock; the answer is an [`Event::Voted`], now or later. `false` if this
     /// transaction cannot be voted, because it was already.
     pub fn vote(&mut self, id: TxnId, now: Instant) -> bool {
-        let Some(txn) = self.txns.get_mut(&id) else {
+        let Some(txn) = self.txns.get(&id) else {
             return false;
         };
         let kept = match txn.state {
             TxnState::Staging => None,
             TxnState::Resolving { ticket, .. } => Some(ticket),
             _ => return false,
+        };
+        if !self.are_blobs_ready(id) {
+            return true;
+        }
+        let Some(txn) = self.txns.get(&id) else {
+            return false;
         };
         let (oids, whole) = (txn.oids(), txn.metadata.tid.is_some());
         let ticket = match kept.filter(|ticket| self.lock.covers(*ticket, &oids)) {
@@ -174,6 +185,7 @@ impl FileStorage {
                 txn.state,
                 TxnState::Checking { .. } | TxnState::Finishing { .. }
             ) || txn.is_spilling
+                || txn.blobs.is_full()
         })
     }
 
@@ -296,6 +308,9 @@ impl FileStorage {
         }
         if let Some(reason) = self.failed.as_ref().or(txn.broken.as_ref()) {
             return Err(Refusal::Disk(reason.clone()));
+        }
+        if let Some(fault) = txn.blobs.fault() {
+            return Err(Refusal::Blob(fault));
         }
         // Each would be a system call, in memory or not.
         let is_large = txn.records.len() + txn.checks.len() > COMPARED_AT_ONCE_MAX;
@@ -519,6 +534,8 @@ impl FileStorage {
                 broken.broken = Some(reason);
                 // It may hold the lock, and have to give it back.
                 broken.state = txn.state;
+                // Their files have to be removed.
+                broken.blobs = txn.blobs.take();
                 broken.conflicting_votes = txn.conflicting_votes;
                 *txn = broken;
             }
@@ -549,6 +566,7 @@ impl FileStorage {
         if let TxnState::Voted { len, .. } = txn.state {
             self.voted_len -= len;
         }
+        self.discard(id, txn.blobs.into_unwanted());
         if let Some(ticket) = txn.state.ticket() {
             self.let_go(ticket, now);
         }
