@@ -245,6 +245,7 @@ impl Conversation {
                 quota,
                 client_resolves: true,
                 lock_scope: LockScope::Storage,
+                blob_dir: (name == "1").then(|| "DIR/blobs".into()),
             };
             // A read-only storage does not create its file.
             let memory = MemoryDisk::new();

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::blobs::BlobCall;
 use super::client::{ClientTxn, Pending};
 use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Server, Wanted};
 use crate::ids::{ClientId, Oid};
@@ -71,8 +72,25 @@ impl Server {
         if client.read_only && writes(&request) {
             return Outcome::Raise(RemoteError::ReadOnly);
         }
+        let request = match BlobCall::of(request) {
+            Ok((call, named)) => {
+                let current = client.txn.as_ref().filter(|current| {
+                    let named = named.as_ref();
+                    named.is_none_or(|named| current.handle == *named)
+                });
+                return match current.map(|current| current.id) {
+                    Some(txn) => self.store_blob(id, at, txn, call, now),
+                    None => {
+                        let named = named.unwrap_or(Value::None);
+                        Outcome::Raise(no_such_txn(client.txn.as_ref(), named))
+                    }
+                };
+            }
+            Err(request) => request,
+        };
         let served = &mut self.storages[at];
         match request {
+            Request::SendBlob { oid, serial } => self.send_blob(id, msgid, at, oid, serial),
             Request::Register { .. } => unreachable!("answered above"),
             Request::Ping => Outcome::Reply(Value::None),
             Request::SetClientLabel { label } => {
@@ -288,12 +306,17 @@ impl Server {
         let interface = |module: &'static str, name: &'static str| {
             Value::Tuple(vec![Value::text(module), Value::text(name)])
         };
-        let interfaces = vec![
+        let mut interfaces = Vec::new();
+        if storage.blob_directory().is_some() {
+            interfaces.push(interface("ZODB.interfaces", "IBlobStorageRestoreable"));
+            interfaces.push(interface("ZODB.interfaces", "IBlobStorage"));
+        }
+        interfaces.extend([
             interface("ZODB.interfaces", "IStorageIteration"),
             interface("ZODB.interfaces", "IStorageCurrentRecordIteration"),
             interface("ZODB.interfaces", "IStorage"),
             interface("zope.interface", "Interface"),
-        ];
+        ]);
         Value::Dict(vec![
             (Value::text("length"), storage.object_count().into()),
             (Value::text("size"), storage.file_len().into()),
@@ -478,6 +501,7 @@ const fn may_be_answered_later(request: &Request) -> bool {
             | Request::IteratorNext { .. }
             | Request::IteratorRecordNext { .. }
             | Request::RecordIternext { .. }
+            | Request::SendBlob { .. }
     )
 }
 

@@ -736,6 +736,7 @@ mod tests {
             quota: None,
             client_resolves: true,
             lock_scope: LockScope::Storage,
+            blob_dir: None,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use standby::ids::{Oid, Tid};
-use standby::limits::INDEX_SAVE_INTERVAL;
+use standby::limits::{BLOB_WRITE_LEN, INDEX_SAVE_INTERVAL};
 use standby::storage::{
     Commit, Event, FileStorage, Job, LockScope, Metadata, Options, Refusal, TxnId, Vote,
 };
@@ -18,6 +18,7 @@ use crate::ledger::{self, Ledger, Txn};
 use crate::random::Random;
 
 pub(crate) const DATA_PATH: &str = "Data.fs";
+pub(crate) const BLOB_DIR: &str = "blobs";
 
 /// Why a run ended early.
 #[derive(Debug)]
@@ -47,6 +48,7 @@ pub(crate) struct Seen {
     pub(crate) ceilings: usize,
     /// Votes refused because of the disk.
     pub(crate) refusals: usize,
+    pub(crate) blobs: usize,
 }
 
 /// Clients, reactor and workers in one.
@@ -109,6 +111,7 @@ impl Driver {
             quota: None,
             client_resolves: true,
             lock_scope: self.lock_scope,
+            blob_dir: Some(BLOB_DIR.into()),
         };
         let disk = Arc::new(self.disk.clone());
         let path = Path::new(DATA_PATH);
@@ -117,6 +120,7 @@ impl Driver {
         let found = ledger::read(&self.disk, path, storage.file_len())?;
         self.ledger.settle(&found, self.disk.step_count())?;
         self.ledger.check_reads(&storage)?;
+        self.ledger.check_blobs(&self.disk, Path::new(BLOB_DIR))?;
         self.storage = Some(storage);
         Ok(())
     }
@@ -251,14 +255,43 @@ impl Driver {
             records.push((*oid, data));
         }
         let tid = Tid::ZERO;
+        let blobs = Vec::new();
         (
             id,
             Txn {
                 tid,
                 texts,
                 records,
+                blobs,
             },
         )
+    }
+
+    /// As [`Self::begin`], with blobs of these lengths for objects of their own.
+    pub(crate) fn begin_with_blobs(
+        &mut self,
+        stores: &[(Oid, usize)],
+        blobs: &[(Oid, usize)],
+    ) -> Result<(TxnId, Txn), Stop> {
+        let (id, mut txn) = self.begin(stores);
+        for (oid, len) in blobs {
+            let (data, content) = (self.bytes(30), self.bytes(*len));
+            let serial = self.ledger.current().get(oid).copied().or(Some(Tid::ZERO));
+            let mistake = |mistake| Stop::Wrong(format!("a blob was refused: {mistake}"));
+            self.storage().begin_blob(id).map_err(mistake)?;
+            let pieces: Vec<_> = content.chunks(BLOB_WRITE_LEN).collect();
+            for piece in pieces {
+                let piece = Bytes::copy_from_slice(piece);
+                self.storage().add_to_blob(id, piece).map_err(mistake)?;
+            }
+            let end = self.storage().end_blob(id, *oid, serial, data.clone());
+            end.map_err(mistake)?;
+            self.turn()?;
+            txn.records.push((*oid, data));
+            txn.blobs.push((*oid, content));
+            self.seen.blobs += 1;
+        }
+        Ok((id, txn))
     }
 
     /// Votes, and waits for the answer.
@@ -401,6 +434,17 @@ impl Driver {
     /// The clock of the machine is set back.
     pub(crate) fn set_clock_back(&mut self) {
         self.wall -= Duration::from_secs(3600);
+    }
+
+    /// A whole transaction with blobs.
+    pub(crate) fn commit_blobs(
+        &mut self,
+        stores: &[(Oid, usize)],
+        blobs: &[(Oid, usize)],
+    ) -> Result<(), Stop> {
+        let txn = self.begin_with_blobs(stores, blobs)?;
+        self.finish(txn)?;
+        self.settle()
     }
 
     fn bytes(&mut self, len: usize) -> Bytes {

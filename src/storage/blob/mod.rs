@@ -20,6 +20,7 @@ pub mod layout;
 mod staging;
 mod work;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -69,6 +70,18 @@ pub enum BlobMistake {
     NotBegun,
     /// The name is not one that a client may give to a file of its own.
     BadName,
+}
+
+impl fmt::Display for BlobMistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotSupported => "this storage keeps no blobs",
+            Self::Voted => "the transaction was voted already",
+            Self::NotEnded => "another blob was begun, and not ended",
+            Self::NotBegun => "no blob was begun",
+            Self::BadName => "the file name is not one that ZODB gives to temporary files",
+        })
+    }
 }
 
 impl FileStorage {
