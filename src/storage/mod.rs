@@ -16,6 +16,7 @@
 //! | `oids` | object ids, never handed out twice |
 //! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
 //! | `blob` | files of blobs, from their first byte to their place |
+//! | `undo` | transactions that are undone, objects that are restored or deleted |
 //! | `job` | what workers do |
 
 mod batch;
@@ -36,6 +37,7 @@ pub mod recover;
 mod staging;
 #[cfg(test)]
 mod testing;
+mod undo;
 mod window;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -50,6 +52,7 @@ pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
 pub use staging::{Metadata, TxnId};
+pub use undo::{Backs, LookBack, Undone};
 
 use batch::Finishing;
 use blob::Blobs;
@@ -253,6 +256,11 @@ impl FileStorage {
         self.options.read_only
     }
 
+    /// Whether it takes blobs.
+    pub const fn has_blobs(&self) -> bool {
+        self.blobs.is_some()
+    }
+
     /// The last committed tid; zero for an empty storage.
     pub const fn last_tid(&self) -> Tid {
         self.last_tid
@@ -380,6 +388,7 @@ impl FileStorage {
             Done::Appended(result) => self.on_appended(result, now),
             Done::Allocated { txn, end, result } => self.on_allocated(txn, end, result, now),
             Done::Fetched { txn, result } => self.on_fetched(txn, result, now),
+            Done::LookedBack { txn, result } => self.on_looked_back(txn, result, now),
             Done::Spilled {
                 txn,
                 pos,

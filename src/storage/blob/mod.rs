@@ -30,7 +30,8 @@ use self::layout::BlobDirectory;
 pub(super) use self::staging::TxnBlobs;
 pub(super) use self::work::move_in;
 pub use self::work::{BlobDone, BlobJob, BlobReader};
-use self::work::{Outcome, Task};
+use self::work::{CopyBack, Outcome, Task};
+use super::commit::Refusal;
 use super::staging::{Txn, TxnId};
 use super::{Event, FileStorage, Job};
 use crate::ids::{Oid, Tid};
@@ -55,6 +56,15 @@ impl Blobs {
         self.files_begun += 1;
         self.directory.temporary_file(self.files_begun)
     }
+}
+
+/// What the record of a blob must come with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// The blob.
+    Blob,
+    /// Nothing: it is copied from another database, which may have lost the blob. It is logged.
+    Nothing,
 }
 
 /// Why something about a blob cannot be done. All are mistakes of a client.
@@ -238,27 +248,83 @@ impl FileStorage {
         !waits
     }
 
+    /// Gives the objects that were undone the blobs of the revisions that they have got back.
+    /// Whether that has to be waited for, with the commit lock: it takes no longer than giving a
+    /// file a second name, unless the file system knows no such thing.
+    pub(super) fn copy_blobs_back(&mut self, id: TxnId) -> bool {
+        let (Some(txn), Some(blobs)) = (self.txns.get_mut(&id), &mut self.blobs) else {
+            return false;
+        };
+        let (mut copies, mut unwanted) = (Vec::new(), Vec::new());
+        for undone in &txn.undone {
+            let oid = undone.oid;
+            let Some(tid) = undone.data_tid.filter(|_| undone.is_blob) else {
+                unwanted.extend(txn.blobs.forget(oid));
+                continue;
+            };
+            let path = blobs.temporary_file();
+            unwanted.extend(txn.blobs.expect(oid, path.clone()));
+            copies.push(CopyBack {
+                oid,
+                from: blobs.directory.file(oid, tid),
+                path,
+                directories: blobs.directory.directories_of(oid),
+            });
+        }
+        self.discard(id, unwanted);
+        let waits = !copies.is_empty();
+        if waits {
+            self.run_blob_job(id, Task::CopyBack(copies));
+        }
+        waits
+    }
+
     pub(super) fn on_blob_done(&mut self, done: BlobDone, now: Instant) {
         let BlobDone { txn: id, outcome } = done;
         let Some(txn) = self.txns.get_mut(&id) else {
             // It was rolled back meanwhile.
-            if let Outcome::Written { path, .. } | Outcome::Staged { path, .. } = outcome {
-                self.discard(id, vec![path]);
-            }
+            self.discard(id, outcome.into_files());
             return;
         };
+        let is_copied_back = matches!(outcome, Outcome::CopiedBack { .. });
         let (failure, unwanted) = txn.blobs.on_done(outcome);
         if let Some(error) = failure {
             let reason = format!("a blob cannot be kept: {error}");
             log::error!("{}: {reason}", self.options.name);
             txn.broken.get_or_insert(reason);
         }
-        self.discard(id, unwanted.into_iter().collect());
+        if is_copied_back {
+            self.on_blobs_copied_back(id, now);
+        }
+        self.discard(id, unwanted);
         self.continue_blob(id);
         self.events.push_back(Event::Spilled(id));
         let votes = |txn: &Txn| txn.blobs.is_voting() && !txn.blobs.is_working();
         if self.txns.get(&id).is_some_and(votes) {
             self.vote(id, now);
+        }
+    }
+
+    fn on_blobs_copied_back(&mut self, id: TxnId, now: Instant) {
+        let broken = self.txns.get(&id).and_then(|txn| txn.broken.clone());
+        let Some(ticket) = self.checking(id) else {
+            return;
+        };
+        let checked = match broken {
+            Some(reason) => Err(Refusal::Disk(reason)),
+            None => self.on_compared(id, ticket, now),
+        };
+        if let Err(refusal) = checked {
+            self.refuse(id, refusal, now);
+        }
+    }
+
+    /// Notes whether an object that is stored has a blob.
+    pub(super) fn note_blob(&mut self, id: TxnId, oid: Oid, data: &[u8], needs: Needs) {
+        let txn = self.txns.get_mut(&id).filter(|txn| txn.takes_records());
+        if let (Some(txn), Some(_)) = (txn, &self.blobs) {
+            txn.blobs
+                .on_record(oid, is_blob_record(data).then_some(needs));
         }
     }
 
@@ -278,6 +344,10 @@ impl FileStorage {
         let Some(blobs) = &self.blobs else {
             return Vec::new();
         };
+        for oid in staged.restored_without() {
+            let name = self.name();
+            log::warn!("{name}: object {oid} is restored in {tid} without its blob");
+        }
         let files = staged.into_files();
         files
             .map(|(oid, path)| (path, blobs.directory.file(oid, tid)))

@@ -1,6 +1,6 @@
 //! The blobs of a transaction before it is finished.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::layout::BlobDirectory;
 use super::work::{Outcome, Task};
-use super::{BlobMistake, is_blob_record};
+use super::{BlobMistake, Needs};
 use crate::ids::Oid;
 use crate::limits::{BLOB_JOBS_MAX, BLOB_SYNC_LEN, BLOB_WRITE_LEN, SHARED_DATA_LEN_MIN};
 use crate::storage::disk::File;
@@ -23,7 +23,7 @@ pub(in crate::storage) struct TxnBlobs {
     /// Those that were received, or are about to be.
     staged: BTreeMap<Oid, Staged>,
     /// Objects whose records say that they have a blob.
-    wanted: BTreeSet<Oid>,
+    wanted: BTreeMap<Oid, Needs>,
     /// In the hands of workers: blobs that are completed or taken over, and directories. The
     /// vote waits for them.
     jobs: usize,
@@ -58,13 +58,18 @@ struct Staged {
 }
 
 impl TxnBlobs {
-    /// A record was stored.
-    pub(in crate::storage) fn on_record(&mut self, oid: Oid, data: &[u8]) {
-        if is_blob_record(data) {
-            self.wanted.insert(oid);
-        } else {
-            self.wanted.remove(&oid);
-        }
+    /// A record was stored; `needs` if it is that of a blob.
+    pub(super) fn on_record(&mut self, oid: Oid, needs: Option<Needs>) {
+        match needs {
+            Some(needs) => self.wanted.insert(oid, needs),
+            None => self.wanted.remove(&oid),
+        };
+    }
+
+    /// The object has no blob in this transaction; its file is returned as by [`Self::expect`].
+    pub(super) fn forget(&mut self, oid: Oid) -> Option<PathBuf> {
+        let staged = self.staged.remove(&oid)?;
+        staged.is_ready.then_some(staged.path)
     }
 
     pub(super) fn begin(&mut self, path: PathBuf) -> Result<(), BlobMistake> {
@@ -161,46 +166,61 @@ impl TxnBlobs {
         })
     }
 
-    /// What has failed, and a file that is to be removed.
-    pub(super) fn on_done(&mut self, outcome: Outcome) -> (Option<io::Error>, Option<PathBuf>) {
+    /// What has failed, and files that are to be removed.
+    pub(super) fn on_done(&mut self, outcome: Outcome) -> (Option<io::Error>, Vec<PathBuf>) {
+        const NOTHING: Vec<PathBuf> = Vec::new();
         match outcome {
-            Outcome::Discarded => (None, None),
+            Outcome::Discarded => (None, NOTHING),
             Outcome::Written { path, result } => {
                 let Some(upload) = self.upload.as_mut().filter(|it| it.path == path) else {
-                    return (None, Some(path));
+                    return (None, vec![path]);
                 };
                 upload.is_writing = false;
                 match result {
                     Ok(file) => {
                         upload.file = Some(file);
-                        (None, None)
+                        (None, NOTHING)
                     }
                     Err(error) => {
                         upload.file = None;
                         // What else comes of it is dropped; its vote will be refused.
                         upload.queued = Vec::new();
                         upload.queued_len = 0;
-                        (Some(error), Some(path))
+                        (Some(error), vec![path])
                     }
                 }
             }
             Outcome::Staged { path, oid, result } => {
-                self.jobs -= 1;
                 let failure = result.err();
-                match self.staged.get_mut(&oid).filter(|it| it.path == path) {
-                    Some(staged) if failure.is_none() => {
-                        staged.is_ready = true;
-                        (None, None)
-                    }
-                    // Nothing else will need it: with a failure the vote is refused.
-                    _ => (failure, Some(path)),
-                }
+                let unwanted = self.on_staged(oid, path, failure.is_none());
+                (failure, unwanted.into_iter().collect())
+            }
+            Outcome::CopiedBack { files, result } => {
+                let failure = result.err();
+                let files = files.into_iter();
+                let unwanted =
+                    files.filter_map(|(oid, path)| self.on_staged(oid, path, failure.is_none()));
+                let unwanted = unwanted.collect();
+                (failure, unwanted)
             }
             Outcome::Prepared(result) => {
                 self.jobs -= 1;
                 self.prepared = true;
-                (result.err(), None)
+                (result.err(), NOTHING)
             }
+        }
+    }
+
+    /// A worker is done with a file. It is returned if nobody needs it: with a failure the vote is
+    /// refused.
+    fn on_staged(&mut self, oid: Oid, path: PathBuf, is_ready: bool) -> Option<PathBuf> {
+        self.jobs -= 1;
+        match self.staged.get_mut(&oid).filter(|it| it.path == path) {
+            Some(staged) if is_ready => {
+                staged.is_ready = true;
+                None
+            }
+            _ => Some(path),
         }
     }
 
@@ -229,8 +249,19 @@ impl TxnBlobs {
         if self.upload.is_some() {
             return Some("a blob was begun, and not ended".to_owned());
         }
-        let missing = { self.wanted.iter() }.find(|oid| !self.staged.contains_key(oid))?;
+        let missing = self.missing(Needs::Blob).next()?;
         Some(format!("object {missing} has come without its blob"))
+    }
+
+    /// Objects that were restored, and should have a blob.
+    pub(super) fn restored_without(&self) -> impl Iterator<Item = Oid> {
+        self.missing(Needs::Nothing)
+    }
+
+    fn missing(&self, needs: Needs) -> impl Iterator<Item = Oid> {
+        let wanted = self.wanted.iter().filter(move |(_, it)| **it == needs);
+        let oids = wanted.map(|(oid, _)| *oid);
+        oids.filter(|oid| !self.staged.contains_key(oid))
     }
 
     /// The files, with their objects. Their transaction is finished.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::ids::Oid;
-use crate::limits::BLOB_READ_LEN;
+use crate::limits::{BLOB_READ_LEN, BLOB_WRITE_LEN};
 use crate::storage::disk::{Disk, File, OpenMode};
 use crate::storage::staging::TxnId;
 
@@ -54,8 +54,21 @@ pub(super) enum Task {
         /// The objects', each with those above it.
         directories: Vec<Vec<PathBuf>>,
     },
+    /// Make copies of committed blobs for transactions that were undone.
+    CopyBack(Vec<CopyBack>),
     /// Remove files that nobody wants any more.
     Discard(Vec<PathBuf>),
+}
+
+/// A committed blob that is to become that of a new revision, too.
+#[derive(Debug)]
+pub(super) struct CopyBack {
+    pub(super) oid: Oid,
+    pub(super) from: PathBuf,
+    /// The copy, until its transaction is finished.
+    pub(super) path: PathBuf,
+    /// The object's, with those above it.
+    pub(super) directories: Vec<PathBuf>,
 }
 
 /// What became of a [`BlobJob`].
@@ -78,7 +91,22 @@ pub(super) enum Outcome {
         result: io::Result<()>,
     },
     Prepared(io::Result<()>),
+    CopiedBack {
+        files: Vec<(Oid, PathBuf)>,
+        result: io::Result<()>,
+    },
     Discarded,
+}
+
+impl Outcome {
+    /// The files that there may be.
+    pub(super) fn into_files(self) -> Vec<PathBuf> {
+        match self {
+            Self::Written { path, .. } | Self::Staged { path, .. } => vec![path],
+            Self::CopiedBack { files, .. } => files.into_iter().map(|(_, path)| path).collect(),
+            Self::Prepared(_) | Self::Discarded => Vec::new(),
+        }
+    }
 }
 
 impl BlobJob {
@@ -125,6 +153,15 @@ impl BlobJob {
                 Outcome::Staged { path, oid, result }
             }
             Task::Prepare { directories } => Outcome::Prepared(prepare(&*disk, &directories)),
+            Task::CopyBack(copies) => {
+                let result = copies.iter().try_for_each(|it| copy_back(&*disk, it));
+                let result = result.and_then(|()| {
+                    let directories = copies.iter().flat_map(|it| &it.directories);
+                    sync_parents(&*disk, directories)
+                });
+                let files = copies.into_iter().map(|it| (it.oid, it.path)).collect();
+                Outcome::CopiedBack { files, result }
+            }
             Task::Discard(paths) => {
                 for path in paths {
                     if let Err(error) = disk.discard(&path) {
@@ -162,6 +199,44 @@ fn take_over(disk: &dyn Disk, from: &Path, path: &Path, directory: &Path) -> io:
     disk.rename(from, path)?;
     let file = disk.open(path, OpenMode::ReadRegular)?;
     disk.set_read_only(path, directory)?;
+    file.sync()
+}
+
+/// A second name for the same file if the file system has such: a committed blob is never written.
+fn copy_back(disk: &dyn Disk, copy: &CopyBack) -> io::Result<()> {
+    let CopyBack {
+        from,
+        path,
+        directories,
+        ..
+    } = copy;
+    let named = |error: io::Error| {
+        let text = format!("{}: {error}", from.display());
+        io::Error::new(error.kind(), text)
+    };
+    if let Some(directory) = directories.first() {
+        disk.create_directories(directory)?;
+    }
+    match disk.link(from, path) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(named(error)),
+        Err(_) => {}
+    }
+    let source = disk.open(from, OpenMode::ReadRegular).map_err(named)?;
+    let file = disk.open(path, OpenMode::CreateNew)?;
+    let mut piece = vec![0; BLOB_WRITE_LEN];
+    let mut pos = 0;
+    loop {
+        let len = source.read_at(&mut piece, pos).map_err(named)?;
+        if len == 0 {
+            break;
+        }
+        file.write_at(&mut [IoSlice::new(&piece[..len])], pos)?;
+        pos += len as u64;
+    }
+    if let Some(directory) = directories.first() {
+        disk.set_read_only(path, directory)?;
+    }
     file.sync()
 }
 
