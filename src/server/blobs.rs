@@ -4,15 +4,14 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::calls::{Outcome, other};
-use super::client::Transfer;
+use super::calls::{Outcome, no_such_txn, other};
+use super::client::{ClientTxn, Transfer};
 use super::{JobTag, LOG, Now, Output, PendingRead, Server, Wanted};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{BLOB_CHUNK_LEN, OUTPUT_RESUME_LEN};
-use crate::storage::{BlobMistake, BlobReader, Job, TxnId};
+use crate::storage::{BlobMistake, BlobReader, Job};
 use crate::zeo::Value;
 use crate::zeo::errors::RemoteError;
-use crate::zeo::message::Request;
 
 /// What a client says of a blob of its transaction.
 #[derive(Debug)]
@@ -33,36 +32,6 @@ pub(super) enum BlobCall {
 }
 
 impl BlobCall {
-    /// The call, with the client's name of the transaction if it gives one; or another request.
-    pub(super) fn of(request: Request) -> Result<(Self, Option<Value>), Request> {
-        Ok(match request {
-            Request::StoreBlobStart => (Self::Start, None),
-            Request::StoreBlobChunk { chunk } => (Self::Chunk(chunk), None),
-            Request::StoreBlobEnd {
-                oid,
-                serial,
-                data,
-                txn,
-            } => (Self::End { oid, serial, data }, Some(txn)),
-            Request::StoreBlobShared {
-                oid,
-                serial,
-                data,
-                filename: name,
-                txn,
-            } => {
-                let call = Self::Shared {
-                    oid,
-                    serial,
-                    data,
-                    name,
-                };
-                (call, Some(txn))
-            }
-            request => return Err(request),
-        })
-    }
-
     /// What is wrong with it, whatever the storage says.
     fn mistake(&self) -> Option<String> {
         match self {
@@ -78,15 +47,20 @@ impl BlobCall {
 }
 
 impl Server {
-    /// A part of a blob of the client's transaction.
+    /// A part of a blob of the client's transaction, which is `named` in some of these calls.
     pub(super) fn store_blob(
         &mut self,
         id: ClientId,
         at: usize,
-        txn: TxnId,
+        named: Option<Value>,
         call: BlobCall,
         now: Now,
     ) -> Outcome {
+        let current = self.clients.get(&id).and_then(|it| it.txn.as_ref());
+        let is_named = |it: &&ClientTxn| named.as_ref().is_none_or(|named| it.handle == *named);
+        let Some(txn) = current.filter(is_named).map(|current| current.id) else {
+            return Outcome::Raise(no_such_txn(current, named.unwrap_or(Value::None)));
+        };
         if let Some(mistake) = call.mistake() {
             return Outcome::HangUp(mistake);
         }

@@ -73,25 +73,8 @@ impl Server {
         if client.read_only && writes(&request) {
             return Outcome::Raise(RemoteError::ReadOnly);
         }
-        let request = match BlobCall::of(request) {
-            Ok((call, named)) => {
-                let current = client.txn.as_ref().filter(|current| {
-                    let named = named.as_ref();
-                    named.is_none_or(|named| current.handle == *named)
-                });
-                return match current.map(|current| current.id) {
-                    Some(txn) => self.store_blob(id, at, txn, call, now),
-                    None => {
-                        let named = named.unwrap_or(Value::None);
-                        Outcome::Raise(no_such_txn(client.txn.as_ref(), named))
-                    }
-                };
-            }
-            Err(request) => request,
-        };
         let served = &mut self.storages[at];
         match request {
-            Request::SendBlob { oid, serial } => self.send_blob(id, msgid, at, oid, serial),
             Request::Register { .. } => unreachable!("answered above"),
             Request::Ping => Outcome::Reply(Value::None),
             Request::SetClientLabel { label } => {
@@ -240,6 +223,35 @@ impl Server {
                 }
                 Outcome::Reply(Value::None)
             }
+            Request::StoreBlobStart => self.store_blob(id, at, None, BlobCall::Start, now),
+            Request::StoreBlobChunk { chunk } => {
+                self.store_blob(id, at, None, BlobCall::Chunk(chunk), now)
+            }
+            Request::StoreBlobEnd {
+                oid,
+                serial,
+                data,
+                txn,
+            } => {
+                let call = BlobCall::End { oid, serial, data };
+                self.store_blob(id, at, Some(txn), call, now)
+            }
+            Request::StoreBlobShared {
+                oid,
+                serial,
+                data,
+                filename: name,
+                txn,
+            } => {
+                let call = BlobCall::Shared {
+                    oid,
+                    serial,
+                    data,
+                    name,
+                };
+                self.store_blob(id, at, Some(txn), call, now)
+            }
+            Request::SendBlob { oid, serial } => self.send_blob(id, msgid, at, oid, serial),
             Request::History { oid, size } => self.history(id, msgid, at, oid, size),
             Request::UndoLog { first, last } => {
                 self.undo_log(id, msgid, at, first, last, Vec::new())
@@ -614,7 +626,7 @@ fn not_granted() -> RemoteError {
     other("builtins.AssertionError", message)
 }
 
-fn no_such_txn(current: Option<&ClientTxn>, named: Value) -> RemoteError {
+pub(super) fn no_such_txn(current: Option<&ClientTxn>, named: Value) -> RemoteError {
     let current = current.map_or(Value::None, |txn| txn.handle.clone());
     RemoteError::NotCurrentTransaction {
         current,
