@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use standby::ids::{Oid, Tid};
+use standby::storage::blob::layout::{BlobDirectory, Layout};
 use standby::storage::disk::{Disk, OpenMode};
 use standby::storage::error::ReadError;
 use standby::storage::format::Status;
@@ -20,6 +21,16 @@ pub(crate) struct Txn {
     pub(crate) tid: Tid,
     pub(crate) texts: [Bytes; 3],
     pub(crate) records: Vec<(Oid, State)>,
+    /// What is in its files, which the data file does not know.
+    pub(crate) blobs: Vec<(Oid, Bytes)>,
+}
+
+impl Txn {
+    /// Whether the data file says the same of both.
+    fn is_like(&self, other: &Self) -> bool {
+        let in_file = |txn: &Self| (txn.tid, txn.texts.clone(), txn.records.clone());
+        in_file(self) == in_file(other)
+    }
 }
 
 /// What an object is as of a transaction; `None` if it does not exist.
@@ -174,9 +185,32 @@ impl Ledger {
                 all.len()
             ));
         }
-        match found.iter().zip(&all).find(|(found, txn)| found != txn) {
+        match found
+            .iter()
+            .zip(&all)
+            .find(|(found, txn)| !found.is_like(txn))
+        {
             Some((found, txn)) => Err(format!("{} instead of {}", sketch(found), sketch(txn))),
             None => Ok(found.len() + dropped),
+        }
+    }
+
+    /// Whether each committed transaction has its blobs, and none is left in the making.
+    pub(crate) fn check_blobs(&self, disk: &dyn Disk, directory: &Path) -> Result<(), String> {
+        let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);
+        for txn in self.committed() {
+            for (oid, content) in &txn.blobs {
+                let path = directory.file(*oid, txn.tid);
+                match disk.read(&path) {
+                    Ok(found) if found == *content => {}
+                    Ok(_) => return Err(format!("blob {} has other bytes", path.display())),
+                    Err(error) => return Err(format!("blob {}: {error}", path.display())),
+                }
+            }
+        }
+        match disk.names(&directory.temporary()) {
+            Ok(names) if names.is_empty() => Ok(()),
+            other => Err(format!("temporary files of blobs: {other:?}")),
         }
     }
 
@@ -278,6 +312,7 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, 
             tid: txn.header.tid,
             texts: [txn.user(), txn.descr(), txn.ext()].map(Bytes::copy_from_slice),
             records: contents,
+            blobs: Vec::new(),
         });
     }
     Ok(found)

@@ -397,6 +397,7 @@ mod tests {
                 client_resolves: true,
                 lock_scope: LockScope::Objects,
                 pack,
+                blob_dir: None,
             };
             let storage =
                 FileStorage::open(disk.clone(), Path::new(PATH), options, &mut |_| ()).unwrap();
