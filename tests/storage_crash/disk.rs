@@ -677,8 +677,12 @@ impl Disk for SimDisk {
     }
 
     fn remove_tree(&self, path: &Path) -> io::Result<()> {
-        // Only for `create`, which no workload here asks for.
-        Err(io::Error::other(format!("removal of {}", path.display())))
+        let files = self.state().model.names.files.clone();
+        let within = files.into_keys().filter(|file| file.starts_with(path));
+        for path in within {
+            self.run(Op::Remove { path })?;
+        }
+        Ok(())
     }
 
     fn set_read_only(&self, _path: &Path, _directory: &Path) -> io::Result<()> {

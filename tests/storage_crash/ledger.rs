@@ -198,7 +198,7 @@ impl Ledger {
     /// Whether each committed transaction has its blobs, and none is left in the making.
     pub(crate) fn check_blobs(&self, disk: &dyn Disk, directory: &Path) -> Result<(), String> {
         let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);
-        for txn in self.committed() {
+        for txn in self.left() {
             for (oid, content) in &txn.blobs {
                 let path = directory.file(*oid, txn.tid);
                 match disk.read(&path) {
@@ -214,6 +214,27 @@ impl Ledger {
         }
     }
 
+    /// What is left of the committed transactions when all packs are done that had begun.
+    fn left(&self) -> Vec<Txn> {
+        let committed = self.committed().count();
+        packed(&self.entries[..committed], &self.packs)
+    }
+
+    /// Whether a blob that has been packed away is still there.
+    pub(crate) fn has_dropped_blob(&self, disk: &dyn Disk, directory: &Path) -> bool {
+        let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);
+        let left = self.left();
+        let is_left = |oid: Oid, tid: Tid| {
+            let has = |(left, _): &(Oid, Bytes)| *left == oid;
+            left.iter()
+                .any(|txn| txn.tid == tid && txn.blobs.iter().any(has))
+        };
+        self.committed()
+            .flat_map(|txn| txn.blobs.iter().map(|(oid, _)| (*oid, txn.tid)))
+            .filter(|(oid, tid)| !is_left(*oid, *tid))
+            .any(|(oid, tid)| disk.read(&directory.file(oid, tid)).is_ok())
+    }
+
     /// Whether all that was committed, and nothing else, can be read.
     pub(crate) fn check_reads(&self, storage: &FileStorage) -> Result<(), String> {
         let look_up = |lookup| match storage.look_up(lookup) {
@@ -221,10 +242,6 @@ impl Ledger {
             Err(error) => Err(format!("{lookup:?}: {error:?}")),
         };
         let current = self.current();
-        if storage.object_count() != current.len() as u64 {
-            let count = storage.object_count();
-            return Err(format!("{count} objects instead of {}", current.len()));
-        }
         let last_tid = self.committed().last().map_or(Tid::ZERO, |txn| txn.tid);
         if storage.last_tid() != last_tid {
             let found = storage.last_tid();
@@ -233,7 +250,14 @@ impl Ledger {
         let committed = self.committed().count();
         let done = self.packs.iter().filter(|pack| pack.done.is_some()).count();
         let read_all = |packs: usize| {
-            for txn in packed(&self.entries[..committed], &self.packs[..packs]) {
+            let txns = packed(&self.entries[..committed], &self.packs[..packs]);
+            let records = txns.iter().flat_map(|txn| &txn.records);
+            let oids: BTreeSet<Oid> = records.map(|(oid, _)| *oid).collect();
+            let count = storage.object_count();
+            if count != oids.len() as u64 {
+                return Err(format!("{count} objects instead of {}", oids.len()));
+            }
+            for txn in txns {
                 for (oid, state) in &txn.records {
                     let lookup = Lookup::Serial(*oid, txn.tid);
                     let expected = state.clone().map_or(Answer::Missing, Answer::Data);
@@ -333,6 +357,9 @@ fn packed(entries: &[Entry], packs: &[Pack]) -> Vec<Txn> {
                 let stays =
                     |oid: &Oid, state: &State| current.get(oid) == Some(&tid) && state.is_some();
                 txn.records.retain(|(oid, state)| stays(oid, state));
+                let records = &txn.records;
+                let has = |oid: &Oid| records.iter().any(|(other, _)| other == oid);
+                txn.blobs.retain(|(oid, _)| has(oid));
             }
             tid > pack.until || !txn.records.is_empty()
         });

@@ -237,11 +237,15 @@ fn packing(driver: &mut Driver) -> Result<(), Stop> {
     let root = Oid(0);
     driver.open()?;
     driver.commit(&[(root, 20)])?;
+    let with_blobs: Vec<_> = driver.allocate(2)?.map(Oid).collect();
     for _ in 0..4 {
         driver.finish_together(2)?;
         driver.settle()?;
-        driver.commit(&[(root, 700)])?;
+        driver.commit_blobs(&[(root, 700)], &[(with_blobs[0], 50)])?;
     }
+    driver.commit_blobs(&[], &[(with_blobs[1], 20)])?;
+    driver.delete()?;
+    driver.undo()?;
     driver.wait()?;
     driver.settle()?;
     for _ in 0..2 {
@@ -253,7 +257,9 @@ fn packing(driver: &mut Driver) -> Result<(), Stop> {
         }
         driver.wait()?;
         driver.settle()?;
+        driver.commit_blobs(&[], &[(with_blobs[0], 30)])?;
         driver.finish_together(2)?;
+        driver.undo()?;
         driver.settle()?;
     }
     driver.close()?;

@@ -235,10 +235,7 @@ impl Packer {
         match sweep.run() {
             Ok(true) => Ok(Step::Swept),
             Ok(false) => Ok(Step::More),
-            Err(error) => {
-                let base = self.blobs.as_ref().map_or(&*self.path, BlobDirectory::base);
-                Err(PackError::io("remove all dropped blobs from", base)(error))
-            }
+            Err(error) => Err(PackError::BlobsLeft(error)),
         }
     }
 
@@ -466,7 +463,7 @@ const fn reader(file: &dyn File, tail: u64) -> Reader<'_> {
     }
 }
 
-/// Why a pack failed. The data file is as it was.
+/// Why a pack failed. The data file is as it was, but for [`Self::BlobsLeft`].
 #[derive(Debug)]
 pub enum PackError {
     /// The data file cannot be read, or is damaged.
@@ -507,6 +504,8 @@ pub enum PackError {
     TooLong,
     /// Another file stands under the name.
     Replaced,
+    /// The file is packed, but files of blobs that were dropped are left.
+    BlobsLeft(io::Error),
     /// The server stops.
     Stopped,
     /// A write to the data file, or to its directory, failed.
@@ -541,6 +540,9 @@ impl fmt::Display for PackError {
             }
             Self::TooLong => f.write_str("the new file would be too long"),
             Self::Replaced => f.write_str("the file was replaced while it was served"),
+            Self::BlobsLeft(error) => {
+                write!(f, "packed, but blobs that were dropped are left: {error}")
+            }
             Self::Stopped => f.write_str("the server stops"),
             Self::Failed(reason) => f.write_str(reason),
         }
