@@ -63,7 +63,7 @@ fn the_sample_shows_options_that_exist_with_their_defaults() {
     let (all, given) = (read(&all.join("\n")), read(SAMPLE));
     // Those without a default have an example.
     assert!(all.invalidation_age.is_some() && all.pid_file.is_some());
-    assert_eq!(all.storages.len(), 2);
+    assert_eq!(all.storages.len(), 3);
     assert_eq!(all.log.outputs.len(), 1);
     assert_eq!(all.unsupported.len(), 1, "{:?}", all.unsupported);
     let expected = Config {
