@@ -1,8 +1,8 @@
 //! The threads that may wait for the disk.
 //!
 //! Each storage has one thread for appends and syncs, whose order matters. Reads share a pool, and
-//! one thread does the housekeeping of all, a few take blobs in. What is done comes back through a channel; the waker
-//! ends the reactor's poll.
+//! one thread does the housekeeping of all, a few take blobs in. What is done comes back through a
+//! channel; the waker ends the reactor's poll.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};

@@ -4,7 +4,7 @@
 //!  storeBlobStart, Chunk ...  ──►  tmp/standby-7.tmp     written, and synced now and then
 //!  storeBlobEnd               ──►      "                 complete: read-only, synced
 //!  vote                       ──►                        the object's directory made and synced
-//!  finish                     ──►  0x00/.../0x01/0x040d27462eea6211.blob   renamed, directory synced
+//!  finish                     ──►  0x00/.../0x01/0x040d27462eea6211.blob   renamed, synced
 //!                                  then the status of the transaction (see `batch`)
 //! ```
 //!
