@@ -54,8 +54,8 @@ const SCENARIOS: [&str; 15] = [
 /// arguments.
 const WRONG_ARGUMENTS: &str = "a call with wrong arguments";
 
-/// In an answer of runzeo on Python 3 to `undoInfo` with a `ZopeUndo.Prefix`, which it cannot compare.
-/// We can, on any Python.
+/// In an answer of runzeo on Python 3 to `undoInfo` with a `ZopeUndo.Prefix`, which it cannot
+/// compare. We can, on any Python.
 const DEFECT: &[u8] = b"a bytes-like object is required";
 
 #[test]
