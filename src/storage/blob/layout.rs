@@ -254,6 +254,19 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_created_before_the_marker_can_be_written() {
+        let dir = TestDir::new();
+        let base = dir.path("blobs");
+        // In the way of a new marker.
+        std::fs::create_dir_all(base.join(".layout.new")).unwrap();
+        BlobDirectory::open(&OsDisk::default(), &base, true).unwrap_err();
+        assert!(!base.join("tmp").exists());
+        std::fs::remove_dir(base.join(".layout.new")).unwrap();
+        let opened = BlobDirectory::open(&OsDisk::default(), &base, true).unwrap();
+        assert_eq!(opened.layout(), Layout::Bushy);
+    }
+
+    #[test]
     fn an_old_directory_keeps_its_layout() {
         let dir = TestDir::new();
         let disk = OsDisk::default();
