@@ -65,7 +65,7 @@ fn the_sample_shows_options_that_exist_with_their_defaults() {
     // Those without a default have an example.
     assert!(all.invalidation_age.is_some() && all.pid_file.is_some());
     assert!(all.ssl.as_ref().unwrap().password.is_some());
-    assert_eq!(all.storages.len(), 2);
+    assert_eq!(all.storages.len(), 3);
     assert_eq!(all.log.outputs.len(), 1);
     let expected = Config {
         invalidation_age: all.invalidation_age,

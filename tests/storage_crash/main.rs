@@ -66,6 +66,9 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.finish(other)?;
     driver.turn()?;
     driver.settle()?;
+    driver.commit_blobs(&[], &[(with_blobs[0], 400)])?;
+    driver.undo_at(driver.ledger.entries.len() - 1)?;
+    driver.settle()?;
     // One that is never finished.
     driver.begin_with_blobs(&[], &[(with_blobs[0], 300)])?;
     driver.settle()?;
@@ -118,9 +121,9 @@ fn the_workload_has_all_that_it_should() {
         assert!(seen.shared_batches > 5 && seen.overlapping > 10, "{seen:?}");
         assert!(seen.conflicts > 0 && seen.aborts > 0, "{seen:?}");
         assert!(seen.indexes > 1 && seen.ceilings > 1, "{seen:?}");
+        assert!(seen.blobs > 4 && seen.blobs_undone > 0, "{seen:?}");
         assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
         assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
-        assert!(seen.blobs > 4, "{seen:?}");
         assert_eq!(seen.refusals, 0);
     }
 }
