@@ -278,7 +278,7 @@ class SiteTests(unittest.TestCase):
         self.seen(self.two, page, b'third')
         form = self.undo_form(self.one)
         self.assertEqual([description for _, description in form[:3]],
-                         [page + '/manage_edit'] * 2 + [self.folder + '/manage_addDTMLMethod'])
+                         [page + '/manage_edit'] * 2 + [self.folder + '/addDTMLMethod'])
 
         # Not what was changed again since.
         answer = self.undo(self.one, form[1][0])

@@ -1,0 +1,658 @@
+"""The tools that come with ZODB and ZEO, and those that sites use beside them.
+
+What a tool says of the server under test, or of a file that it has written and still serves, is
+compared with what it says of the Python server, or of a file that ZODB has written.
+"""
+import contextlib
+import filecmp
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import unittest
+from unittest import mock
+
+import transaction
+import ZODB
+import ZODB.blob
+import ZODB.POSException
+from BTrees.OOBTree import OOBTree
+from persistent import Persistent
+from persistent.mapping import PersistentMapping
+from persistent.wref import WeakRef
+from ZEO.ClientStorage import ClientStorage
+from ZODB.Connection import TransactionMetaData
+from ZODB.FileStorage import FileStorage
+from ZODB.utils import newTid
+from ZODB.utils import p64
+
+import server
+from server import eventually
+
+sys.path.insert(0, os.path.join(server.PROJECT, 'tests'))
+
+import environment  # noqa: E402 (in the directory above)
+
+BIN = os.path.dirname(sys.executable)
+REQUIREMENTS = os.path.join(server.PROJECT, 'tests', 'python', 'requirements-tools.txt')
+DAY = 86400
+WITH_BLOBS = '<filestorage 1>\n  path Data.fs\n  blob-dir blobs\n</filestorage>\n'
+
+
+class Lost(Persistent):
+    """Of a module that the tools cannot import."""
+
+
+Lost.__module__ = 'lost_module'
+
+
+def make_history(path, blob_dir=None):
+    """Ten days of a database, by stock ZODB; all that a record or transaction can be is in it."""
+    now = time.time()
+    step = iter(range(1, 10000))
+    clock = mock.patch('time.time', lambda: now - 10 * DAY + next(step) * 600.0)
+    lost = types.ModuleType('lost_module')
+    lost.Lost = Lost
+    with clock, mock.patch.dict(sys.modules, lost_module=lost):
+        db = ZODB.DB(FileStorage(path, blob_dir=blob_dir))
+        with contextlib.closing(db):
+            fill(db, blob_dir)
+    os.unlink(path + '.index')
+
+
+def fill(db, blob_dir):
+    manager = transaction.TransactionManager()
+    connection = db.open(manager)
+    root = connection.root()
+
+    def commit(user, note, **extension):
+        t = manager.get()
+        t.user, _ = user, t.note(note)
+        for key, value in extension.items():
+            t.setExtendedInfo(key, value)
+        manager.commit()
+
+    def undo(*notes):
+        entries = db.undoInfo(0, 10000)
+        db.undoMultiple([next(e['id'] for e in entries if e['description'] == note)
+                         for note in notes], manager.get())
+        commit('undoer', 'undo of ' + ' and '.join(notes))
+        manager.begin()
+
+    root['tree'] = OOBTree({'key %d' % i: PersistentMapping(i=i) for i in range(60)})
+    root['a'], root['b'] = PersistentMapping(n=0), PersistentMapping(n=0)
+    root['large'] = PersistentMapping(data='x' * 300000)
+    commit('', '')
+    root['weak'] = PersistentMapping(ref=WeakRef(root['a']))
+    root['cycle'] = PersistentMapping()
+    root['cycle']['back'] = PersistentMapping(to=root['cycle'])
+    root['lost'] = Lost()
+    commit('b\u00f6b', 'w\u00e4ak', key='value', number=7)
+    for n in range(1, 12):
+        root['a']['n'] = root['b']['m'] = n
+        root['tree']['key %d' % n]['i'] = -n
+        commit('editor', 'a is %d' % n, n=n)
+    undo('a is 11')
+    undo('undo of a is 11')
+    undo('a is 11', 'a is 10')
+    root['undone'] = PersistentMapping(x=1)
+    commit('creator', 'created')
+    root['undone']['x'] = 2
+    commit('creator', 'changed')
+    undo('changed')
+    undo('created')
+    del root['cycle']
+    commit('editor', 'unlinked')
+    if blob_dir:
+        root['blob'] = ZODB.blob.Blob(b'first')
+        commit('editor', 'blob')
+        with root['blob'].open('w') as f:
+            f.write(b'second' * 100000)
+        commit('editor', 'blob again')
+        undo('blob again')
+    # External garbage collection, of something that is needed.
+    oid = root['b']._p_oid
+    connection.close()
+    storage, t = db.storage, TransactionMetaData()
+    storage.tpc_begin(t)
+    storage.deleteObject(oid, storage.getTid(oid), t)
+    storage.tpc_vote(t)
+    storage.tpc_finish(t)
+
+
+def transactions(storage):
+    """All that an iterator tells."""
+    return [(t.tid, t.status, t.user, t.description, dict(t.extension),
+             [(r.oid, r.tid, r.data, r.data_txn) for r in t]) for t in storage.iterator()]
+
+
+class Case(unittest.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.directory = tempfile.mkdtemp(prefix='sb')
+        cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
+        cls.stock = cls.path('stock.fs')
+        make_history(cls.stock)
+
+    @classmethod
+    def path(cls, *names):
+        return os.path.join(cls.directory, *names)
+
+    def serve(self, name, file=None, command=None, **options):
+        """A server in a directory of its own, with a copy of a file or none."""
+        directory = tempfile.mkdtemp(prefix=name, dir=self.directory)
+        if file:
+            shutil.copy(file, os.path.join(directory, 'Data.fs'))
+        s = server.Server(directory, command=command, **options)
+        self.addCleanup(s.stop)
+        s.file = os.path.join(directory, 'Data.fs')
+        return s.start()
+
+    def both(self, *arguments, **options):
+        """The server under test, and the Python server."""
+        return (self.serve('ours', *arguments, **options),
+                self.serve('reference', *arguments, command=server.REFERENCE, **options))
+
+    def client(self, server_, **options):
+        storage = ClientStorage(server_.address, wait_timeout=30, **options)
+        self.addCleanup(storage.close)
+        return storage
+
+    def same_files(self, one, other):
+        if not filecmp.cmp(one, other, shallow=False):
+            with contextlib.closing(FileStorage(one, read_only=True)) as a, \
+                    contextlib.closing(FileStorage(other, read_only=True)) as b:
+                self.assertEqual(transactions(a), transactions(b))
+            self.fail('the same transactions, but not the same bytes: %s %s' % (one, other))
+
+
+def run(words, status=0, hide=()):
+    """What a tool prints, with what it has to differ in taken out."""
+    if os.path.sep not in words[0]:
+        words = [os.path.join(BIN, words[0]), *words[1:]]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=120)
+    output = done.stdout.decode('utf-8', 'replace')
+    for text in hide:
+        output = output.replace(str(text), '?')
+    if done.returncode != status:
+        raise AssertionError('%s: status %d:\n%s' % (' '.join(words), done.returncode, output))
+    return output
+
+
+def module(name):
+    return [sys.executable, '-m', name]
+
+
+class CopyTests(Case):
+    """Transactions with their ids, from a file into the server and out of it."""
+
+    def setUp(self):
+        # What stock makes of a copy: it keeps back pointers where it can tell that they are.
+        self.wanted = self.path('wanted.fs')
+        if not os.path.exists(self.wanted):
+            with contextlib.closing(FileStorage(self.wanted)) as copy, \
+                    contextlib.closing(FileStorage(self.stock, read_only=True)) as source:
+                copy.copyTransactionsFrom(source)
+
+    def test_into_the_server(self):
+        s = self.serve('into')
+        with contextlib.closing(FileStorage(self.stock, read_only=True)) as source:
+            storage = self.client(s)
+            storage.copyTransactionsFrom(source)
+            self.assertEqual(transactions(storage), transactions(source))
+        s.stop()
+        self.same_files(s.file, self.wanted)
+
+    def test_out_of_the_server(self):
+        s = self.serve('out', self.stock)
+        with contextlib.closing(FileStorage(self.path('out.fs'))) as copy:
+            copy.copyTransactionsFrom(self.client(s))
+        self.same_files(self.path('out.fs'), self.wanted)
+
+    def test_from_server_to_server(self):
+        ours, reference = self.both()
+        filled = self.serve('filled', self.stock)
+        for s in ours, reference:
+            self.client(s).copyTransactionsFrom(self.client(filled))
+            s.stop()
+            self.same_files(s.file, self.wanted)
+
+    def test_with_blobs(self):
+        stock, blobs = self.path('blobs.fs'), self.path('blobs')
+        make_history(stock, blobs)
+        s = self.serve('blobs', storages=WITH_BLOBS)
+        with contextlib.closing(FileStorage(stock, blob_dir=blobs, read_only=True)) as source:
+            storage = self.client(s, blob_dir=self.path('cache'))
+            ZODB.blob.copyTransactionsFromTo(source, storage)
+            self.assertEqual(transactions(storage), transactions(source))
+        with contextlib.closing(FileStorage(
+                self.path('back.fs'), blob_dir=self.path('back'))) as copy:
+            ZODB.blob.copyTransactionsFromTo(self.client(s, blob_dir=self.path('cache 2')), copy)
+        s.stop()
+        self.same_files(s.file, self.path('back.fs'))
+        served = os.path.join(s.directory, 'blobs')
+        self.assertEqual(tree(served), tree(blobs))
+        self.assertEqual(tree(self.path('back')), tree(blobs))
+        self.assertEqual(len([name for name in tree(blobs) if name.endswith('.blob')]), 2)
+
+    def test_zodbconvert(self):
+        s = self.serve('convert')
+        first = self.convert(FILE % ('source', self.stock), ZEO % (('destination',) + s.address))
+        again = self.convert(ZEO % (('source',) + s.address),
+                             FILE % ('destination', self.path('converted.fs')))
+        self.same_files(self.path('converted.fs'), self.wanted)
+        # What has come since then.
+        db = ZODB.DB(self.client(s))
+        with db.transaction() as connection:
+            connection.root()['late'] = 1
+        more = self.convert(ZEO % (('source',) + s.address),
+                            FILE % ('destination', self.path('converted.fs')), '--incremental')
+        db.close()
+        s.stop()
+        self.same_files(self.path('converted.fs'), s.file)
+        with contextlib.closing(FileStorage(self.stock, read_only=True)) as source:
+            count = len(transactions(source))
+        for output, number in (first, count), (again, count), (more, 1):
+            self.assertRegex(output, r'(?i)copied|%d' % number)
+        # And what it says where both are files.
+        files = self.convert(FILE % ('source', self.stock),
+                             FILE % ('destination', self.path('plain.fs')))
+        self.assertEqual(self.told(files), self.told(first))
+        self.assertEqual(self.told(files), self.told(again))
+
+    def convert(self, source, destination, *options):
+        try:
+            python = environment.venv(REQUIREMENTS)
+        except environment.Unavailable as reason:
+            self.skipTest('no RelStorage: %s' % reason)
+        path = self.path('convert.conf')
+        with open(path, 'w') as f:
+            f.write(source + destination)
+        return run([os.path.join(os.path.dirname(python), 'zodbconvert'), *options, path])
+
+    @staticmethod
+    def told(output):
+        """Lines of its log without times, rates, and names."""
+        lines = [line.partition(' [')[2] for line in output.splitlines()]
+        return [re.sub(r'\d[\d.,]*', '#', line) for line in lines
+                if line.startswith('relstorage.zodbconvert]')]
+
+
+FILE = '<filestorage %s>\n  path %s\n</filestorage>\n'
+ZEO = '<zeoclient %s>\n  server %s:%d\n</zeoclient>\n'
+
+
+def tree(directory):
+    """{name: content} of the files in it."""
+    found = {}
+    for base, _, names in os.walk(directory):
+        for name in names:
+            path = os.path.join(base, name)
+            with open(path, 'rb') as f:
+                found[os.path.relpath(path, directory)] = f.read()
+    return found
+
+
+class InspectionTests(Case):
+    """Tools that read the file, while the server that has written it goes on."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.server = server.Server(cls.directory)
+        cls.addClassCleanup(cls.server.stop)
+        cls.server.start()
+        cls.file = cls.path('Data.fs')
+        with contextlib.closing(FileStorage(cls.stock, read_only=True)) as source:
+            with contextlib.closing(FileStorage(cls.path('wanted.fs'))) as copy:
+                copy.copyTransactionsFrom(source)
+            with contextlib.closing(ClientStorage(cls.server.address)) as storage:
+                storage.copyTransactionsFrom(source)
+
+    def compare(self, *words, told=None, status=0):
+        """Run the tool on both files; a copy of ours, as some tools would lock it, is no help."""
+        ours, wanted = (run([*words, path], status, hide=[path])
+                        for path in (self.file, self.path('wanted.fs')))
+        self.assertEqual(ours, wanted)
+        if told:
+            self.assertRegex(ours, told)
+        return ours
+
+    def test_fsdump(self):
+        self.compare('fsdump', told=r'bp=[0-9a-f]{16}')
+
+    def test_fstail(self):
+        output = self.compare('fstail', '-n', '100', told=r"description=b'a is 3'")
+        with contextlib.closing(FileStorage(self.stock, read_only=True)) as source:
+            self.assertEqual(output.count('hash='), len(transactions(source)))
+
+    def test_fsrefs(self):
+        self.compare('fsrefs', told='refers to invalid object')
+
+    def test_fsoids(self):
+        for oid in '0', '1', '0x3f':
+            ours, wanted = (run(['fsoids', path, oid], hide=[path])
+                            for path in (self.file, self.path('wanted.fs')))
+            self.assertEqual(ours, wanted)
+            self.assertIn('revision', ours)
+
+    def test_fstest(self):
+        self.compare(*module('ZODB.scripts.fstest'), '-vv', told=r'transaction tid .* #20')
+
+    def test_fsstats(self):
+        outputs = []
+        for path in self.file, self.path('wanted.fs'):
+            with open(path + '.dump', 'w') as f:
+                f.write(run(['fsdump', path]))
+            outputs.append(run([*module('ZODB.scripts.fsstats'), path + '.dump']))
+        self.assertEqual(*outputs)
+        self.assertIn('BTrees.OOBTree', outputs[0])
+
+    def test_analyze_and_others_of_the_scripts(self):
+        for name, told in ('analyze', 'OOB'), ('space', 'objects'), ('netspace', ''):
+            if importable('ZODB.scripts.' + name):
+                with self.subTest(name):
+                    self.compare(*module('ZODB.scripts.' + name), told=told)
+
+    def test_zodbverify(self):
+        try:
+            python = environment.venv(REQUIREMENTS)
+        except environment.Unavailable as reason:
+            self.skipTest('no zodbverify: %s' % reason)
+        self.compare(os.path.join(os.path.dirname(python), 'zodbverify'), '-f',
+                     told="No module named 'lost_module'")
+
+
+def importable(name):
+    import importlib.util
+    return importlib.util.find_spec(name) is not None
+
+
+class Writer(threading.Thread):
+    """A client that commits until it is stopped."""
+
+    def __init__(self, address):
+        super().__init__(daemon=True)
+        self.db = ZODB.DB(ClientStorage(address, wait_timeout=30))
+        self.stopping = threading.Event()
+        self.count = 0
+        self.error = None
+
+    def run(self):
+        try:
+            connection = self.db.open(transaction.TransactionManager())
+            connection.root()['writer'] = mapping = PersistentMapping()
+            while not self.stopping.wait(.005):
+                mapping['n'] = self.count
+                mapping['data'] = 'x' * (self.count % 7 * 1000)
+                connection.transaction_manager.commit()
+                self.count += 1
+        except Exception as error:
+            self.error = error
+
+    def more(self, count=20):
+        wanted = self.count + count
+        eventually(lambda: self.error or self.count >= wanted)
+
+    def finish(self):
+        self.stopping.set()
+        self.join(30)
+        self.db.close()
+        if self.error:
+            raise self.error
+
+
+class RepozoTests(Case):
+
+    def repozo(self, *words, hide=()):
+        """Its names have seconds in them, so that it refuses twice in one."""
+        def once():
+            try:
+                return run(['repozo', *words], hide=hide) or ' '
+            except AssertionError as error:
+                if 'Cannot overwrite existing file' in str(error):
+                    return None
+                raise
+        return eventually(once)
+
+    def backup(self, s, repository, *words):
+        output = self.repozo('-B', '-v', *words, '-r', repository, '-f', s.file)
+        return re.sub(r'\S*\d{4}-\d\d(-\d\d)+\S*', '?', output).replace(repository, '?').replace(
+            s.file, '?')
+
+    def test_backups_while_clients_commit(self):
+        s = self.serve('busy', self.stock)
+        repository = self.path('busy-backup')
+        os.mkdir(repository)
+        writer = Writer(s.address)
+        writer.start()
+        try:
+            writer.more()
+            self.assertIn('full backup', self.backup(s, repository, '-F'))
+            for _ in range(3):
+                writer.more()
+                output = self.backup(s, repository, '-Q')
+                self.assertIn('writing incremental', output)
+                self.repozo('-V', '-r', repository)
+        finally:
+            writer.finish()
+        counted = self.recovered(s, repository)
+        self.assertGreaterEqual(counted, 60)
+        self.assertIn('writing incremental', self.backup(s, repository, '-z'))
+        self.assertEqual(self.recovered(s, repository), writer.count - 1)
+        self.assertNotIn('writing', self.backup(s, repository))
+
+    def recovered(self, s, repository):
+        """Recover, compare with the file, and return what the last commit in it wrote."""
+        target = self.path('recovered.fs')
+        for path in target, target + '.index':
+            if os.path.exists(path):
+                os.unlink(path)
+        self.repozo('-R', '-v', '-w', '-r', repository, '-o', target)
+        with open(target, 'rb') as a, open(s.file, 'rb') as b:
+            data = a.read()
+            self.assertEqual(data, b.read(len(data)))
+        # The index that comes with the backup is believed, so it should be right.
+        with contextlib.closing(FileStorage(target, read_only=True)) as storage:
+            index = dict(storage._index.items())
+        os.unlink(target + '.index')
+        db = ZODB.DB(FileStorage(target))
+        with contextlib.closing(db):
+            self.assertEqual(index, dict(db.storage._index.items()))
+            with db.transaction() as connection:
+                return connection.root()['writer']['n']
+
+    def test_it_says_and_writes_the_same_as_of_the_Python_server(self):
+        told = []
+        repositories = []
+        for s in self.both(self.stock):
+            repository = os.path.join(s.directory, 'backup')
+            os.mkdir(repository)
+            repositories.append(repository)
+            said = [self.backup(s, repository, '-F')]
+            self.commit_at(s, time.time() - 100)
+            said.append(self.backup(s, repository))
+            said.append(self.backup(s, repository))
+            self.commit_at(s, time.time() - 50)
+            said.append(self.backup(s, repository, '-Q', '-z'))
+            said.append(self.repozo('-V', '-v', '-r', repository, hide=[repository]))
+            run(['zeopack', '%s:%d' % s.address])
+            said.append(self.backup(s, repository, '-Q'))
+            told.append([re.sub(r'[0-9a-f]{32}', 'md5', re.sub(
+                r'\S*\d{4}-\d\d(-\d\d)+\S*', '?', text)) for text in said])
+        self.assertEqual(*told)
+        sizes = [[os.path.getsize(os.path.join(r, name)) for name in sorted(os.listdir(r))
+                  if name.endswith('fs')] for r in repositories]
+        self.assertEqual(*sizes)
+
+    def commit_at(self, s, when):
+        """A transaction of that time, so that it is the same on each server."""
+        with mock.patch('time.time', lambda: when):
+            db = ZODB.DB(self.client(s))
+            t = TransactionMetaData()
+            tid = newTid(None)
+        storage = db.storage
+        data, _, _ = storage.loadBefore(p64(0), p64((1 << 63) - 1))
+        storage.tpc_begin(t, tid)
+        storage.restore(p64(0), tid, data, '', None, t)
+        storage.tpc_vote(t)
+        storage.tpc_finish(t)
+        db.close()
+
+
+class NagiosTests(Case):
+
+    TWO = ('<filestorage 1>\n  path Data.fs\n</filestorage>\n'
+           '<filestorage second>\n  path second.fs\n</filestorage>\n')
+
+    def test_it_says_the_same_as_of_the_Python_server(self):
+        told = []
+        for s in self.both(self.stock, storages=self.TWO):
+            said = []
+
+            def nagios(*options, status=0):
+                output = run(['zeo-nagios', *options, '%s:%d' % s.address], status)
+                said.append(output)
+
+            nagios(status=1)                        # the second one is empty
+            self.client(s, storage='second').close()
+            db = ZODB.DB(self.client(s))
+            db2 = ZODB.DB(self.client(s, storage='second'))
+            nagios()
+            eventually(lambda: self.connections(s) == [1, 1])
+            nagios('-m')
+            one, two = (db.open(transaction.TransactionManager()) for _ in range(2))
+            for connection in one, two:
+                connection.root()['a'] = 1
+            one.transaction_manager.commit()
+            with contextlib.suppress(ZODB.POSException.ConflictError):
+                two.transaction_manager.commit()
+            two.transaction_manager.abort()
+            t = TransactionMetaData()
+            db.storage.tpc_begin(t)
+            db.storage.sync() if hasattr(db.storage, 'sync') else None
+            db.storage.ping()
+            nagios('-m')
+            status = os.path.join(s.directory, 'status')
+            for unit in 'seconds', 'days':
+                nagios('-m', '-s', status, '-u', unit)
+            self.diffs(said[-1])
+            db.storage.tpc_abort(t)
+            db.close()
+            db2.close()
+            # Rates depend on how much time went by.
+            told.append(said[:-1] + [re.sub(r'=.*', '', said[-1])])
+        self.assertEqual(*told)
+
+    def connections(self, s):
+        output = run(['zeo-nagios', '-m', '%s:%d' % s.address])
+        return [int(n) for n in re.findall(r'connections=(\d+)', output)]
+
+    def diffs(self, output):
+        for name in 'aborts', 'commits', 'conflicts', 'conflicts_resolved', 'loads', 'stores':
+            self.assertRegex(output, r'\b%s=[\d.]+' % name)
+
+    def test_an_empty_storage(self):
+        outputs = [run(['zeo-nagios', '-m', '%s:%d' % s.address], 1) for s in self.both()]
+        self.assertEqual(*outputs)
+        self.assertIn("Empty storage '1'", outputs[0])
+
+
+class ZeopackTests(Case):
+
+    def packed(self, options, storages=server.STORAGE, address=None, status=0):
+        """Pack a copy on each server; the same has to be said, and to be left."""
+        told = []
+        files = []
+        for s in self.both(self.stock, storages=storages):
+            target = '%s:%d' % s.address + (address or '')
+            told.append(run(['zeopack', *options, target], status,
+                            hide=[target, s.address[1]]))
+            # A pack at the very end of the file leaves nothing to look for.
+            self.assertEqual(os.path.exists(s.file + '.old'),
+                             not filecmp.cmp(s.file, self.stock, shallow=False))
+            if os.path.exists(s.file + '.old'):
+                self.assertTrue(filecmp.cmp(s.file + '.old', self.stock, shallow=False))
+            s.stop()
+            files.append(s.file)
+        self.same_files(*files)
+        tracebacks = [re.sub(r'File ".*', 'File', text) for text in told]
+        self.assertEqual(*tracebacks)
+        return files[0], told[0]
+
+    def smaller(self, file):
+        return os.path.getsize(self.stock) - os.path.getsize(file)
+
+    def test_to_now(self):
+        file, said = self.packed([])
+        self.assertEqual(said, '')
+        self.assertGreater(self.smaller(file), 1000)
+
+    def test_to_some_days_ago(self):
+        file, _ = self.packed(['-d', '9'])
+        everything, _ = self.packed(['-d', '0'])
+        self.assertTrue(0 <= self.smaller(file) < self.smaller(everything))
+
+    def test_to_before_the_first_transaction(self):
+        file, _ = self.packed(['-d', '30'])
+        self.assertEqual(self.smaller(file), 0)
+
+    def test_to_a_time_of_the_day(self):
+        self.packed(['-d', '5', '-t', '12:30'])
+
+    def test_a_storage_with_a_name(self):
+        self.packed([], '<filestorage main>\n  path Data.fs\n</filestorage>\n', ':main')
+
+    def test_an_unknown_storage(self):
+        _, said = self.packed([], address=':nobody', status=1)
+        self.assertIn('nobody', said)
+
+    def test_a_storage_without_garbage_collection(self):
+        file, _ = self.packed(
+            [], '<filestorage 1>\n  path Data.fs\n  pack-gc false\n</filestorage>\n')
+        collected, _ = self.packed([])
+        self.assertLess(os.path.getsize(collected), os.path.getsize(file))
+
+    def test_a_Unix_socket(self):
+        s = self.serve('unix', self.stock, address=os.path.join(self.directory, 'socket'))
+        self.assertEqual(run(['zeopack', '-u', s.address]), '')
+        self.assertGreater(self.smaller(s.file), 1000)
+
+
+class BenchmarkTests(Case):
+
+    KINDS = ['add', 'store', 'update', 'cold', 'warm', 'conflicts', 'tpc']
+
+    def test_zodbshootout(self):
+        try:
+            python = environment.venv(REQUIREMENTS)
+        except environment.Unavailable as reason:
+            self.skipTest('no zodbshootout: %s' % reason)
+        names = []
+        for s in self.both(storages=WITH_BLOBS):
+            names.append(self.shoot(python, s))
+        self.assertEqual(*names)
+        self.assertGreaterEqual(len(names[0]), len(self.KINDS))
+
+    def shoot(self, python, s, *options):
+        conf = os.path.join(s.directory, 'shootout.conf')
+        with open(conf, 'w') as f:
+            f.write('%%import ZEO\n<zodb server>\n  <clientstorage>\n    server %s:%d\n'
+                    '  </clientstorage>\n</zodb>\n' % s.address)
+        output = run([os.path.join(os.path.dirname(python), 'zodbshootout'), '--quiet',
+                      '-p', '1', '-n', '1', '-w', '0', '-l', '1', '-c', '2', '--threads',
+                      'shared', '--object-counts', '20', '--include-mapping', 'no',
+                      '-o', os.path.join(s.directory, 'results'), *options, conf, *self.KINDS])
+        self.assertNotIn('Traceback', output)
+        return [line.rpartition(': ')[0] for line in output.splitlines() if 'server: ' in line]
+
+
+if __name__ == '__main__':
+    server.main()
