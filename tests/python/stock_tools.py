@@ -51,8 +51,13 @@ class Lost(Persistent):
 Lost.__module__ = 'lost_module'
 
 
-def make_history(path, blob_dir=None):
-    """Ten days of a database, by stock ZODB; all that a record or transaction can be is in it."""
+def make_history(path, blob_dir=None, kind='whole'):
+    """Ten days of a database, by stock ZODB; all that a record or transaction can be is in it.
+
+    A `damaged` one lacks an object that another one refers to; stock's pack does not get over
+    that. In a `sound` one is no object whose creation was undone or that was deleted; what walks
+    through all current records (`record_iternext`) does not get over those.
+    """
     now = time.time()
     step = iter(range(1, 10000))
     clock = mock.patch('time.time', lambda: now - 10 * DAY + next(step) * 600.0)
@@ -61,11 +66,11 @@ def make_history(path, blob_dir=None):
     with clock, mock.patch.dict(sys.modules, lost_module=lost):
         db = ZODB.DB(FileStorage(path, blob_dir=blob_dir))
         with contextlib.closing(db):
-            fill(db, blob_dir)
+            fill(db, blob_dir, kind)
     os.unlink(path + '.index')
 
 
-def fill(db, blob_dir):
+def fill(db, blob_dir, kind):
     manager = transaction.TransactionManager()
     connection = db.open(manager)
     root = connection.root()
@@ -105,7 +110,9 @@ def fill(db, blob_dir):
     root['undone']['x'] = 2
     commit('creator', 'changed')
     undo('changed')
-    undo('created')
+    if kind != 'sound':
+        undo('created')
+    unlinked = [root['cycle']._p_oid, root['cycle']['back']._p_oid]
     del root['cycle']
     commit('editor', 'unlinked')
     if blob_dir:
@@ -115,12 +122,13 @@ def fill(db, blob_dir):
             f.write(b'second' * 100000)
         commit('editor', 'blob again')
         undo('blob again')
-    # External garbage collection, of something that is needed.
-    oid = root['b']._p_oid
-    connection.close()
+    if kind == 'sound':
+        return
+    # External garbage collection, which may be wrong.
     storage, t = db.storage, TransactionMetaData()
     storage.tpc_begin(t)
-    storage.deleteObject(oid, storage.getTid(oid), t)
+    for oid in [root['b']._p_oid] if kind == 'damaged' else unlinked:
+        storage.deleteObject(oid, storage.getTid(oid), t)
     storage.tpc_vote(t)
     storage.tpc_finish(t)
 
@@ -144,11 +152,13 @@ class Case(unittest.TestCase):
     def path(cls, *names):
         return os.path.join(cls.directory, *names)
 
-    def serve(self, name, file=None, command=None, **options):
-        """A server in a directory of its own, with a copy of a file or none."""
+    def serve(self, name, file=None, command=None, blobs=None, **options):
+        """A server in a directory of its own, with a copy of a file, and of blobs, or none."""
         directory = tempfile.mkdtemp(prefix=name, dir=self.directory)
         if file:
             shutil.copy(file, os.path.join(directory, 'Data.fs'))
+        if blobs:
+            shutil.copytree(blobs, os.path.join(directory, 'blobs'))
         s = server.Server(directory, command=command, **options)
         self.addCleanup(s.stop)
         s.file = os.path.join(directory, 'Data.fs')
@@ -173,7 +183,10 @@ class Case(unittest.TestCase):
 
 
 def run(words, status=0, hide=()):
-    """What a tool prints, with what it has to differ in taken out."""
+    """What a tool prints, without what it has to differ in.
+
+    A status of None is for tools that fail on ZODB's own files, too.
+    """
     if os.path.sep not in words[0]:
         words = [os.path.join(BIN, words[0]), *words[1:]]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -181,6 +194,8 @@ def run(words, status=0, hide=()):
     output = done.stdout.decode('utf-8', 'replace')
     for text in hide:
         output = output.replace(str(text), '?')
+    if status is None:
+        return '%s\nstatus %d' % (output, done.returncode)
     if done.returncode != status:
         raise AssertionError('%s: status %d:\n%s' % (' '.join(words), done.returncode, output))
     return output
@@ -224,23 +239,20 @@ class CopyTests(Case):
             s.stop()
             self.same_files(s.file, self.wanted)
 
-    def test_with_blobs(self):
+    def test_out_of_the_server_with_blobs(self):
+        """The other way is impossible: ZEO's client has no `restoreBlob`."""
         stock, blobs = self.path('blobs.fs'), self.path('blobs')
         make_history(stock, blobs)
-        s = self.serve('blobs', storages=WITH_BLOBS)
-        with contextlib.closing(FileStorage(stock, blob_dir=blobs, read_only=True)) as source:
-            storage = self.client(s, blob_dir=self.path('cache'))
-            ZODB.blob.copyTransactionsFromTo(source, storage)
-            self.assertEqual(transactions(storage), transactions(source))
-        with contextlib.closing(FileStorage(
-                self.path('back.fs'), blob_dir=self.path('back'))) as copy:
-            ZODB.blob.copyTransactionsFromTo(self.client(s, blob_dir=self.path('cache 2')), copy)
-        s.stop()
-        self.same_files(s.file, self.path('back.fs'))
-        served = os.path.join(s.directory, 'blobs')
-        self.assertEqual(tree(served), tree(blobs))
-        self.assertEqual(tree(self.path('back')), tree(blobs))
-        self.assertEqual(len([name for name in tree(blobs) if name.endswith('.blob')]), 2)
+        s = self.serve('blobs', stock, storages=WITH_BLOBS, blobs=blobs)
+        for name, options in ('streamed', {'blob_dir': self.path('cache')}), (
+                'shared', {'blob_dir': os.path.join(s.directory, 'blobs'),
+                           'shared_blob_dir': True}):
+            with contextlib.closing(FileStorage(
+                    self.path(name + '.fs'), blob_dir=self.path(name))) as copy:
+                ZODB.blob.copyTransactionsFromTo(self.client(s, **options), copy)
+            self.assertEqual(tree(self.path(name)), tree(blobs))
+        self.same_files(self.path('streamed.fs'), self.path('shared.fs'))
+        self.assertEqual(len([name for name in tree(blobs) if name.endswith('.blob')]), 3)
 
     def test_zodbconvert(self):
         s = self.serve('convert')
@@ -252,15 +264,11 @@ class CopyTests(Case):
         db = ZODB.DB(self.client(s))
         with db.transaction() as connection:
             connection.root()['late'] = 1
-        more = self.convert(ZEO % (('source',) + s.address),
-                            FILE % ('destination', self.path('converted.fs')), '--incremental')
+        self.convert(ZEO % (('source',) + s.address),
+                     FILE % ('destination', self.path('converted.fs')), '--incremental')
         db.close()
         s.stop()
         self.same_files(self.path('converted.fs'), s.file)
-        with contextlib.closing(FileStorage(self.stock, read_only=True)) as source:
-            count = len(transactions(source))
-        for output, number in (first, count), (again, count), (more, 1):
-            self.assertRegex(output, r'(?i)copied|%d' % number)
         # And what it says where both are files.
         files = self.convert(FILE % ('source', self.stock),
                              FILE % ('destination', self.path('plain.fs')))
@@ -279,10 +287,8 @@ class CopyTests(Case):
 
     @staticmethod
     def told(output):
-        """Lines of its log without times, rates, and names."""
-        lines = [line.partition(' [')[2] for line in output.splitlines()]
-        return [re.sub(r'\d[\d.,]*', '#', line) for line in lines
-                if line.startswith('relstorage.zodbconvert]')]
+        """The lines of its own in its log, without times."""
+        return re.findall(r'\[zodbconvert\] .*', output)
 
 
 FILE = '<filestorage %s>\n  path %s\n</filestorage>\n'
@@ -300,79 +306,89 @@ def tree(directory):
     return found
 
 
-class InspectionTests(Case):
-    """Tools that read the file, while the server that has written it goes on."""
+class InspectionTests(unittest.TestCase):
+    """Tools that read a file, while the server that has written it goes on.
+
+    There is a file of each kind of history; `wanted` is what stock makes of it.
+    """
+
+    KINDS = 'whole', 'sound', 'damaged'
 
     @classmethod
     def setUpClass(cls):
-        super().setUpClass()
-        cls.server = server.Server(cls.directory)
+        cls.directory = tempfile.mkdtemp(prefix='sb')
+        cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
+        cls.server = server.Server(cls.directory, storages=''.join(
+            '<filestorage %s>\n  path %s.fs\n</filestorage>\n' % (kind, kind)
+            for kind in cls.KINDS))
         cls.addClassCleanup(cls.server.stop)
         cls.server.start()
-        cls.file = cls.path('Data.fs')
-        with contextlib.closing(FileStorage(cls.stock, read_only=True)) as source:
-            with contextlib.closing(FileStorage(cls.path('wanted.fs'))) as copy:
-                copy.copyTransactionsFrom(source)
-            with contextlib.closing(ClientStorage(cls.server.address)) as storage:
-                storage.copyTransactionsFrom(source)
+        for kind in cls.KINDS:
+            stock = os.path.join(cls.directory, kind + '.stock')
+            make_history(stock, kind=kind)
+            with contextlib.closing(FileStorage(stock, read_only=True)) as source:
+                with contextlib.closing(FileStorage(cls.files(kind)[1])) as copy:
+                    copy.copyTransactionsFrom(source)
+                with contextlib.closing(
+                        ClientStorage(cls.server.address, storage=kind)) as storage:
+                    storage.copyTransactionsFrom(source)
 
-    def compare(self, *words, told=None, status=0):
-        """Run the tool on both files; a copy of ours, as some tools would lock it, is no help."""
-        ours, wanted = (run([*words, path], status, hide=[path])
-                        for path in (self.file, self.path('wanted.fs')))
-        self.assertEqual(ours, wanted)
-        if told:
+    @classmethod
+    def files(cls, kind):
+        return [os.path.join(cls.directory, kind + end) for end in ('.fs', '.wanted')]
+
+    def compare(self, *words, told='.', status=0, kinds=KINDS, more=()):
+        """Run a tool on both files of some kinds; its output has to have `told` in it."""
+        for kind in kinds:
+            outputs = [run([*words, path, *more], status, hide=[path])
+                       for path in self.files(kind)]
+            # The index of a file that is in use may be old, or not be.
+            ours, wanted = (re.sub(r'^.*Ignoring index for .*\n', '', output, flags=re.M)
+                            for output in outputs)
+            self.assertEqual(ours, wanted)
             self.assertRegex(ours, told)
-        return ours
 
     def test_fsdump(self):
         self.compare('fsdump', told=r'bp=[0-9a-f]{16}')
 
     def test_fstail(self):
-        output = self.compare('fstail', '-n', '100', told=r"description=b'a is 3'")
-        with contextlib.closing(FileStorage(self.stock, read_only=True)) as source:
-            self.assertEqual(output.count('hash='), len(transactions(source)))
+        self.compare('fstail', '-n', '100', told=r"description=b'a is 3'")
 
     def test_fsrefs(self):
-        self.compare('fsrefs', told='refers to invalid object')
+        self.compare('fsrefs', told='^$', kinds=['whole', 'sound'])
+        self.compare('fsrefs', told='refers to invalid object', kinds=['damaged'])
 
     def test_fsoids(self):
-        for oid in '0', '1', '0x3f':
-            ours, wanted = (run(['fsoids', path, oid], hide=[path])
-                            for path in (self.file, self.path('wanted.fs')))
-            self.assertEqual(ours, wanted)
-            self.assertIn('revision', ours)
+        self.compare('fsoids', told='revision', more=['0', '1', '0x3'])
 
     def test_fstest(self):
         self.compare(*module('ZODB.scripts.fstest'), '-vv', told=r'transaction tid .* #20')
 
     def test_fsstats(self):
-        outputs = []
-        for path in self.file, self.path('wanted.fs'):
-            with open(path + '.dump', 'w') as f:
-                f.write(run(['fsdump', path]))
-            outputs.append(run([*module('ZODB.scripts.fsstats'), path + '.dump']))
-        self.assertEqual(*outputs)
-        self.assertIn('BTrees.OOBTree', outputs[0])
+        for kind in self.KINDS:
+            outputs = []
+            for path in self.files(kind):
+                with open(path + '.dump', 'w') as f:
+                    f.write(run(['fsdump', path]))
+                # It fails on Python 3 when it comes to draw a histogram with more than 40 of a kind.
+                outputs.append(run([*module('ZODB.scripts.fsstats'), path + '.dump'], None,
+                                   hide=[path]))
+            self.assertEqual(*outputs)
+            self.assertIn('Summary: ', outputs[0])
 
-    def test_analyze_and_others_of_the_scripts(self):
-        for name, told in ('analyze', 'OOB'), ('space', 'objects'), ('netspace', ''):
-            if importable('ZODB.scripts.' + name):
-                with self.subTest(name):
-                    self.compare(*module('ZODB.scripts.' + name), told=told)
+    def test_analyze_space_and_netspace(self):
+        self.compare(*module('ZODB.scripts.analyze'), told='OOB', kinds=['sound'])
+        self.compare(*module('ZODB.scripts.space'), status=None, kinds=['sound'])
+        self.compare(*module('ZODB.scripts.netspace'), status=None, kinds=['sound'])
 
     def test_zodbverify(self):
         try:
             python = environment.venv(REQUIREMENTS)
         except environment.Unavailable as reason:
             self.skipTest('no zodbverify: %s' % reason)
-        self.compare(os.path.join(os.path.dirname(python), 'zodbverify'), '-f',
-                     told="No module named 'lost_module'")
-
-
-def importable(name):
-    import importlib.util
-    return importlib.util.find_spec(name) is not None
+        verify = os.path.join(os.path.dirname(python), 'zodbverify')
+        self.compare(verify, '-f', told="No module named 'lost_module'", kinds=['sound'])
+        self.compare(verify, '-f', told='POSKeyError', status=1, kinds=['whole', 'damaged'])
 
 
 class Writer(threading.Thread):
