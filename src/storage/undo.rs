@@ -500,3 +500,595 @@ fn same(a: Content<'_>, b: Content<'_>) -> Result<bool, ReadError> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::STAGED_LEN_IN_MEMORY_MAX;
+    use crate::storage::format::FIRST_TXN_POS;
+    use crate::storage::testing::Content::{Back, Data as Own};
+    use crate::storage::testing::{DataFile, Rig, metadata, options};
+    use crate::storage::{Answer, Event, LockScope, Lookup, Metadata, Options, Unanswered, Vote};
+
+    impl Rig {
+        fn begin_undo(&mut self, tids: &[Tid]) -> TxnId {
+            let id = self.begin(&[]);
+            for tid in tids {
+                assert!(self.storage.undo(id, Some(*tid)));
+            }
+            id
+        }
+
+        /// Undoes these in one transaction.
+        fn undo(&mut self, tids: &[Tid]) -> Tid {
+            let id = self.begin_undo(tids);
+            self.end(id)
+        }
+
+        fn refused(&mut self, id: TxnId) -> Refusal {
+            match self.vote(id).pop() {
+                Some(Event::Voted(_, Vote::Refused(refusal))) => refusal,
+                event => panic!("{event:?}"),
+            }
+        }
+
+        /// Why these cannot be undone.
+        fn reasons(&mut self, tids: &[Tid]) -> Vec<(Oid, Reason)> {
+            let id = self.begin_undo(tids);
+            match self.refused(id) {
+                Refusal::Undo(reasons) => reasons,
+                refusal => panic!("{refusal:?}"),
+            }
+        }
+
+        /// The data of an object and its serial, or that there is none.
+        fn state(&self, oid: u64) -> Option<(Vec<u8>, Tid)> {
+            self.current(oid).map(|(data, tid)| (data.to_vec(), tid))
+        }
+
+        /// Tid, oid, position, `prev` and, if there is one, `back` of each record in the file.
+        fn records(&self) -> Vec<(Tid, u64, u64, u64, Option<u64>)> {
+            let tail = self.storage.file_len();
+            let from = |pos| Transactions::from_pos(self.storage.file.clone(), pos, tail);
+            let mut found = Vec::new();
+            for txn in from(FIRST_TXN_POS) {
+                let txn = txn.unwrap();
+                for record in from(FIRST_TXN_POS).records(&txn) {
+                    let record = record.unwrap();
+                    let header = record.header;
+                    let (tid, oid) = (header.tid, header.oid.0);
+                    found.push((tid, oid, record.pos, header.prev, record.back));
+                }
+            }
+            found
+        }
+
+        fn restore(&mut self, oid: u64, data: Option<&'static str>, hint: Option<Tid>) -> Tid {
+            let id = self.storage.begin(Metadata {
+                tid: Some(self.storage.last_tid().next()),
+                ..metadata()
+            });
+            let data = data.map(|text| Bytes::from_static(text.as_bytes()));
+            assert!(self.storage.restore(id, Oid(oid), data, hint));
+            self.end(id)
+        }
+    }
+
+    fn rig() -> Rig {
+        Rig::new(options())
+    }
+
+    #[test]
+    fn an_undo_points_back_to_the_record_before() {
+        let mut rig = rig();
+        let first = rig.commit(&[(1, 0, "one"), (2, 0, "two")]);
+        let second = rig.commit(&[(2, first.0, "deux"), (1, first.0, "un"), (3, 0, "trois")]);
+        let id = rig.begin_undo(&[second]);
+        rig.vote(id);
+        let undone = |oid, data_tid| (Oid(oid), data_tid);
+        let found: Vec<_> = rig.storage.undone(id).iter().collect();
+        assert_eq!(
+            found
+                .iter()
+                .map(|it| (it.oid, it.data_tid))
+                .collect::<Vec<_>>(),
+            [
+                undone(2, Some(first)),
+                undone(1, Some(first)),
+                undone(3, None)
+            ]
+        );
+        rig.finish(id);
+        let events = rig.settle();
+        let [Event::Committed(commit)] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!(commit.oids, [Oid(2), Oid(1), Oid(3)]);
+        let third = commit.tid;
+        assert_eq!(rig.state(1), Some((b"one".to_vec(), third)));
+        assert_eq!(rig.state(2), Some((b"two".to_vec(), third)));
+        assert_eq!(rig.state(3), None);
+        let [one, two, deux, un, trois, undone @ ..] = &rig.records()[..] else {
+            panic!("{:?}", rig.records());
+        };
+        let facts: Vec<_> = undone.iter().map(|it| (it.0, it.1, it.3, it.4)).collect();
+        assert_eq!(
+            facts,
+            [
+                (third, 2, deux.2, Some(two.2)),
+                (third, 1, un.2, Some(one.2)),
+                (third, 3, trois.2, Some(0))
+            ]
+        );
+    }
+
+    #[test]
+    fn what_was_undone_can_be_redone_again_and_again() {
+        let mut rig = rig();
+        let created = rig.commit(&[(1, 0, "one")]);
+        let mut last = rig.undo(&[created]);
+        for round in 0..50 {
+            assert_eq!(rig.state(1), None);
+            last = rig.undo(&[last]);
+            assert_eq!(rig.state(1), Some((b"one".to_vec(), last)), "{round}");
+            last = rig.undo(&[last]);
+        }
+        // The way back to "one" has become long, but it is found.
+        let redone = rig.undo(&[last]);
+        assert_eq!(rig.state(1), Some((b"one".to_vec(), redone)));
+        let lookup = Lookup::Serial(Oid(1), redone);
+        let unanswered = rig.storage.look_up(lookup).unwrap_err();
+        assert!(
+            matches!(unanswered, Unanswered::Reading(_)),
+            "it takes a worker"
+        );
+        let one = Bytes::from_static(b"one");
+        assert_eq!(rig.look_up(lookup), Answer::Data(one));
+    }
+
+    #[test]
+    fn what_was_changed_since_can_be_undone_only_if_it_is_the_same() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a"), (2, 0, "other")]);
+        let b = rig.commit(&[(1, a.0, "b"), (2, a.0, "another")]);
+        let c = rig.commit(&[(1, b.0, "c")]);
+        assert_eq!(rig.reasons(&[b]), [(Oid(1), MODIFIED)]);
+        assert_eq!(
+            rig.reasons(&[a]),
+            [
+                (Oid(1), MODIFIED_SINCE_CREATION),
+                (Oid(2), MODIFIED_SINCE_CREATION)
+            ]
+        );
+        let same = rig.commit(&[(1, c.0, "b")]);
+        let undone = rig.undo(&[b]);
+        assert_eq!(rig.state(1), Some((b"a".to_vec(), undone)));
+        assert_eq!(rig.state(2), Some((b"other".to_vec(), undone)));
+        let records = rig.records();
+        let at = |tid, oid| {
+            records
+                .iter()
+                .find(|it| (it.0, it.1) == (tid, oid))
+                .unwrap()
+        };
+        assert_eq!(at(undone, 1).3, at(same, 1).2);
+        assert_eq!(at(undone, 1).4, Some(at(a, 1).2));
+        // What does not exist is the same as nothing.
+        let gone = rig.undo(&[a]);
+        assert_eq!(rig.reasons(&[undone]), [(Oid(1), GONE), (Oid(2), GONE)]);
+        assert!(rig.storage.last_tid() == gone);
+    }
+
+    #[test]
+    fn several_undos_are_done_in_their_order() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a"), (2, 0, "x")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        let c = rig.commit(&[(1, b.0, "c"), (2, a.0, "y")]);
+        assert_eq!(rig.reasons(&[b, c]), [(Oid(1), MODIFIED)]);
+        assert_eq!(
+            rig.reasons(&[c, c]),
+            [(Oid(1), MODIFIED), (Oid(2), MODIFIED)]
+        );
+        let count = rig.records().len();
+        let undone = rig.undo(&[c, b]);
+        assert_eq!(rig.state(1), Some((b"a".to_vec(), undone)));
+        assert_eq!(rig.state(2), Some((b"x".to_vec(), undone)));
+        let records = rig.records();
+        assert_eq!(records.len(), count + 2, "one record an object");
+        let redone = rig.undo(&[undone]);
+        assert_eq!(rig.state(1), Some((b"c".to_vec(), redone)));
+        let all = rig.undo(&[redone, undone, c, b, a]);
+        assert_eq!((rig.state(1), rig.state(2)), (None, None));
+        assert!(
+            rig.records()
+                .iter()
+                .filter(|it| it.0 == all)
+                .all(|it| it.4 == Some(0))
+        );
+    }
+
+    #[test]
+    fn stores_and_undos_of_one_transaction_are_done_in_their_order() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        // What was stored before is what the undo finds.
+        for (text, fine) in [("new", false), ("b", true)] {
+            let id = rig.begin(&[(1, b.0, text), (2, 0, "beside")]);
+            assert!(rig.storage.undo(id, Some(b)));
+            if !fine {
+                assert!(matches!(rig.refused(id), Refusal::Undo(_)));
+                continue;
+            }
+            let undone = rig.end(id);
+            assert_eq!(rig.state(1), Some((b"a".to_vec(), undone)));
+            assert_eq!(rig.state(2), Some((b"beside".to_vec(), undone)));
+        }
+        // What is stored behind it stays, and the client need not forget it.
+        let serial = rig.storage.last_tid();
+        let id = rig.begin_undo(&[serial]);
+        let data = Bytes::from_static(b"later");
+        assert!(rig.storage.store(id, Oid(1), Some(serial), data));
+        rig.vote(id);
+        let undone: Vec<Oid> = rig.storage.undone(id).iter().map(|it| it.oid).collect();
+        assert_eq!(undone, [Oid(2)]);
+        rig.finish(id);
+        rig.settle();
+        let tid = rig.storage.last_tid();
+        assert_eq!(rig.state(1), Some((b"later".to_vec(), tid)));
+        assert_eq!(rig.state(2), None);
+        // Between two undos it is what the second finds.
+        let c = rig.commit(&[(1, tid.0, "c")]);
+        let id = rig.begin_undo(&[c]);
+        let data = Bytes::from_static(b"c");
+        assert!(rig.storage.store(id, Oid(1), Some(c), data));
+        assert!(rig.storage.undo(id, Some(c)));
+        let undone = rig.end(id);
+        assert_eq!(rig.state(1), Some((b"later".to_vec(), undone)));
+    }
+
+    #[test]
+    fn a_conflict_is_resolved_before_anything_is_undone() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a"), (2, 0, "x")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        let c = rig.commit(&[(2, a.0, "y")]);
+        let id = rig.begin(&[(2, a.0, "z")]);
+        assert!(rig.storage.undo(id, Some(b)));
+        let events = rig.vote(id);
+        assert!(matches!(events[..], [Event::Voted(_, Vote::Conflicts(_))]));
+        assert!(rig.storage.undone(id).is_empty());
+        let data = Bytes::from_static(b"yz");
+        assert!(rig.storage.store(id, Oid(2), Some(c), data));
+        let tid = rig.end(id);
+        assert_eq!(rig.state(1), Some((b"a".to_vec(), tid)));
+        assert_eq!(rig.state(2), Some((b"yz".to_vec(), tid)));
+    }
+
+    #[test]
+    fn an_undo_that_is_named_late_takes_a_ticket_of_its_own() {
+        let mut rig = Rig::new(Options {
+            lock_scope: LockScope::Objects,
+            ..options()
+        });
+        let a = rig.commit(&[(1, 0, "a"), (2, 0, "x")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        let conflicting = rig.begin(&[(2, 0, "z")]);
+        rig.vote(conflicting);
+        let other = rig.begin(&[(1, b.0, "c")]);
+        rig.vote(other);
+        assert!(rig.storage.undo(conflicting, Some(b)));
+        let data = Bytes::from_static(b"z");
+        assert!(rig.storage.store(conflicting, Oid(2), Some(a), data));
+        // The other one was there first.
+        assert!(rig.vote(conflicting).is_empty());
+        rig.finish(other);
+        let events = rig.settle();
+        assert!(
+            matches!(
+                events[..],
+                [
+                    Event::Committed(_),
+                    Event::Voted(_, Vote::Refused(Refusal::Undo(_)))
+                ]
+            ),
+            "{events:?}"
+        );
+    }
+
+    #[test]
+    fn only_a_finished_transaction_that_was_not_packed_can_be_undone() {
+        let mut file = DataFile::new();
+        file.txn(10, Status::Finished, "", &[(1, Own(b"a"))]);
+        file.txn(20, Status::Packed, "", &[(1, Own(b"b"))]);
+        file.txn(30, Status::Other(b'x'), "", &[(1, Own(b"c"))]);
+        file.txn(40, Status::Finished, "", &[(1, Own(b"d"))]);
+        for (tid, reason) in [
+            (Some(10), NO_TRANSACTION),
+            (Some(20), WRONG_STATUS),
+            (Some(30), WRONG_STATUS),
+            (Some(35), NO_TRANSACTION),
+            (Some(50), NO_TRANSACTION),
+            (None, NO_TRANSACTION),
+        ] {
+            let mut rig = Rig::with_file(&file);
+            let id = rig.begin(&[]);
+            assert!(rig.storage.undo(id, tid.map(Tid)));
+            let refusal = rig.refused(id);
+            assert!(
+                matches!(refusal, Refusal::NotUndoable(it) if it == reason),
+                "{tid:?}: {refusal:?}"
+            );
+        }
+        let mut rig = Rig::with_file(&file);
+        let tid = rig.undo(&[Tid(40)]);
+        assert_eq!(rig.state(1), Some((b"c".to_vec(), tid)));
+    }
+
+    #[test]
+    fn of_two_records_of_an_object_the_second_counts() {
+        // ZODB writes such a transaction if several undos meet in it.
+        let mut file = DataFile::new();
+        let a = file.txn(10, Status::Finished, "", &[(1, Own(b"a"))])[0];
+        let b = file.txn(20, Status::Finished, "", &[(1, Own(b"b"))])[0];
+        let c = file.txn(30, Status::Finished, "", &[(1, Own(b"c"))])[0];
+        file.txn(40, Status::Finished, "", &[(1, Back(b)), (1, Back(a))]);
+        let mut rig = Rig::with_file(&file);
+        assert_eq!(rig.state(1), Some((b"a".to_vec(), Tid(40))));
+        let tid = rig.undo(&[Tid(40)]);
+        assert_eq!(rig.state(1), Some((b"c".to_vec(), tid)));
+        let undone = *rig.records().last().unwrap();
+        assert_eq!(undone.4, Some(c));
+    }
+
+    #[test]
+    fn an_undo_waits_for_what_is_on_its_way_to_the_disk() {
+        for lock_scope in [LockScope::Storage, LockScope::Objects] {
+            let mut rig = Rig::new(Options {
+                lock_scope,
+                ..options()
+            });
+            let a = rig.commit(&[(1, 0, "a"), (2, 0, "x")]);
+            let b = rig.commit(&[(1, a.0, "b")]);
+            let writing = rig.begin(&[(1, b.0, "c")]);
+            rig.vote(writing);
+            rig.finish(writing);
+            // Nothing tells yet that it will change the same object.
+            let undoing = rig.begin_undo(&[b]);
+            assert!(rig.storage.vote(undoing, rig.now));
+            assert_eq!(rig.storage.waiting_count(), 1);
+            let events = rig.settle();
+            assert!(
+                matches!(
+                    &events[..],
+                    [Event::Committed(_), Event::Voted(_, Vote::Refused(Refusal::Undo(reasons)))]
+                        if reasons[..] == [(Oid(1), MODIFIED)]
+                ),
+                "{events:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn nobody_votes_on_an_undone_object_until_it_is_written() {
+        let mut rig = Rig::new(Options {
+            lock_scope: LockScope::Objects,
+            ..options()
+        });
+        let a = rig.commit(&[(1, 0, "a"), (2, 0, "x")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        let undoing = rig.begin_undo(&[b]);
+        rig.vote(undoing);
+        let same = rig.begin(&[(1, b.0, "c")]);
+        let other = rig.begin(&[(2, a.0, "y")]);
+        assert!(rig.vote(same).is_empty() && rig.vote(other).is_empty());
+        rig.finish(undoing);
+        rig.collect();
+        let first = std::mem::take(&mut rig.events);
+        assert!(
+            matches!(first[..], [Event::Voted(id, Vote::Granted)] if id == other),
+            "{first:?}"
+        );
+        let events = rig.settle();
+        let [
+            Event::Committed(commit),
+            Event::Voted(id, Vote::Conflicts(conflicts)),
+        ] = &events[..]
+        else {
+            panic!("{events:?}");
+        };
+        assert_eq!((commit.txn, *id), (undoing, same));
+        assert_eq!(conflicts[0].committed, commit.tid);
+    }
+
+    #[test]
+    fn an_undo_that_is_aborted_while_it_looks_back_lets_the_next_pass() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a")]);
+        let undoing = rig.begin_undo(&[a]);
+        assert!(rig.storage.vote(undoing, rig.now));
+        rig.collect();
+        assert!(matches!(rig.jobs[..], [Job::LookBack(_)]), "{:?}", rig.jobs);
+        assert!(rig.storage.is_busy(undoing));
+        let next = rig.begin(&[(1, a.0, "b")]);
+        assert!(rig.storage.vote(next, rig.now));
+        rig.storage.abort(undoing, rig.now);
+        let events = rig.settle();
+        assert!(matches!(events[..], [Event::Voted(id, Vote::Granted)] if id == next));
+    }
+
+    #[test]
+    fn a_damaged_record_is_not_pointed_to() {
+        let mut file = DataFile::new();
+        let a = file.txn(10, Status::Finished, "", &[(1, Own(b"a"))])[0];
+        let b = file.txn(20, Status::Finished, "", &[(1, Own(b"b")), (2, Own(b"x"))]);
+        // `prev` of the second record names one of another object.
+        let at = usize::try_from(b[1]).unwrap() + 16;
+        file.bytes[at..at + 8].copy_from_slice(&a.to_be_bytes());
+        let mut rig = Rig::with_file(&file);
+        let id = rig.begin_undo(&[Tid(20)]);
+        match rig.refused(id) {
+            Refusal::Disk(reason) => assert!(reason.contains(&a.to_string()), "{reason}"),
+            refusal => panic!("{refusal:?}"),
+        }
+    }
+
+    #[test]
+    fn the_answer_to_a_failed_undo_and_the_number_of_undos_have_bounds() {
+        let mut rig = rig();
+        let oids = 1..=UNDO_ERRORS_MAX as u64 + 1;
+        let stores = |serial: Tid, text| oids.clone().map(|oid| (oid, serial.0, text)).collect();
+        let a: Vec<_> = stores(Tid::ZERO, "a");
+        let a = rig.commit(&a);
+        let b: Vec<_> = stores(a, "b");
+        rig.commit(&b);
+        assert_eq!(rig.reasons(&[a]).len(), UNDO_ERRORS_MAX);
+        let id = rig.begin_undo(&vec![Tid(1); UNDOS_MAX + 1]);
+        assert_eq!(rig.storage.txns[&id].undos.len(), UNDOS_MAX);
+        assert!(matches!(rig.refused(id), Refusal::Disk(reason) if reason.contains("undos")));
+    }
+
+    #[test]
+    fn nothing_is_added_after_the_vote() {
+        let mut rig = rig();
+        let tid = rig.commit(&[(1, 0, "a")]);
+        let id = rig.begin(&[]);
+        rig.vote(id);
+        assert!(!rig.storage.undo(id, Some(tid)));
+        assert!(!rig.storage.restore(id, Oid(1), None, None));
+        assert!(!rig.storage.delete(id, Oid(1), tid));
+    }
+
+    #[test]
+    fn a_restored_revision_shares_data_that_are_the_same() {
+        let mut rig = rig();
+        let a = rig.restore(1, Some("a"), None);
+        let b = rig.restore(1, Some("b"), Some(a));
+        let undone = rig.restore(1, Some("a"), Some(a));
+        let again = rig.restore(1, Some("a"), Some(undone));
+        let gone = rig.restore(1, None, Some(b));
+        let still_gone = rig.restore(1, None, Some(gone));
+        let unknown = rig.restore(1, Some("b"), Some(Tid(7)));
+        rig.restore(2, Some("x"), Some(a));
+        let records = rig.records();
+        let backs: Vec<_> = records.iter().map(|it| it.4).collect();
+        let [at_a, _, at_undone, _, at_gone, ..] = records[..] else {
+            panic!("{records:?}");
+        };
+        assert_eq!(
+            backs,
+            [
+                None,
+                None,
+                Some(at_a.2),
+                Some(at_undone.2),
+                Some(0),
+                Some(at_gone.2),
+                None,
+                None
+            ]
+        );
+        for (tid, data) in [(b, "b"), (undone, "a"), (again, "a"), (unknown, "b")] {
+            let answer = rig.look_up(Lookup::Serial(Oid(1), tid));
+            assert_eq!(answer, Answer::Data(Bytes::from_static(data.as_bytes())));
+        }
+        for tid in [gone, still_gone] {
+            let answer = rig.look_up(Lookup::Serial(Oid(1), tid));
+            assert_eq!(answer, Answer::Missing);
+        }
+    }
+
+    #[test]
+    fn long_data_are_compared_wherever_they_are() {
+        let mut rig = rig();
+        let long = |last: u8| {
+            let mut data = vec![7; STAGED_LEN_IN_MEMORY_MAX];
+            data.push(last);
+            Bytes::from(data)
+        };
+        let restore = |rig: &mut Rig, data: Bytes, hint: Option<Tid>| {
+            let id = rig.storage.begin(metadata());
+            assert!(rig.storage.restore(id, Oid(1), Some(data), hint));
+            rig.settle();
+            assert!(rig.storage.txns[&id].staging_file.is_some());
+            rig.end(id)
+        };
+        let a = restore(&mut rig, long(1), None);
+        let len = rig.storage.file_len();
+        let other = restore(&mut rig, long(2), Some(a));
+        assert!(
+            rig.storage.file_len() > 2 * len - 100,
+            "the last byte differs"
+        );
+        let len = rig.storage.file_len();
+        restore(&mut rig, long(1), Some(a));
+        assert_eq!(rig.storage.file_len() - len, 23 + 8 + 42 + 8 + 8);
+        assert_eq!(rig.state(1).unwrap().0, long(1));
+        // The same in an undo: it is current again what `a` wrote.
+        assert_eq!(rig.reasons(&[other]), [(Oid(1), MODIFIED)]);
+        rig.undo(&[a]);
+        assert_eq!(rig.state(1), None);
+    }
+
+    #[test]
+    fn space_is_asked_for_when_it_is_known_how_much() {
+        let mut rig = Rig::new(Options {
+            quota: Some(260),
+            ..options()
+        });
+        let text = "a text of sixty characters, with which the quota is exceeded";
+        let a = rig.restore(1, Some(text), None);
+        assert_eq!(rig.storage.file_len(), 4 + 23 + 8 + 42 + 60 + 8);
+        // Two of them would be too much.
+        rig.restore(1, Some(text), Some(a));
+        let id = rig.begin_undo(&[rig.storage.last_tid()]);
+        assert!(matches!(rig.refused(id), Refusal::Quota));
+    }
+
+    #[test]
+    fn a_deletion_must_name_the_current_revision() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        let delete = |rig: &mut Rig, oid, serial| {
+            let id = rig.begin(&[(5, 0, "beside")]);
+            assert!(rig.storage.delete(id, Oid(oid), serial));
+            id
+        };
+        let id = delete(&mut rig, 1, a);
+        let Refusal::Conflict(conflict) = rig.refused(id) else {
+            panic!("no conflict");
+        };
+        assert_eq!(
+            (conflict.oid, conflict.committed, conflict.sent),
+            (Oid(1), b, a)
+        );
+        let id = delete(&mut rig, 9, a);
+        assert!(matches!(rig.refused(id), Refusal::Missing(Oid(9))));
+        let id = delete(&mut rig, 1, b);
+        let deleted = rig.end(id);
+        assert_eq!(rig.state(1), None);
+        assert_eq!(
+            rig.storage.object_count(),
+            2,
+            "it counts until it is packed away"
+        );
+        assert_eq!(
+            rig.records()
+                .iter()
+                .find(|it| it.0 == deleted && it.1 == 1)
+                .unwrap()
+                .4,
+            Some(0)
+        );
+        // It can come back: by an undo, or by a store that knows of the deletion.
+        let undone = rig.undo(&[deleted]);
+        assert_eq!(rig.state(1), Some((b"b".to_vec(), undone)));
+        let id = rig.begin(&[]);
+        assert!(rig.storage.delete(id, Oid(1), undone));
+        let deleted = rig.end(id);
+        let tid = rig.commit(&[(1, deleted.0, "new")]);
+        assert_eq!(rig.state(1), Some((b"new".to_vec(), tid)));
+    }
+}
