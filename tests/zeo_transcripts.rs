@@ -50,8 +50,8 @@ const NOT_COMPARED: [&str; 2] = ["sendBlob", WRONG_ARGUMENTS];
 /// ... and runzeo looks at the object before it looks at the other arguments.
 const WRONG_ARGUMENTS: &str = "a call with wrong arguments";
 
-/// In an answer of runzeo on Python 3 to `undoInfo` with a `ZopeUndo.Prefix`, which it cannot compare.
-/// We can, on any Python.
+/// In an answer of runzeo on Python 3 to `undoInfo` with a `ZopeUndo.Prefix`, which it cannot
+/// compare. We can, on any Python.
 const DEFECT: &[u8] = b"a bytes-like object is required";
 
 #[test]

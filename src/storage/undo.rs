@@ -34,7 +34,7 @@ use super::index::Index;
 use super::iterate::{self, Backwards, Transactions};
 use super::job::Job;
 use super::read::{Reader, Source, Wait};
-use super::staging::{Base, Data, TxnId};
+use super::staging::{Base, Data, Record, TxnId};
 use crate::ids::{Oid, Tid};
 use crate::limits::{UNDO_ERRORS_MAX, UNDONE_OBJECTS_MAX, UNDOS_MAX};
 
@@ -122,14 +122,10 @@ impl FileStorage {
                 });
             }
         }
-        let mut own = BTreeMap::new();
-        let mut index = Index::new();
+        let (mut index, mut own) = (Index::new(), Vec::new());
         if !txn.undos.is_empty() {
             index = self.index.snapshot();
-            let records = txn.records.iter();
-            own.extend(
-                records.map(|record| (record.oid, (record.undos_before, record.data.clone()))),
-            );
+            own.clone_from(&txn.records);
         } else if hints.is_empty() {
             return None;
         }
@@ -185,8 +181,8 @@ pub struct LookBack {
     undos: Vec<Option<Tid>>,
     /// What is current; empty if nothing is to be undone.
     index: Index,
-    /// The transaction's own records, each with the number of undos before it.
-    own: BTreeMap<Oid, (usize, Data)>,
+    /// The transaction's own records; none if nothing is to be undone. Sorted by oid when it runs.
+    own: Vec<Record>,
     hints: Vec<Hint>,
 }
 
@@ -252,7 +248,8 @@ enum Content<'a> {
 
 impl LookBack {
     /// Finds it. Blocks for as long as the disk takes.
-    pub(super) fn run(&self) -> Result<Backs, Refusal> {
+    pub(super) fn run(mut self) -> Result<Backs, Refusal> {
+        self.own.sort_unstable_by_key(|record| record.oid);
         let mut same_data = Vec::new();
         for hint in &self.hints {
             same_data.extend(self.same_data(hint)?.map(|pos| (hint.at, pos)));
@@ -403,14 +400,16 @@ impl LookBack {
     ) -> Result<Current<'_>, ReadError> {
         let oid = record.header.oid;
         let undone = undone.by_oid.get(&oid).and_then(|outcome| outcome.ok());
-        let own = self.own.get(&oid).filter(|(undos_before, _)| {
-            *undos_before <= undo && undone.is_none_or(|undone| undone.undo < *undos_before)
+        let own = self.own.binary_search_by_key(&oid, |record| record.oid);
+        let own = own.ok().map(|place| &self.own[place]).filter(|record| {
+            let before = record.undos_before;
+            before <= undo && undone.is_none_or(|undone| undone.undo < before)
         });
         let at = |pos: Option<u64>| pos.map_or(Current::Gone, Current::At);
-        Ok(match (own, undone) {
-            (Some((_, Data::Gone)), _) => Current::Gone,
-            (Some((_, Data::Back(pos))), _) => Current::At(*pos),
-            (Some((_, data)), _) => Current::Own(data),
+        Ok(match (own.map(|record| &record.data), undone) {
+            (Some(Data::Gone), _) => Current::Gone,
+            (Some(Data::Back(pos)), _) => Current::At(*pos),
+            (Some(data), _) => Current::Own(data),
             (None, Some(undone)) => at(undone.back),
             (None, None) => match self.index.get(oid) {
                 Some(pos) if pos == record.pos => Current::At(pos),
@@ -503,9 +502,13 @@ fn same(a: Content<'_>, b: Content<'_>) -> Result<bool, ReadError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::limits::STAGED_LEN_IN_MEMORY_MAX;
+    use crate::storage::disk::{Disk, OpenMode};
     use crate::storage::format::FIRST_TXN_POS;
+    use crate::storage::memory::MemoryDisk;
     use crate::storage::testing::Content::{Back, Data as Own};
     use crate::storage::testing::{DataFile, Rig, metadata, options};
     use crate::storage::{Answer, Event, LockScope, Lookup, Metadata, Options, Unanswered, Vote};
@@ -725,6 +728,17 @@ mod tests {
             assert_eq!(rig.state(1), Some((b"a".to_vec(), undone)));
             assert_eq!(rig.state(2), Some((b"beside".to_vec(), undone)));
         }
+        // A second undo finds what the first has made of it.
+        let serial = rig.storage.last_tid();
+        let c = rig.commit(&[(1, serial.0, "c"), (2, serial.0, "beside")]);
+        let id = rig.begin(&[(1, c.0, "c")]);
+        assert!(rig.storage.undo(id, Some(c)));
+        assert!(rig.storage.undo(id, Some(serial)));
+        let undone = rig.end(id);
+        assert_eq!(rig.state(1), Some((b"b".to_vec(), undone)));
+        assert_eq!(rig.state(2), None);
+        let redone = rig.undo(&[undone, c]);
+        assert_eq!(rig.state(1), Some((b"a".to_vec(), redone)));
         // What is stored behind it stays, and the client need not forget it.
         let serial = rig.storage.last_tid();
         let id = rig.begin_undo(&[serial]);
@@ -764,6 +778,20 @@ mod tests {
         let tid = rig.end(id);
         assert_eq!(rig.state(1), Some((b"a".to_vec(), tid)));
         assert_eq!(rig.state(2), Some((b"yz".to_vec(), tid)));
+    }
+
+    #[test]
+    fn what_is_stored_once_more_keeps_its_place_before_the_undo() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        let id = rig.begin(&[(1, a.0, "c")]);
+        assert!(rig.storage.undo(id, Some(b)));
+        let events = rig.vote(id);
+        assert!(matches!(events[..], [Event::Voted(_, Vote::Conflicts(_))]));
+        let data = Bytes::from_static(b"bc");
+        assert!(rig.storage.store(id, Oid(1), Some(b), data));
+        assert!(matches!(rig.refused(id), Refusal::Undo(_)));
     }
 
     #[test]
@@ -932,6 +960,58 @@ mod tests {
             Refusal::Disk(reason) => assert!(reason.contains(&a.to_string()), "{reason}"),
             refusal => panic!("{refusal:?}"),
         }
+    }
+
+    #[test]
+    fn no_damage_makes_looking_back_fail_in_another_way_than_by_saying_so() {
+        let mut file = DataFile::new();
+        let a = file.txn(10, Status::Finished, "", &[(1, Own(b"a")), (2, Own(b"x"))]);
+        file.txn(20, Status::Finished, "", &[(1, Own(b"b")), (2, Back(0))]);
+        file.txn(
+            30,
+            Status::Finished,
+            "",
+            &[(1, Back(a[0])), (2, Back(a[1]))],
+        );
+        let mut index = Index::new();
+        for (oid, pos) in &file.current {
+            index.insert(Oid(*oid), *pos);
+        }
+        let (mut good, mut bad) = (0, 0);
+        for at in 0..file.bytes.len() {
+            for flip in [0x01, 0x20, 0xff] {
+                let mut bytes = file.bytes.clone();
+                bytes[at] ^= flip;
+                let disk = MemoryDisk::new();
+                disk.replace(Path::new("Data.fs"), &[&bytes]).unwrap();
+                let hint = Hint {
+                    at: 0,
+                    oid: Oid(1),
+                    pos: file.current[&1],
+                    tid: Tid(10),
+                    data: Data::memory(Bytes::from_static(b"a")),
+                };
+                let look_back = LookBack {
+                    txn: TxnId(0),
+                    file: disk.open(Path::new("Data.fs"), OpenMode::Read).unwrap(),
+                    tail: file.end(),
+                    staging_file: None,
+                    undos: [30, 20, 10].map(|tid| Some(Tid(tid))).to_vec(),
+                    index: index.snapshot(),
+                    own: Vec::new(),
+                    hints: vec![hint],
+                };
+                match look_back.run() {
+                    Ok(backs) => {
+                        let backs = backs.undone.iter().filter_map(|undone| undone.back);
+                        assert!({ backs }.all(|back| back < file.end()));
+                        good += 1;
+                    }
+                    Err(_) => bad += 1,
+                }
+            }
+        }
+        assert!(good > 100 && bad > 100, "{good} {bad}");
     }
 
     #[test]

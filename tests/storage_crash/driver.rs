@@ -45,6 +45,12 @@ pub(crate) struct Seen {
     pub(crate) aborts: usize,
     pub(crate) indexes: usize,
     pub(crate) ceilings: usize,
+    /// Transactions undone, and undos that had to be refused.
+    pub(crate) undos: usize,
+    pub(crate) impossible_undos: usize,
+    /// Revisions restored, and objects deleted.
+    pub(crate) restored: usize,
+    pub(crate) deleted: usize,
     /// Votes refused because of the disk.
     pub(crate) refusals: usize,
 }
@@ -245,10 +251,10 @@ impl Driver {
         let mut records = Vec::new();
         for (oid, len) in stores {
             let data = self.bytes(*len);
-            let serial = current.get(oid).copied().or(Some(Tid::ZERO));
-            let added = self.storage().store(id, *oid, serial, data.clone());
+            let serial = current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid);
+            let added = self.storage().store(id, *oid, Some(serial), data.clone());
             assert!(added, "the transaction is still being staged");
-            records.push((*oid, data));
+            records.push((*oid, Some(data)));
         }
         let tid = Tid::ZERO;
         (
@@ -342,6 +348,79 @@ impl Driver {
             self.finish(txn)?;
         }
         self.seen.shared_batches += usize::from(count > 1);
+        self.turn()
+    }
+
+    /// Undoes one of the last transactions.
+    pub(crate) fn undo(&mut self) -> Result<(), Stop> {
+        let count = self.ledger.entries.len();
+        let place = count - 1 - self.random.below(count.min(6));
+        self.undo_at(place)
+    }
+
+    /// Undoes the transaction at this place in the ledger, and stores an object beside. What is in
+    /// flight is waited for by the vote.
+    pub(crate) fn undo_at(&mut self, place: usize) -> Result<(), Stop> {
+        if !self.ledger.is_foreseen(place) {
+            return Ok(());
+        }
+        let new = Oid(self.allocate(1)?.start);
+        let (id, mut txn) = self.begin(&[(new, 80)]);
+        let tid = self.ledger.entries[place].txn.tid;
+        assert!(self.storage().undo(id, Some(tid)));
+        let Some(undone) = self.ledger.undone(place) else {
+            self.seen.impossible_undos += 1;
+            return match self.vote(id)? {
+                Vote::Refused(Refusal::Undo(_) | Refusal::Disk(_)) => Ok(()),
+                vote => Err(Stop::Wrong(format!("an impossible undo: {vote:?}"))),
+            };
+        };
+        self.seen.undos += 1;
+        txn.records.extend(undone);
+        self.finish((id, txn))?;
+        self.turn()
+    }
+
+    /// Restores a revision of an object that nobody else writes just now: an older one, one that
+    /// is new here, or that it does not exist.
+    pub(crate) fn restore(&mut self) -> Result<(), Stop> {
+        let Some(oid) = self.free_oid().map(Oid) else {
+            return Ok(());
+        };
+        let txns = self.ledger.committed();
+        let revisions = txns.flat_map(|txn| txn.records.iter().map(|it| (txn.tid, it)));
+        let mut older: Vec<(Tid, Bytes)> = revisions
+            .filter(|(_, (other, _))| *other == oid)
+            .filter_map(|(tid, (_, state))| Some((tid, state.clone()?)))
+            .collect();
+        let (state, hint) = match self.random.below(4) {
+            0 => (None, None),
+            1 => (Some(self.bytes(90)), older.pop().map(|(tid, _)| tid)),
+            _ if older.is_empty() => (Some(self.bytes(90)), None),
+            _ => {
+                let (tid, data) = older.swap_remove(self.random.below(older.len()));
+                (Some(data), Some(tid))
+            }
+        };
+        let (id, mut txn) = self.begin(&[]);
+        assert!(self.storage().restore(id, oid, state.clone(), hint));
+        txn.records.push((oid, state));
+        self.seen.restored += 1;
+        self.finish((id, txn))?;
+        self.turn()
+    }
+
+    /// Deletes an object that nobody else writes just now.
+    pub(crate) fn delete(&mut self) -> Result<(), Stop> {
+        let Some(oid) = self.free_oid().map(Oid) else {
+            return Ok(());
+        };
+        let (serial, _) = self.ledger.current()[&oid];
+        let (id, mut txn) = self.begin(&[]);
+        assert!(self.storage().delete(id, oid, serial));
+        txn.records.push((oid, None));
+        self.seen.deleted += 1;
+        self.finish((id, txn))?;
         self.turn()
     }
 

@@ -51,8 +51,11 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     }
     driver.wait()?;
     driver.roll_back()?;
+    // What the first one created has been changed since.
+    driver.undo_at(0)?;
     driver.finish_together(2)?;
     driver.settle()?;
+    go_back(driver, 4)?;
     driver.close()?;
 
     driver.open()?;
@@ -75,9 +78,22 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.finish_together(1)?;
     driver.close()?;
     driver.open()?;
+    go_back(driver, 2)?;
     driver.finish_together(2)?;
     // The power is always cut, or the process killed: this is not the end of it.
     driver.run_job()?;
+    Ok(())
+}
+
+/// Undoes, restores and deletes, with the disk behind.
+fn go_back(driver: &mut Driver, rounds: usize) -> Result<(), Stop> {
+    for _ in 0..rounds {
+        driver.undo()?;
+        driver.restore()?;
+        driver.run_job()?;
+        driver.delete()?;
+        driver.undo()?;
+    }
     Ok(())
 }
 
@@ -89,6 +105,8 @@ fn the_workload_has_all_that_it_should() {
         assert!(seen.shared_batches > 5 && seen.overlapping > 10, "{seen:?}");
         assert!(seen.conflicts > 0 && seen.aborts > 0, "{seen:?}");
         assert!(seen.indexes > 1 && seen.ceilings > 1, "{seen:?}");
+        assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
+        assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
         assert_eq!(seen.refusals, 0);
     }
 }

@@ -243,6 +243,7 @@ fn reopen_without_power(driver: &Driver, setting: &Setting) -> Result<(), Stop> 
 /// What everybody does with a storage that has just been opened.
 fn go_on(driver: &mut Driver) -> Result<(), Stop> {
     driver.commit(&[(Oid(0), 600)])?;
+    driver.undo()?;
     driver.allocate(5)?;
     driver.finish_together(2)?;
     driver.finish_together(1)?;
