@@ -82,13 +82,18 @@ def tell(process):
     process.stdin.flush()
 
 
-def finish(process):
-    try:
-        out, _ = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    if process.returncode:
-        raise AssertionError(out.decode('utf-8', 'replace'))
+def finish(*processes):
+    """Wait for the end of all; the outputs of those that failed are the error."""
+    errors = []
+    for process in processes:
+        try:
+            out, _ = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+        if process.returncode:
+            errors.append(out.decode('utf-8', 'replace'))
+    if errors:
+        raise AssertionError('\n'.join(errors))
 
 
 def newest(version):
@@ -220,8 +225,7 @@ class TogetherTests(Case):
         ZODB.DB(ClientStorage(s.address, wait_timeout=30)).close()
         running = [start(version, path, 'smoke.py', str(s.address[1]), 'python %d.%d' % version)
                    for version, path in found.items()]
-        for process in running:
-            finish(process)
+        finish(*running)
         s.stop()
         self.assertEqual(self.counted(), smoke.MANY * len(found))
 
@@ -243,8 +247,7 @@ class TogetherTests(Case):
                 wait_for(process, 'ready')
             for process in running:
                 tell(process)
-            for process in running:
-                finish(process)
+            finish(*running)
         finally:
             for process in running:
                 process.kill()
