@@ -208,7 +208,8 @@ class SiteTests(unittest.TestCase):
                 for value, description in rows]
 
     def undo(self, site, *values):
-        return site.post(DATABASE + '/manage_undo_transactions', **{'transaction_info:list': values})
+        return site.post(DATABASE + '/manage_undo_transactions',
+                         **{'transaction_info:list': values})
 
     def test_content_made_through_one_process_is_seen_through_the_other(self):
         self.add_method(self.one, 'hello', '<p>h\u00e4llo <dtml-var "1 + 1"></p>')
@@ -325,7 +326,8 @@ class SiteTests(unittest.TestCase):
             self.assertEqual(site.get(self.folder + '/kept'), data[:100000])
             self.gone(site, self.folder + '/dropped')
             self.assertEqual(self.undo_form(site), [])
-            self.assertIn(b'no transactions that can be undone', site.get(DATABASE + '/manage_UndoForm'))
+            self.assertIn(b'no transactions that can be undone',
+                          site.get(DATABASE + '/manage_UndoForm'))
         history = self.one.get(self.folder + '/page/manage_change_history_page')
         self.assertEqual(history.count(b'keys:list'), 1)
         # What comes after it can be undone.
