@@ -355,7 +355,8 @@ fn mutate(random: &mut Random, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
         5 => {
             // Opcodes that the captures do not have.
             let opcodes =
-                b"012()]}aesutldqhpgrj\x94\x85\x86\x87b\x81Rc.NIJKLMFGSTUVXBC\x8a\x8b\x8cPQio\x93\x92\x91";
+                b"012()]}aesutldqhpgrj\x94\x85\x86\x87b\x81Rc.NIJKLMFGSTUVXBC\x8a\x8b\x8c\
+                PQio\x91\x92\x93";
             input.insert(pos, *random.choose(opcodes));
         }
         6 => input.insert(pos, random.byte()),

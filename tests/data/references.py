@@ -8,9 +8,11 @@
 
 Each line: Python and pickler, protocol, name of the case, record in hex, oids. The oids are those
 that the pickler was given as ordinary references, in its order; `-` if there are none, `!` if it
-wrote something that nobody can read; `?` for damaged records. A last field says what ZODB's referencesf finds instead, or `error`.
+wrote something that nobody can read, `?` for damaged records. A last field says what ZODB's
+referencesf finds instead, or `error`.
 
-With PYTHONHASHSEED=0 it writes the same each time. Needs zodbpickle, ZODB, BTrees and persistent. Works with Python 2.7 and 3.6 or later.
+With PYTHONHASHSEED=0 it writes the same each time. Needs zodbpickle, ZODB, BTrees and persistent.
+Works with Python 2.7 and 3.6 or later.
 """
 from __future__ import print_function
 
