@@ -77,6 +77,23 @@ impl Tid {
         Self((minutes << 32) | u64::try_from(fraction).unwrap_or(u64::from(u32::MAX)))
     }
 
+    /// As [`Self::from_unix_time`], for a time that a client has computed, with the very rounding
+    /// of `TimeStamp`. One before 1970 becomes that year's begin. `None` behind the year 9999, where
+    /// Python's calendar ends, and for what is no number.
+    pub fn from_unix_seconds(seconds: f64) -> Option<Self> {
+        const UNIT: f64 = 60.0 / 65_536.0 / 65_536.0;
+        const YEAR_10000: f64 = 253_402_300_800.0;
+        if seconds.is_nan() || seconds >= YEAR_10000 {
+            return None;
+        }
+        let seconds = seconds.max(0.0);
+        let within_minute = seconds % 60.0;
+        let minutes = Self::from_unix_time(Duration::from_secs((seconds - within_minute) as u64));
+        // Below 2^32, and so nothing is cut off but the fraction.
+        let fraction = (within_minute / UNIT) as u32;
+        Some(Self(minutes.0 | u64::from(fraction)))
+    }
+
     /// The time since 1970 that this tid stands for; zero for one before 1970.
     pub fn unix_time(self) -> Duration {
         let minutes = self.0 >> 32;

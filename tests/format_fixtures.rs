@@ -394,6 +394,12 @@ impl Disk for Memory {
     fn remove(&self, _path: &Path) -> io::Result<()> {
         read_only()
     }
+    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        read_only()
+    }
     fn identify(&self, _path: &Path) -> io::Result<FileId> {
         read_only()
     }

@@ -22,7 +22,7 @@ use standby::ids::{ClientId, Tid};
 use standby::server::{Now, Output, Server};
 use standby::storage::disk::{Disk, File, FileId, OpenMode};
 use standby::storage::memory::MemoryDisk;
-use standby::storage::{FileStorage, LockScope, Options};
+use standby::storage::{FileStorage, LockScope, Options, PackOptions};
 use standby::zeo::{
     Encoding, FrameReader, Message, ProtocolError, Request, Value, message, msgpack, pickle,
 };
@@ -94,6 +94,14 @@ impl Disk for ColdDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.0.remove(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.link(from, to)
     }
 
     fn identify(&self, path: &Path) -> io::Result<FileId> {
@@ -216,6 +224,7 @@ impl Conversation {
                 quota,
                 client_resolves: true,
                 lock_scope: LockScope::Storage,
+                pack: PackOptions::default(),
             };
             // A read-only storage does not create its file.
             let memory = MemoryDisk::new();

@@ -37,7 +37,7 @@ use crate::server::{self, Now, Output, Server};
 use crate::storage::disk::{Disk, OsDisk};
 use crate::storage::memory::MemoryDisk;
 use crate::storage::recover::Progress;
-use crate::storage::{self, FileStorage};
+use crate::storage::{self, FileStorage, PackOptions};
 use crate::zeo::Encoding;
 
 /// Token of the waker; listeners count down from here, where no connection's serial comes.
@@ -488,6 +488,7 @@ impl Reactor {
         self.acceptable.clear();
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
         let deadline = now().mono + DRAIN_TIMEOUT;
+        self.server.give_up_packs(now());
         self.server.end_turn(now());
         self.follow_server();
         while self.server.is_writing() && now().mono < deadline {
@@ -559,13 +560,22 @@ fn open(
             config::LockScope::Storage => storage::LockScope::Storage,
             config::LockScope::Objects => storage::LockScope::Objects,
         },
+        pack: PackOptions::default(),
     };
     let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
-        StorageKind::Memory => (Arc::new(MemoryDisk::new()), Path::new("memory")),
+        StorageKind::Memory => {
+            // Nobody could get at it.
+            options.pack.keep_old = false;
+            (Arc::new(MemoryDisk::new()), Path::new("memory"))
+        }
         StorageKind::File(file) => {
             options.read_only = file.read_only;
             options.create = file.create;
             options.quota = file.quota;
+            options.pack = PackOptions {
+                gc: file.pack_gc,
+                keep_old: file.pack_keep_old,
+            };
             (Arc::new(OsDisk::default()), &file.path)
         }
     };

@@ -1,7 +1,7 @@
 //! The threads that may wait for the disk.
 //!
-//! Each storage has one thread for appends and syncs, whose order matters. Reads share a pool, and
-//! one thread does the housekeeping of all. What is done comes back through a channel; the waker
+//! Each storage has one thread for appends and syncs, whose order matters. Reads share a pool; one
+//! thread does the housekeeping of all, and one packs. What is done comes back through a channel; the waker
 //! ends the reactor's poll.
 
 use std::io;
@@ -28,6 +28,7 @@ pub(super) struct Workers {
     commit: Vec<Sender<Tagged>>,
     read: Sender<Tagged>,
     housekeeping: Sender<Tagged>,
+    pack: Sender<Tagged>,
     done: Receiver<(JobTag, Done)>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -59,10 +60,13 @@ impl Workers {
         }
         let (housekeeping, jobs) = mpsc::channel();
         spawn("housekeeping".to_owned(), Arc::new(Mutex::new(jobs)))?;
+        let (pack, jobs) = mpsc::channel();
+        spawn("pack".to_owned(), Arc::new(Mutex::new(jobs)))?;
         Ok(Self {
             commit,
             read,
             housekeeping,
+            pack,
             done,
             threads,
         })
@@ -74,6 +78,7 @@ impl Workers {
             Lane::Commit => &self.commit[tag.storage],
             Lane::Read => &self.read,
             Lane::Housekeeping => &self.housekeeping,
+            Lane::Pack => &self.pack,
         };
         // A worker ends only when its sender is dropped, or with the process.
         if lane.send((tag, job)).is_err() {
@@ -92,10 +97,11 @@ impl Workers {
             commit,
             read,
             housekeeping,
+            pack,
             threads,
             ..
         } = self;
-        drop((commit, read, housekeeping));
+        drop((commit, read, housekeeping, pack));
         for thread in threads {
             if thread.join().is_err() {
                 log::error!("a worker thread had panicked");

@@ -234,6 +234,7 @@ impl Server {
                 last,
                 filter,
             } => self.undo_log(id, msgid, at, first, last, filter),
+            Request::Pack { time, wait } => self.pack(id, msgid, at, (time, wait), now),
             Request::IteratorStart { start, stop } => self.iterator_start(id, at, start, stop),
             Request::IteratorNext { iterator } => self.iterator_next(id, msgid, at, iterator),
             Request::IteratorRecordStart { iterator, tid } => {
@@ -438,7 +439,7 @@ impl Server {
     /// The file is damaged there, or the disk does not read it.
     pub(super) fn read_failed(&self, at: usize, error: &str) -> Outcome {
         log::error!("{}: {error}", self.storages[at].storage.name());
-        Outcome::Raise(other("ZODB.FileStorage.format.CorruptedDataError", error))
+        Outcome::Raise(other(CORRUPTED, error))
     }
 }
 
@@ -475,6 +476,7 @@ const fn may_be_answered_later(request: &Request) -> bool {
             | Request::History { .. }
             | Request::UndoLog { .. }
             | Request::UndoInfo { .. }
+            | Request::Pack { .. }
             | Request::IteratorNext { .. }
             | Request::IteratorRecordNext { .. }
             | Request::RecordIternext { .. }
@@ -561,9 +563,14 @@ pub(super) const fn is_conflict(refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::Conflict(_) | Refusal::ReadConflict { .. })
 }
 
+/// What FileStorage raises where the file contradicts itself.
+pub(super) const CORRUPTED: &str = "ZODB.FileStorage.format.CorruptedDataError";
+
+/// What FileStorage raises.
+pub(super) const STORAGE: &str = "ZODB.FileStorage.FileStorage.FileStorageError";
+
 /// A refused vote in the form that clients know.
 pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
-    const STORAGE: &str = "ZODB.FileStorage.FileStorage.FileStorageError";
     match refusal {
         Refusal::Conflict(Conflict {
             oid,

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::ids::{ClientId, Tid};
-use crate::storage::TxnId;
 use crate::storage::history::{self, Step};
+use crate::storage::{TxnId, View};
 use crate::zeo::Value;
 use crate::zeo::session::Session;
 
@@ -41,14 +41,14 @@ pub(super) enum Iteration {
         from: history::From,
         /// The last tid that is wanted.
         stop: Option<Tid>,
-        /// The end of the file when it was begun.
-        tail: u64,
+        /// The file when it was begun.
+        view: View,
         /// The one that it gave last.
         current: Option<Step>,
     },
-    /// Over the records of a transaction: the position of the next one, their end, and that of the
-    /// file when the transactions were begun.
-    Records { pos: u64, end: u64, tail: u64 },
+    /// Over the records of a transaction: the position of the next one, their end, and the file
+    /// when the transactions were begun.
+    Records { pos: u64, end: u64, view: View },
 }
 
 /// What ZEO calls a transaction of a connection; there is at most one.

@@ -13,6 +13,7 @@ mod browse;
 mod calls;
 mod client;
 mod invalidation;
+mod packing;
 mod stats;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -111,6 +112,8 @@ struct Served {
     owners: BTreeMap<TxnId, ClientId>,
     /// Calls of `new_oids` that wait for a higher ceiling.
     waiting_for_oids: Vec<(ClientId, Value, u64)>,
+    /// The call of `pack` that waits for its end.
+    waiting_for_pack: Option<(ClientId, Value)>,
     stats: Stats,
 }
 
@@ -156,6 +159,7 @@ impl Server {
                 clients: BTreeSet::new(),
                 owners: BTreeMap::new(),
                 waiting_for_oids: Vec::new(),
+                waiting_for_pack: None,
                 stats: Stats::default(),
             })
         });
@@ -253,6 +257,14 @@ impl Server {
             .any(|served| served.storage.is_writing())
     }
 
+    /// The server stops: nothing is begun any more that takes long.
+    pub fn give_up_packs(&mut self, now: Now) {
+        for at in 0..self.storages.len() {
+            self.storages[at].storage.give_up_pack(now.mono);
+            self.follow_storage(at, now);
+        }
+    }
+
     /// Whether anything waits for a client's socket.
     pub fn has_output(&self) -> bool {
         self.clients
@@ -286,14 +298,14 @@ impl Server {
                 Some(key),
                 Done::Looked {
                     lookup,
-                    pos,
+                    place,
                     result,
                 },
             ) => {
                 let pending = self.reads.remove(key);
                 let settled = self.storages[tag.storage]
                     .storage
-                    .settle(lookup, pos, result);
+                    .settle(lookup, place, result);
                 self.answer_lookup(tag.storage, pending, lookup, settled);
             }
             (Some(key), Done::Browsed(result)) => {
@@ -402,6 +414,7 @@ impl Server {
                     self.outputs.extend(owner.copied().map(Output::Serve));
                 }
                 Event::OidsRaised { raised } => self.on_oids_raised(at, raised),
+                Event::Packed(ended) => self.on_packed(at, ended),
             }
         }
     }
@@ -469,12 +482,8 @@ impl Server {
             log::debug!(target: LOG, "{who} committed {tid} ({count} objects)");
         }
         let changed = Value::List(oids.iter().map(|oid| Value::from(*oid)).collect());
-        let mut frames = NoticeFrames {
-            encoding: self.options.encoding,
-            name: "invalidateTransaction",
-            args: vec![tid.into(), changed],
-            encoded: [None, None],
-        };
+        let args = vec![tid.into(), changed];
+        let mut frames = NoticeFrames::new(self.options.encoding, "invalidateTransaction", args);
         let mut deaf = Vec::new();
         for id in &served.clients {
             let Some(client) = self.clients.get_mut(id).filter(|client| !client.closing) else {
@@ -623,6 +632,15 @@ struct NoticeFrames {
 }
 
 impl NoticeFrames {
+    const fn new(encoding: Encoding, name: &'static str, args: Vec<Value>) -> Self {
+        Self {
+            encoding,
+            name,
+            args,
+            encoded: [None, None],
+        }
+    }
+
     fn of(&mut self, dialect: Dialect) -> Bytes {
         let at = usize::from(dialect == Dialect::Python2);
         let encoded = self.encoded[at].get_or_insert_with(|| {

@@ -172,7 +172,7 @@ impl FileStorage {
 
     /// After this the file takes no more writes in this process: what the kernel has of it and
     /// what the disk has may differ.
-    fn fail(&mut self, error: &io::Error) {
+    pub(super) fn fail(&mut self, error: &io::Error) {
         let reason = format!(
             "{}: a write failed, no more are taken: {error}",
             self.name()

@@ -573,6 +573,8 @@ impl FileStorage {
             }
         }
         self.is_checking = false;
+        // It may have been the turn of a pack.
+        self.drive_pack(now);
     }
 
     fn set_state(&mut self, id: TxnId, state: TxnState) {
@@ -599,7 +601,7 @@ mod tests {
 
     use super::*;
     use crate::storage::memory::MemoryDisk;
-    use crate::storage::{Answer, LockScope, Lookup, Options};
+    use crate::storage::{Answer, LockScope, Lookup, Options, PackOptions};
 
     /// A storage whose jobs are run when the test says so.
     struct Rig {
@@ -718,6 +720,7 @@ mod tests {
             quota: None,
             client_resolves: true,
             lock_scope: LockScope::Storage,
+            pack: PackOptions::default(),
         }
     }
 

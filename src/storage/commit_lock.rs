@@ -95,6 +95,13 @@ impl CommitLock {
         (ticket, held)
     }
 
+    /// Whether it is the turn of this ticket.
+    pub(super) fn is_held(&self, ticket: Ticket) -> bool {
+        self.tickets
+            .get(&ticket)
+            .is_some_and(|entry| entry.phase == Phase::Held)
+    }
+
     /// Whether the ticket, which is held, covers these oids too.
     pub(super) fn covers(&self, ticket: Ticket, oids: &[Oid]) -> bool {
         self.tickets

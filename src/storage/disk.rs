@@ -44,6 +44,15 @@ pub trait Disk: Debug + Send + Sync {
     fn replace(&self, path: &Path, contents: &[&[u8]]) -> io::Result<()>;
     /// Removes a file and syncs the directory; that there is none is no error.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Gives a file another name, under which it replaces what there is, at once. Durable when the
+    /// directory has been synced.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file one more name, which must not exist yet. Durable as for [`Self::rename`].
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Bytes that are free for files in the directory of `path`; `None` if nobody knows.
+    fn free_len(&self, _path: &Path) -> Option<u64> {
+        None
+    }
     /// What stands under a name, without opening it.
     fn identify(&self, path: &Path) -> io::Result<FileId>;
     /// Syncs the directory of `path`, so that a file just created in it keeps its name.
@@ -132,16 +141,25 @@ impl Disk for OsDisk {
         }
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn free_len(&self, path: &Path) -> Option<u64> {
+        let stat = rustix::fs::statvfs(directory_of(path)).ok()?;
+        stat.f_bavail.checked_mul(stat.f_frsize)
+    }
+
     fn identify(&self, path: &Path) -> io::Result<FileId> {
         Ok(file_id(&fs::metadata(path)?))
     }
 
     fn sync_directory_of(&self, path: &Path) -> io::Result<()> {
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        fs::File::open(directory)?.sync_all()
+        fs::File::open(directory_of(path))?.sync_all()
     }
 
     /// Created with a name and unlinked at once: `O_TMPFILE` is not known to every file system. A
@@ -157,6 +175,13 @@ impl Disk for OsDisk {
             .open(&path)?;
         fs::remove_file(&path)?;
         Ok(Arc::new(Latched::new(OsFile(file))))
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
     }
 }
 

@@ -239,6 +239,18 @@ pub enum Fault {
         /// The position that it has.
         found: u64,
     },
+    /// A transaction is not newer than the one before it.
+    TidOrder {
+        /// Its tid.
+        found: Tid,
+        /// That of the one before.
+        last: Tid,
+    },
+    /// No finished transaction has this status.
+    UnknownStatus {
+        /// The byte.
+        found: u8,
+    },
     /// The object is larger than any client could be sent.
     DataLength {
         /// Length in the header.
@@ -286,6 +298,14 @@ impl fmt::Display for Damage {
             Fault::Pointer { found } => write!(
                 f,
                 "pointer to an earlier record {found} (expected a record before this one)"
+            ),
+            Fault::TidOrder { found, last } => {
+                write!(f, "transaction {found} is not newer than {last} before it")
+            }
+            Fault::UnknownStatus { found } => write!(
+                f,
+                "transaction with status '{}' (expected ' ', 'p' or 'u')",
+                found.escape_ascii()
             ),
             Fault::DataLength { found, max } => {
                 write!(f, "object of {found} bytes (expected at most {max})")

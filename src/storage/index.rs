@@ -95,6 +95,20 @@ impl Index {
         before.map(unpack)
     }
 
+    /// Forgets an object; its position so far.
+    pub fn remove(&mut self, oid: Oid) -> Option<u64> {
+        let (key, slot) = split(oid);
+        let chunk = self.chunks.get_mut(&key)?;
+        chunk.get(slot)?;
+        let chunk = Arc::make_mut(chunk);
+        let before = chunk.remove(slot);
+        self.len -= 1;
+        if chunk.entries(0).next().is_none() {
+            self.chunks.remove(&key);
+        }
+        before.map(unpack)
+    }
+
     /// The largest oid.
     pub fn max_oid(&self) -> Option<Oid> {
         let (key, chunk) = self.chunks.last_key_value()?;
@@ -202,6 +216,19 @@ impl Chunk {
         };
         let before = std::mem::replace(&mut positions[usize::from(slot)], pos);
         Some(before).filter(|pos| *pos != NO_POS)
+    }
+
+    fn remove(&mut self, slot: u16) -> Option<Pos48> {
+        match self {
+            Self::Sparse(entries) => {
+                let at = entries.binary_search_by_key(&slot, |entry| entry.0).ok()?;
+                Some(entries.remove(at).1)
+            }
+            Self::Dense(positions) => {
+                let before = std::mem::replace(&mut positions[usize::from(slot)], NO_POS);
+                Some(before).filter(|pos| *pos != NO_POS)
+            }
+        }
     }
 
     fn dense(entries: &[(u16, Pos48)]) -> Self {
@@ -468,6 +495,11 @@ mod tests {
         let (mut index, mut model) = mixed();
         for oid in [Oid(5), Oid(10_000), Oid(u64::MAX)] {
             assert_eq!(index.insert(oid, 77), model.insert(oid, 77));
+        }
+        let gone = [Oid(7), Oid(17), Oid(10_007), Oid(1 << 40), Oid(8)];
+        for oid in gone.into_iter().chain((1024..2048).map(Oid)) {
+            assert_eq!(index.remove(oid), model.remove(&oid));
+            assert_eq!(index.remove(oid), None);
         }
         assert_eq!(index.len(), model.len());
         assert!(index.iter().eq(model.iter().map(|(oid, pos)| (*oid, *pos))));

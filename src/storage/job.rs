@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Place;
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
 use super::format::{STATUS_POS, Status};
 use super::history::{Past, Query};
 use super::index::Index;
 use super::oids;
+use super::pack::{PackError, Packer, Step};
 use super::read::{Found, Reader, Wait};
 use super::staging::TxnId;
 use crate::ids::{Oid, Tid};
@@ -30,6 +32,8 @@ pub enum Lane {
     Read,
     /// What may take long: the index, and staging of large transactions.
     Housekeeping,
+    /// Slices of a pack: one thread, so that nothing else has to wait for one.
+    Pack,
 }
 
 /// Something to read for a client.
@@ -141,7 +145,7 @@ pub enum Job {
         /// The data file.
         file: Arc<dyn File>,
         /// Where the object's current record is.
-        pos: u64,
+        place: Place,
         /// The end of what is committed.
         tail: u64,
     },
@@ -174,6 +178,8 @@ pub enum Job {
         /// The new ceiling.
         ceiling: Oid,
     },
+    /// Go on with a pack.
+    Pack(Box<Packer>),
 }
 
 /// What one sync brings to the disk: transactions behind the end of the file, and the status that
@@ -297,7 +303,7 @@ pub enum Done {
         /// What.
         lookup: Lookup,
         /// Where the object's current record was.
-        pos: u64,
+        place: Place,
         /// What was found.
         result: Result<Answer, ReadError>,
     },
@@ -317,11 +323,13 @@ pub enum Done {
         /// if it worked.
         result: Result<(), StorageError>,
     },
+    /// Of [`Job::Pack`]: the pack, and how far it has come.
+    Packed(Box<Packer>, Result<Step, PackError>),
 }
 
 impl Job {
     /// The queue that it belongs in.
-    pub const fn lane(&self) -> Lane {
+    pub fn lane(&self) -> Lane {
         match self {
             Self::Append(_) | Self::Allocate { .. } => Lane::Commit,
             Self::Fetch { .. }
@@ -329,6 +337,8 @@ impl Job {
             | Self::Browse { .. }
             | Self::RaiseOids { .. } => Lane::Read,
             Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
+            Self::Pack(packer) if packer.is_switching() => Lane::Commit,
+            Self::Pack(_) => Lane::Pack,
         }
     }
 
@@ -382,7 +392,7 @@ impl Job {
             Self::Lookup {
                 lookup,
                 file,
-                pos,
+                place,
                 tail,
             } => {
                 let reader = Reader {
@@ -392,8 +402,8 @@ impl Job {
                 };
                 Done::Looked {
                     lookup,
-                    pos,
-                    result: lookup.follow(&reader, pos),
+                    place,
+                    result: lookup.follow(&reader, place.pos),
                 }
             }
             Self::Browse { query, file, tail } => Done::Browsed(query.answer(&file, tail)),
@@ -414,6 +424,7 @@ impl Job {
                 ceiling,
                 result: oids::save(&*disk, &path, ceiling),
             },
+            Self::Pack(packer) => packer.run(),
         }
     }
 }
@@ -483,6 +494,7 @@ impl fmt::Debug for Job {
             Self::Browse { .. } => "Browse",
             Self::SaveIndex { .. } => "SaveIndex",
             Self::RaiseOids { .. } => "RaiseOids",
+            Self::Pack(_) => "Pack",
         };
         f.write_str(name)
     }

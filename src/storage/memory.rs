@@ -91,6 +91,23 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut files = self.files();
+        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut files = self.files();
+        let file = files.get(from).ok_or(io::ErrorKind::NotFound)?.clone();
+        if files.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
     fn identify(&self, path: &Path) -> io::Result<FileId> {
         let files = self.files();
         let file = files.get(path).ok_or(io::ErrorKind::NotFound)?;

@@ -16,6 +16,7 @@
 //! | `oids` | object ids, never handed out twice |
 //! | `references` | which objects a record refers to |
 //! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
+//! | `pack`, `references` | dropping what nobody can ask for any more |
 //! | `job` | what workers do |
 
 mod batch;
@@ -30,6 +31,7 @@ pub mod iterate;
 mod job;
 pub mod memory;
 pub mod oids;
+mod pack;
 pub mod read;
 pub mod recover;
 pub mod references;
@@ -48,6 +50,7 @@ pub use batch::Commit;
 pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
+pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as PackStep};
 pub use staging::{Metadata, TxnId};
 
 use batch::Finishing;
@@ -57,6 +60,7 @@ use error::{ReadError, StorageError};
 use history::Query;
 use index::Index;
 use oids::OidAllocator;
+use pack::Pack;
 use read::{Reader, Wait};
 use recover::{Access, Progress};
 use staging::Txn;
@@ -79,6 +83,8 @@ pub struct Options {
     pub client_resolves: bool,
     /// What a vote excludes.
     pub lock_scope: LockScope,
+    /// How it is packed.
+    pub pack: PackOptions,
 }
 
 /// What the storage wants done or known.
@@ -99,6 +105,8 @@ pub enum Event {
         /// Whether the ceiling is higher now.
         raised: bool,
     },
+    /// A pack has ended, and how.
+    Packed(Result<Packed, PackError>),
 }
 
 /// Why a lookup has no answer yet, or none at all.
@@ -110,6 +118,31 @@ pub enum Unanswered {
     Failed(ReadError),
 }
 
+/// A position in the data file, which a pack may have replaced since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    generation: u64,
+    pos: u64,
+}
+
+/// The data file as it was at some time, whatever is committed or packed away later.
+#[derive(Clone, Debug)]
+pub struct View {
+    file: Arc<dyn File>,
+    tail: u64,
+}
+
+impl View {
+    /// A job that answers a question about the past.
+    pub fn browse(&self, query: Query) -> Job {
+        Job::Browse {
+            query,
+            file: self.file.clone(),
+            tail: self.tail,
+        }
+    }
+}
+
 /// One data file with its transactions in progress.
 #[derive(Debug)]
 pub struct FileStorage {
@@ -119,6 +152,8 @@ pub struct FileStorage {
     file: Arc<dyn File>,
     /// What stands under `path` as long as nobody replaces it.
     file_id: FileId,
+    /// How often a pack has replaced it: positions are of one generation.
+    generation: u64,
     /// Kept open for the lock that it holds; there is none when read-only.
     _lock: Option<Arc<dyn File>>,
 
@@ -159,6 +194,7 @@ pub struct FileStorage {
 
     /// Why no more writes are taken.
     failed: Option<String>,
+    pack: Option<Pack>,
     /// Behind what the saved index covers.
     index_saved: u64,
     index_saving: bool,
@@ -203,6 +239,7 @@ impl FileStorage {
             path: path.to_owned(),
             file: opened.file,
             _lock: opened.lock,
+            generation: 0,
             oids: OidAllocator::new(opened.index.max_oid(), ceiling),
             oids_raising: false,
             index: opened.index,
@@ -222,6 +259,7 @@ impl FileStorage {
             to_check: VecDeque::new(),
             is_checking: false,
             failed: None,
+            pack: None,
             index_saved: opened.index_pos,
             index_saving: false,
             index_looked_at: None,
@@ -290,7 +328,7 @@ impl FileStorage {
                 Err(Unanswered::Reading(Box::new(Job::Lookup {
                     lookup,
                     file,
-                    pos,
+                    place: self.place(pos),
                     tail,
                 })))
             }
@@ -308,7 +346,7 @@ impl FileStorage {
     pub fn settle(
         &self,
         lookup: Lookup,
-        pos: u64,
+        place: Place,
         result: Result<Answer, ReadError>,
     ) -> Result<Answer, Unanswered> {
         // What is older than the current revision stays as it is.
@@ -316,18 +354,18 @@ impl FileStorage {
             &result,
             Ok(Answer::Revision { end: Some(_), .. } | Answer::NoneBefore | Answer::Data(_))
         );
-        if !is_past && self.index.get(lookup.oid()) != Some(pos) {
+        let current = self.index.get(lookup.oid()).map(|pos| self.place(pos));
+        if !is_past && current != Some(place) {
             return self.look_up(lookup);
         }
         result.map_err(Unanswered::Failed)
     }
 
-    /// A job that answers a question about the past, as it was when the file had this length.
-    pub fn browse(&self, query: Query, tail: u64) -> Job {
-        Job::Browse {
-            query,
+    /// The file as it is now, for questions about the past.
+    pub fn view(&self) -> View {
+        View {
             file: self.file.clone(),
-            tail,
+            tail: self.tail,
         }
     }
 
@@ -379,10 +417,12 @@ impl FileStorage {
             } => self.on_spilled(txn, pos, &records, result),
             Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
+            Done::Packed(packer, result) => self.on_packed(packer, result, now),
             Done::Looked { .. } | Done::Browsed(_) => {
                 debug_assert!(false, "these are for who asked");
             }
         }
+        self.drive_pack(now);
     }
 
     /// Saves the index if it is time. To be called now and then.
@@ -398,15 +438,16 @@ impl FileStorage {
         }
     }
 
-    /// Whether transactions are on their way to the disk.
+    /// Whether transactions are on their way to the disk, or a packed file on its way to its name.
     pub fn is_writing(&self) -> bool {
         let stations = [&self.sealing, &self.written, &self.writing, &self.finishing];
-        stations.into_iter().any(|batch| !batch.is_empty())
+        stations.into_iter().any(|batch| !batch.is_empty()) || self.is_switching()
     }
 
-    /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone;
-    /// those that are have to be waited for before ([`Self::is_writing`]).
+    /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone,
+    /// and so is a pack; what has to be waited for tells [`Self::is_writing`].
     pub fn close(self) -> io::Result<()> {
+        self.forget_pack();
         if let Some(reason) = self.failed {
             return Err(io::Error::other(reason));
         }
@@ -422,6 +463,13 @@ impl FileStorage {
                 .save(self.tail, &*self.disk, &with_suffix(&self.path, ".index"))?;
         }
         Ok(())
+    }
+
+    const fn place(&self, pos: u64) -> Place {
+        Place {
+            generation: self.generation,
+            pos,
+        }
     }
 
     /// Reads what is committed, if that needs no wait.
@@ -442,7 +490,8 @@ impl FileStorage {
     }
 
     fn save_index(&mut self) {
-        if self.options.read_only || self.index_saving || self.failed.is_some() {
+        let of_no_use = self.options.read_only || self.failed.is_some();
+        if of_no_use || self.index_saving || self.is_switching() {
             return;
         }
         self.index_saving = true;

@@ -138,6 +138,25 @@ impl Reader<'_> {
         Ok(self.record(pos, oid, HEAD_LEN)?.header)
     }
 
+    /// The data that the record at `pos` has or leads to; `None` if the object does not exist as of
+    /// it.
+    pub(super) fn data_at(&self, pos: u64, oid: Oid) -> Result<Option<Bytes>, ReadError> {
+        self.data(self.record(pos, oid, GUESS_LEN)?)
+    }
+
+    /// Position and length of these data.
+    pub(super) fn data_place(&self, pos: u64, oid: Oid) -> Result<Option<(u64, u64)>, ReadError> {
+        let mut record = self.record(pos, oid, HEAD_LEN)?;
+        while record.header.data_len == 0 {
+            match record.back()? {
+                Some(back) => record = self.record(back, oid, HEAD_LEN)?,
+                None => return Ok(None),
+            }
+        }
+        let data_pos = record.pos + DATA_HEADER_LEN as u64;
+        Ok(Some((data_pos, record.header.data_len)))
+    }
+
     /// The record at `pos`, of whatever object. Its data are those of another transaction if it has
     /// a back pointer.
     pub(super) fn revision(&self, pos: u64) -> Result<Revision, ReadError> {

@@ -63,6 +63,7 @@ pub(crate) enum Lie {
 pub(crate) enum Op {
     Create { path: PathBuf, inode: u64 },
     Rename { from: PathBuf, to: PathBuf },
+    Link { from: PathBuf, to: PathBuf },
     Remove { path: PathBuf },
     SyncNames,
     Write { inode: u64, pos: u64, data: Bytes },
@@ -76,6 +77,7 @@ impl fmt::Display for Op {
         match self {
             Self::Create { path, inode } => write!(f, "create {} as {inode}", path.display()),
             Self::Rename { from, to } => write!(f, "rename {} {}", from.display(), to.display()),
+            Self::Link { from, to } => write!(f, "link {} {}", from.display(), to.display()),
             Self::Remove { path } => write!(f, "remove {}", path.display()),
             Self::SyncNames => f.write_str("sync names"),
             Self::Write { inode, pos, data } => {
@@ -143,7 +145,7 @@ impl Model {
 
     pub(crate) fn apply(&mut self, op: &Op) {
         match op {
-            Op::Create { .. } | Op::Rename { .. } | Op::Remove { .. } => {
+            Op::Create { .. } | Op::Rename { .. } | Op::Link { .. } | Op::Remove { .. } => {
                 if let Op::Create { inode, .. } = op {
                     self.inodes.insert(*inode, Inode::default());
                 }
@@ -332,6 +334,11 @@ fn change_name(names: &mut BTreeMap<PathBuf, u64>, op: &Op) {
                 names.insert(to.clone(), inode);
             }
         }
+        Op::Link { from, to } => {
+            if let Some(inode) = names.get(from).copied() {
+                names.insert(to.clone(), inode);
+            }
+        }
         Op::Remove { path } => {
             names.remove(path);
         }
@@ -414,6 +421,10 @@ impl SimDisk {
         self.state().log.len()
     }
 
+    pub(crate) fn exists(&self, name: &str) -> bool {
+        self.find(Path::new(name)).is_ok()
+    }
+
     pub(crate) fn reckless(&self) -> Option<String> {
         self.state().reckless.clone()
     }
@@ -491,6 +502,21 @@ impl Disk for SimDisk {
         let path = path.to_owned();
         self.run(Op::Remove { path })?;
         self.run(Op::SyncNames)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.find(from)?;
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.run(Op::Rename { from, to })
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.find(from)?;
+        if self.find(to).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.run(Op::Link { from, to })
     }
 
     fn identify(&self, path: &Path) -> io::Result<FileId> {

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use standby::ids::{Oid, Tid};
 use standby::limits::INDEX_SAVE_INTERVAL;
 use standby::storage::{
-    Commit, Event, FileStorage, Job, LockScope, Metadata, Options, Refusal, TxnId, Vote,
+    Commit, Event, FileStorage, Job, LockScope, Metadata, Options, PackError, PackOptions, Packed,
+    Refusal, TxnId, Vote,
 };
 
 use crate::disk::SimDisk;
@@ -47,6 +48,10 @@ pub(crate) struct Seen {
     pub(crate) ceilings: usize,
     /// Votes refused because of the disk.
     pub(crate) refusals: usize,
+    pub(crate) packs: usize,
+    pub(crate) packs_failed: usize,
+    /// Transactions committed while a pack was on its way.
+    pub(crate) beside_packs: usize,
 }
 
 /// Clients, reactor and workers in one.
@@ -68,6 +73,7 @@ pub(crate) struct Driver {
     now: Instant,
     wall: Duration,
     lock_scope: LockScope,
+    pack: PackOptions,
 }
 
 impl Driver {
@@ -96,6 +102,11 @@ impl Driver {
                 0 => LockScope::Storage,
                 _ => LockScope::Objects,
             },
+            // Its objects are no pickles, and have no references.
+            pack: PackOptions {
+                gc: false,
+                keep_old: { random.clone() }.below(4) < 2,
+            },
             random,
         }
     }
@@ -109,12 +120,17 @@ impl Driver {
             quota: None,
             client_resolves: true,
             lock_scope: self.lock_scope,
+            pack: self.pack,
         };
         let disk = Arc::new(self.disk.clone());
         let path = Path::new(DATA_PATH);
         let storage = FileStorage::open(disk, path, options, &mut |_| ())
             .map_err(|error| Stop::Disk(format!("cannot be opened: {error}")))?;
         let found = ledger::read(&self.disk, path, storage.file_len())?;
+        let left = ["Data.fs.pack", "Data.fs.old.new"].map(|name| self.disk.exists(name));
+        if left.contains(&true) {
+            return Err(Stop::Wrong("something is left of a pack".to_owned()));
+        }
         self.ledger.settle(&found, self.disk.step_count())?;
         self.ledger.check_reads(&storage)?;
         self.storage = Some(storage);
@@ -181,6 +197,7 @@ impl Driver {
                     self.in_flight.retain(|(lost, _)| *lost != id);
                 }
                 Event::OidsRaised { .. } | Event::Spilled(_) => {}
+                Event::Packed(ended) => self.on_packed(ended)?,
             }
         }
         Ok(())
@@ -197,7 +214,44 @@ impl Driver {
             return Err(Stop::Wrong(format!("{commit:?}, but {expected} was next")));
         }
         entry.committed.get_or_insert(step);
+        self.seen.beside_packs += usize::from(self.storage().is_packing());
         Ok(())
+    }
+
+    fn on_packed(&mut self, ended: Result<Packed, PackError>) -> Result<(), Stop> {
+        let step = self.disk.step_count();
+        let Some(pack) = self.ledger.packs.last_mut() else {
+            return Err(Stop::Wrong("nobody had asked for a pack".to_owned()));
+        };
+        match ended {
+            Ok(packed) if packed.switched => {
+                pack.done.get_or_insert(step);
+                self.seen.packs += 1;
+            }
+            Ok(packed) => return Err(Stop::Wrong(format!("{packed:?}"))),
+            // The storage takes no more writes, and one of the two files is there.
+            Err(PackError::Failed(_)) => self.seen.packs_failed += 1,
+            // The file is as it was.
+            Err(_) => {
+                self.ledger.packs.pop();
+                self.seen.packs_failed += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to pack to the time of an earlier transaction.
+    pub(crate) fn pack(&mut self) -> Result<(), Stop> {
+        let tids: Vec<Tid> = self.ledger.committed().map(|txn| txn.tid).collect();
+        let until = tids[tids.len() * 2 / 3];
+        let begun = self.disk.step_count();
+        let done = None;
+        self.ledger.packs.push(ledger::Pack { until, begun, done });
+        let now = self.now;
+        match self.storage().pack(until, now) {
+            Ok(()) => self.turn(),
+            Err(refused) => Err(Stop::Wrong(format!("{refused:?}"))),
+        }
     }
 
     /// A worker does the first job that waits. `false` if there is none.

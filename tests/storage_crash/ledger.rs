@@ -32,10 +32,22 @@ pub(crate) struct Entry {
     pub(crate) committed: Option<usize>,
 }
 
+/// A pack that keeps all objects, and the steps of the disk around it.
+#[derive(Clone, Debug)]
+pub(crate) struct Pack {
+    pub(crate) until: Tid,
+    /// Steps before it began.
+    pub(crate) begun: usize,
+    /// Steps before somebody was told that it is done, or before that was seen in the file.
+    pub(crate) done: Option<usize>,
+}
+
 /// All that was promised, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
+    /// As they were before any pack.
     pub(crate) entries: Vec<Entry>,
+    pub(crate) packs: Vec<Pack>,
     /// Oids that were handed out, each after so many steps.
     pub(crate) oids: Vec<(usize, Range<u64>)>,
 }
@@ -45,7 +57,15 @@ impl Ledger {
     pub(crate) fn at(&self, step: usize) -> Self {
         let entries = self.entries.iter().filter(|entry| entry.finished <= step);
         let oids = self.oids.iter().filter(|(after, _)| *after <= step);
+        let packs = self.packs.iter().filter(|pack| pack.begun <= step);
         Self {
+            packs: packs
+                .map(|pack| Pack {
+                    until: pack.until,
+                    begun: 0,
+                    done: pack.done.filter(|after| *after <= step).map(|_| 0),
+                })
+                .collect(),
             entries: entries
                 .map(|entry| Entry {
                     txn: entry.txn.clone(),
@@ -82,30 +102,46 @@ impl Ledger {
     }
 
     /// Compares with a file that was just opened: what was committed is there, and of what was in
-    /// flight a prefix. Whatever is there counts as committed from now on.
+    /// flight a prefix; packs that are done have been made, and those that had begun may have.
+    /// Whatever is there counts as committed, or done, from now on.
     pub(crate) fn settle(&mut self, found: &[Txn], step: usize) -> Result<(), String> {
-        let committed = self.committed().count();
-        if !(committed..=self.entries.len()).contains(&found.len()) {
+        let done = self.packs.iter().filter(|pack| pack.done.is_some()).count();
+        let mut wrong = String::new();
+        for packs in done..=self.packs.len() {
+            match self.settle_packed(found, packs) {
+                Ok(count) => {
+                    self.entries.truncate(count);
+                    for entry in &mut self.entries {
+                        entry.committed.get_or_insert(step);
+                    }
+                    self.packs.truncate(packs);
+                    for pack in &mut self.packs {
+                        pack.done.get_or_insert(step);
+                    }
+                    return Ok(());
+                }
+                Err(what) => wrong = format!("{wrong}({packs} packs) {what} "),
+            }
+        }
+        Err(wrong)
+    }
+
+    /// How many entries there are in a file that had so many packs.
+    fn settle_packed(&self, found: &[Txn], packs: usize) -> Result<usize, String> {
+        let all = packed(&self.entries, &self.packs[..packs]);
+        let dropped = self.entries.len() - all.len();
+        let committed = self.committed().count() - dropped;
+        if !(committed..=all.len()).contains(&found.len()) {
             return Err(format!(
                 "{} transactions; {committed} were committed and {} finished",
                 found.len(),
-                self.entries.len()
+                all.len()
             ));
         }
-        for (found, entry) in found.iter().zip(&self.entries) {
-            if *found != entry.txn {
-                return Err(format!(
-                    "{} instead of {}",
-                    sketch(found),
-                    sketch(&entry.txn)
-                ));
-            }
+        match found.iter().zip(&all).find(|(found, txn)| found != txn) {
+            Some((found, txn)) => Err(format!("{} instead of {}", sketch(found), sketch(txn))),
+            None => Ok(found.len() + dropped),
         }
-        self.entries.truncate(found.len());
-        for entry in &mut self.entries {
-            entry.committed.get_or_insert(step);
-        }
-        Ok(())
     }
 
     /// Whether all that was committed, and nothing else, can be read.
@@ -124,14 +160,24 @@ impl Ledger {
             let found = storage.last_tid();
             return Err(format!("last tid {found} instead of {last_tid}"));
         }
-        for txn in self.committed() {
-            for (oid, data) in &txn.records {
-                let lookup = Lookup::Serial(*oid, txn.tid);
-                if look_up(lookup)? != Answer::Data(data.clone()) {
-                    return Err(format!("{lookup:?} gives other data"));
+        let committed = self.committed().count();
+        let done = self.packs.iter().filter(|pack| pack.done.is_some()).count();
+        let read_all = |packs: usize| {
+            for txn in packed(&self.entries[..committed], &self.packs[..packs]) {
+                for (oid, data) in &txn.records {
+                    let lookup = Lookup::Serial(*oid, txn.tid);
+                    if look_up(lookup)? != Answer::Data(data.clone()) {
+                        return Err(format!("{lookup:?} gives other data"));
+                    }
                 }
             }
+            Ok(())
+        };
+        let mut found = read_all(done);
+        for packs in done + 1..=self.packs.len() {
+            found = found.or_else(|_| read_all(packs));
         }
+        found?;
         let all = self.entries.iter().flat_map(|entry| &entry.txn.records);
         let all: BTreeSet<Oid> = all.map(|(oid, _)| *oid).collect();
         for oid in all {
@@ -158,14 +204,17 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, 
     let mut records_of = Transactions::from_pos(file, 4, tail);
     for txn in &mut txns {
         let txn = txn.map_err(damaged)?;
-        if txn.header.status != Status::Finished {
-            return Err(format!("status {:?} at {}", txn.header.status, txn.pos));
-        }
+        let is_packed = match txn.header.status {
+            Status::Finished => false,
+            Status::Packed => true,
+            status => return Err(format!("status {status:?} at {}", txn.pos)),
+        };
         let mut records = records_of.records(&txn);
         let mut contents = Vec::new();
         while let Some(record) = records.next().transpose().map_err(damaged)? {
             let header = record.header;
-            let prev = positions.insert(header.oid, record.pos).unwrap_or(0);
+            let prev = positions.insert(header.oid, record.pos);
+            let prev = prev.filter(|_| !is_packed).unwrap_or(0);
             if (header.tid, header.prev) != (txn.header.tid, prev) {
                 return Err(format!("record at {}: {header:?}", record.pos));
             }
@@ -179,6 +228,26 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, 
         });
     }
     Ok(found)
+}
+
+/// What is left of these after packs that keep all objects.
+fn packed(entries: &[Entry], packs: &[Pack]) -> Vec<Txn> {
+    let mut txns: Vec<Txn> = entries.iter().map(|entry| entry.txn.clone()).collect();
+    for pack in packs {
+        let past = |txn: &&Txn| txn.tid <= pack.until;
+        let current: BTreeMap<Oid, Tid> = { txns.iter().filter(past) }
+            .flat_map(|txn| txn.records.iter().map(|(oid, _)| (*oid, txn.tid)))
+            .collect();
+        txns.retain_mut(|txn| {
+            let tid = txn.tid;
+            if tid <= pack.until {
+                txn.records
+                    .retain(|(oid, _)| current.get(oid) == Some(&tid));
+            }
+            tid > pack.until || !txn.records.is_empty()
+        });
+    }
+    txns
 }
 
 fn sketch(txn: &Txn) -> String {

@@ -175,7 +175,7 @@ impl Sweep {
 
 fn kind(op: &Op) -> &'static str {
     match op {
-        Op::Create { .. } | Op::Rename { .. } | Op::Remove { .. } => "name",
+        Op::Create { .. } | Op::Rename { .. } | Op::Link { .. } | Op::Remove { .. } => "name",
         Op::Write { data, .. } if data.len() == 1 => "status",
         Op::Write { .. } => "write",
         Op::SetLen { .. } => "length",
