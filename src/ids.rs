@@ -182,6 +182,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_time_of_a_client_becomes_the_tid_that_python_makes_of_it() {
+        // TimeStamp(*time.gmtime(t)[:5] + (t % 60,)).raw().hex()
+        for (seconds, tid) in [
+            (0.0, 0x023c_2b00_0000_0000),
+            (59.999_999, 0x023c_2b00_ffff_ffb8),
+            (1_700_000_000.999_999, 0x03f4_7f95_5999_9955),
+            (1_795_222_000.123_456_7, 0x040d_276e_ab31_83aa),
+            (253_402_300_799.0, 0x02a0_01ff_fbbb_bbbb),
+        ] {
+            let found = Tid::from_unix_seconds(seconds);
+            assert_eq!(found, Some(Tid(tid)), "{seconds}");
+        }
+        assert_eq!(Tid::from_unix_seconds(-1e300), Tid::from_unix_seconds(0.0));
+        for wrong in [253_402_300_800.0, f64::INFINITY, f64::NAN] {
+            assert_eq!(Tid::from_unix_seconds(wrong), None);
+        }
+    }
+
+    #[test]
     fn a_tid_is_the_time_stamp_that_python_computes() {
         // TimeStamp(2026, 11, 21, 0, 46, 53.5).raw() of persistent 6.9
         let time = Duration::from_millis(1_795_222_013_500);

@@ -93,6 +93,17 @@ pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// clients stop asking after nine and then behave as if all were well.
 pub const VOTES_WITH_CONFLICTS_MAX: u32 = 8;
 
+/// Transactions that one transaction may undo. Each is looked for from the end of the file on,
+/// while nobody else gets the commit lock; undo pages name some dozens.
+pub const UNDOS_MAX: usize = 10_000;
+
+/// Objects that one transaction may change by undoing others. Each takes about 250 bytes of memory,
+/// which no staging file can save.
+pub const UNDONE_OBJECTS_MAX: usize = 4_000_000;
+
+/// Objects named in the answer to an undo that fails; one is enough to let it fail.
+pub const UNDO_ERRORS_MAX: usize = 1000;
+
 /// Bytes of one transaction that are kept in memory before it is voted; more go to a temporary
 /// file.
 pub const STAGED_LEN_IN_MEMORY_MAX: usize = 8 << 20;

@@ -28,7 +28,7 @@ use standby::zeo::{
 };
 
 /// What the server serves already.
-const SCENARIOS: [&str; 11] = [
+const SCENARIOS: [&str; 14] = [
     "connect",
     "ruok",
     "load",
@@ -40,6 +40,9 @@ const SCENARIOS: [&str; 11] = [
     "async_error",
     "heartbeat",
     "iteration",
+    "undo",
+    "restore_delete",
+    "pack",
 ];
 
 /// Calls whose answers are not compared: these are not served yet, ...
@@ -47,6 +50,10 @@ const NOT_COMPARED: [&str; 2] = ["sendBlob", WRONG_ARGUMENTS];
 
 /// ... and runzeo looks at the object before it looks at the other arguments.
 const WRONG_ARGUMENTS: &str = "a call with wrong arguments";
+
+/// In an answer of runzeo on Python 3 to `undoInfo` with a `ZopeUndo.Prefix`, which it cannot compare.
+/// We can, on any Python.
+const DEFECT: &[u8] = b"a bytes-like object is required";
 
 #[test]
 fn answers_mean_what_runzeo_answered() {
@@ -447,6 +454,9 @@ impl Conversation {
         };
         let (wanted, got) = (show(&connection.answered), show(&connection.got));
         for (number, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+            if contains(&connection.answered[number], DEFECT) {
+                continue;
+            }
             assert_eq!(got, wanted, "{who}, message {number}");
         }
         assert_eq!(got.len(), wanted.len(), "{who}: number of messages");
@@ -467,6 +477,9 @@ impl Conversation {
 
     /// A message of the server in a form that is equal when the meaning is.
     fn shown(&self, frame: &Bytes, calls: &BTreeMap<String, &'static str>) -> String {
+        if let Some(what) = failed_undo(frame) {
+            return what;
+        }
         let Some(Value::Tuple(mut parts)) = self.decoded(frame) else {
             // The greeting, or the answer to `ruok`, which has times in it.
             let text = String::from_utf8_lossy(frame).into_owned();
@@ -504,6 +517,23 @@ impl Conversation {
         };
         (parts[2].string()? == ".reply").then(|| (parts[0].clone(), parts[3].clone()))
     }
+}
+
+/// A refused undo. Runzeo sends instances of exceptions in its reasons, which clients of msgpack
+/// cannot show; we send text. Its other reason is one of Python's decoder of undo ids.
+fn failed_undo(frame: &[u8]) -> Option<String> {
+    let reason = b"Some data were modified by a later transaction";
+    if contains(frame, b"ZODB.POSException.MultipleUndoErrors") {
+        let said = contains(frame, reason);
+        return Some(format!("nothing is undone; the reason is there: {said}"));
+    }
+    let unknown: [&[u8]; 2] = [b"binascii.Error", b"Invalid transaction id"];
+    let is_unknown = unknown.into_iter().any(|text| contains(frame, text));
+    is_unknown.then(|| "there is no such transaction".to_owned())
+}
+
+fn contains(frame: &[u8], text: &[u8]) -> bool {
+    frame.windows(text.len()).any(|found| found == text)
 }
 
 /// Takes out of a result what may differ from runzeo's.

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
+use super::browse;
 use super::client::{ClientTxn, Pending};
-use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Server, Wanted};
-use crate::ids::{ClientId, Oid};
+use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Served, Server, Wanted};
+use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{LABEL_LEN_MAX, METADATA_LEN_MAX, OIDS_PER_CALL_MAX};
 use crate::storage::{Answer, Conflict, Job, Lookup, Metadata, Refusal, Unanswered};
 use crate::zeo::errors::{self, RemoteError};
@@ -164,27 +165,23 @@ impl Server {
                 serial,
                 data,
                 txn,
-            } => match client.txn_named(&txn) {
-                Some(_) if data.is_empty() => Outcome::HangUp(format!("oid {oid} without data")),
-                Some(_) if oid >= Oid::END => Outcome::HangUp(format!("oid {oid} is too high")),
-                Some(current) => {
-                    served.stats.stores += 1;
-                    if !served.storage.store(current.id, oid, serial, data) {
-                        return Outcome::HangUp(AFTER_VOTE.to_owned());
-                    }
-                    self.follow_storage(at, now);
-                    Outcome::Reply(Value::None)
-                }
-                None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
-            },
+            } => self.stage(id, at, txn, now, Staged::Store(oid, serial, data)),
+            Request::Restorea {
+                oid,
+                data,
+                prev_txn,
+                txn,
+                ..
+            } => self.stage(id, at, txn, now, Staged::Restore(oid, data, prev_txn)),
+            Request::DeleteObject { oid, serial, txn } => {
+                self.stage(id, at, txn, now, Staged::Delete(oid, serial))
+            }
             Request::CheckCurrentSerialInTransaction { oid, serial, txn } => {
-                match client.txn_named(&txn) {
-                    Some(current) if served.storage.check(current.id, oid, serial) => {
-                        Outcome::Reply(Value::None)
-                    }
-                    Some(_) => Outcome::HangUp(AFTER_VOTE.to_owned()),
-                    None => Outcome::Raise(no_such_txn(client.txn.as_ref(), txn)),
-                }
+                self.stage(id, at, txn, now, Staged::Check(oid, serial))
+            }
+            Request::Undoa { undo_id, txn } => {
+                let tid = browse::from_base64(&undo_id).map(Tid::from_bytes);
+                self.stage(id, at, txn, now, Staged::Undo(tid))
             }
             Request::Vote { txn } => match client.txn_named(&txn) {
                 Some(current)
@@ -257,6 +254,33 @@ impl Server {
         }
     }
 
+    /// Adds something to a client's transaction.
+    fn stage(&mut self, id: ClientId, at: usize, txn: Value, now: Now, staged: Staged) -> Outcome {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return Outcome::Later;
+        };
+        let Some(txn) = client.txn_named(&txn).map(|current| current.id) else {
+            return Outcome::Raise(no_such_txn(client.txn.as_ref(), txn));
+        };
+        if let Some(problem) = staged.problem() {
+            return Outcome::HangUp(problem);
+        }
+        let Served { storage, stats, .. } = &mut self.storages[at];
+        stats.stores += u64::from(staged.is_store());
+        let added = match staged {
+            Staged::Store(oid, serial, data) => storage.store(txn, oid, serial, data),
+            Staged::Restore(oid, data, same_data) => storage.restore(txn, oid, data, same_data),
+            Staged::Delete(oid, serial) => storage.delete(txn, oid, serial),
+            Staged::Check(oid, serial) => storage.check(txn, oid, serial),
+            Staged::Undo(tid) => storage.undo(txn, tid),
+        };
+        if !added {
+            return Outcome::HangUp("the transaction was voted already".to_owned());
+        }
+        self.follow_storage(at, now);
+        Outcome::Reply(Value::None)
+    }
+
     fn register(&mut self, id: ClientId, name: &str, read_only: bool) -> Outcome {
         let found = self.storages.iter_mut().enumerate();
         let Some((at, served)) = found.into_iter().find(|(_, it)| it.storage.name() == name) else {
@@ -286,15 +310,6 @@ impl Server {
 
     fn info(&self, at: usize) -> Value {
         let storage = &self.storages[at].storage;
-        let interface = |module: &'static str, name: &'static str| {
-            Value::Tuple(vec![Value::text(module), Value::text(name)])
-        };
-        let interfaces = vec![
-            interface("ZODB.interfaces", "IStorageIteration"),
-            interface("ZODB.interfaces", "IStorageCurrentRecordIteration"),
-            interface("ZODB.interfaces", "IStorage"),
-            interface("zope.interface", "Interface"),
-        ];
         Value::Dict(vec![
             (Value::text("length"), storage.object_count().into()),
             (Value::text("size"), storage.file_len().into()),
@@ -302,9 +317,9 @@ impl Server {
                 Value::text("name"),
                 storage.path().display().to_string().into(),
             ),
-            (Value::text("supportsUndo"), Value::Bool(false)),
+            (Value::text("supportsUndo"), Value::Bool(true)),
             (Value::text("supports_record_iternext"), Value::Bool(true)),
-            (Value::text("interfaces"), Value::Tuple(interfaces)),
+            (Value::text("interfaces"), interfaces(storage.has_blobs())),
         ])
     }
 
@@ -443,6 +458,38 @@ impl Server {
     }
 }
 
+/// What clients add to a transaction; nobody waits for an answer.
+enum Staged {
+    Store(Oid, Option<Tid>, Bytes),
+    Restore(Oid, Option<Bytes>, Option<Tid>),
+    Delete(Oid, Tid),
+    Check(Oid, Tid),
+    Undo(Option<Tid>),
+}
+
+impl Staged {
+    /// Why it cannot be added to any transaction.
+    fn problem(&self) -> Option<String> {
+        match self {
+            Self::Store(oid, _, data) | Self::Restore(oid, Some(data), _) if data.is_empty() => {
+                Some(format!("oid {oid} without data"))
+            }
+            Self::Store(oid, ..) | Self::Restore(oid, ..) if *oid >= Oid::END => {
+                Some(format!("oid {oid} is too high"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it counts as a store in the statistics.
+    const fn is_store(&self) -> bool {
+        match self {
+            Self::Store(..) | Self::Restore(..) | Self::Delete(..) => true,
+            Self::Check(..) | Self::Undo(_) => false,
+        }
+    }
+}
+
 /// Whether a client that registered to read may not call this. `pack` counts as reading.
 const fn writes(request: &Request) -> bool {
     matches!(
@@ -481,6 +528,27 @@ const fn may_be_answered_later(request: &Request) -> bool {
             | Request::IteratorRecordNext { .. }
             | Request::RecordIternext { .. }
     )
+}
+
+/// What a storage can do, in the order in which ZODB names it.
+fn interfaces(has_blobs: bool) -> Value {
+    let with_blobs = ["IBlobStorageRestoreable", "IBlobStorage"];
+    let always = [
+        "IStorageRestoreable",
+        "IStorageIteration",
+        "IStorageUndoable",
+        "IStorageCurrentRecordIteration",
+        "IExternalGC",
+        "IStorage",
+    ];
+    let with_blobs = with_blobs.into_iter().filter(|_| has_blobs);
+    let of_zodb = with_blobs
+        .chain(always)
+        .map(|name| ("ZODB.interfaces", name));
+    let all = of_zodb.chain([("zope.interface", "Interface")]);
+    let pairs =
+        all.map(|(module, name)| Value::Tuple(vec![Value::text(module), Value::text(name)]));
+    Value::Tuple(pairs.collect())
 }
 
 fn lookup_outcome(wanted: Wanted, lookup: Lookup, answer: Answer) -> Outcome {
@@ -523,9 +591,6 @@ fn class_name(record: &[u8]) -> Option<Bytes> {
 fn oids_value(range: std::ops::Range<u64>) -> Value {
     Value::List(range.map(|oid| Oid(oid).into()).collect())
 }
-
-/// What a call has to do with that comes after a vote was asked for.
-const AFTER_VOTE: &str = "the transaction was voted already";
 
 fn not_granted() -> RemoteError {
     let message = "tpc_finish of a transaction that has no granted vote";
@@ -597,6 +662,11 @@ pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
             class_name: None,
         }),
         Refusal::Missing(oid) => RemoteError::PosKey(oid),
+        Refusal::NotUndoable(reason) => RemoteError::Undo(reason),
+        Refusal::Undo(errors) => {
+            let errors = errors.into_iter();
+            RemoteError::MultipleUndo(errors.map(|(oid, why)| (oid, why.to_owned())).collect())
+        }
         Refusal::Quota => other(
             "ZODB.FileStorage.FileStorage.FileStorageQuotaError",
             "The storage quota has been exceeded.",

@@ -421,7 +421,12 @@ impl Server {
 
     /// A vote is answered.
     fn on_voted(&mut self, at: usize, txn: TxnId, vote: Vote) {
-        let Served { owners, stats, .. } = &mut self.storages[at];
+        let Served {
+            storage,
+            owners,
+            stats,
+            ..
+        } = &mut self.storages[at];
         let Some(client) = owners.get(&txn).and_then(|id| self.clients.get_mut(id)) else {
             return;
         };
@@ -434,7 +439,11 @@ impl Server {
             return;
         };
         match vote {
-            Vote::Granted => client.session.reply(&msgid, &Value::List(Vec::new())),
+            // The client forgets what it knows of these; the rest is as it has sent it.
+            Vote::Granted => {
+                let undone = storage.undone(txn).iter().map(|one| one.oid.into());
+                client.session.reply(&msgid, &Value::List(undone.collect()));
+            }
             Vote::Conflicts(conflicts) => {
                 stats.conflicts += conflicts.len() as u64;
                 current.conflicts += conflicts.len() as u64;

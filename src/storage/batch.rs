@@ -243,6 +243,8 @@ fn lay_out(
                     });
                 }
             }
+            Data::Back(back) => head.put_u64(*back),
+            Data::Gone => head.put_u64(0),
         }
         positions.push((record.oid, pos));
         pos += record.len_in_file();

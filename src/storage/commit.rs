@@ -7,8 +7,9 @@
 //!              └────────── Resolving ◄─────────┘
 //! ```
 //!
-//! *Checking* compares serials and reserves space; it needs a worker only for what is not in
-//! memory. From *finish* on a transaction is in the hands of `batch`.
+//! *Checking* compares serials, looks back for what is to be undone (`undo`), and reserves space;
+//! it needs a worker for what is not in memory, and for all undos. From *finish* on a transaction
+//! is in the hands of `batch`.
 
 use std::io;
 use std::sync::Arc;
@@ -21,12 +22,11 @@ use super::disk::File;
 use super::error::ReadError;
 use super::format::POS_END;
 use super::job::{Fetched, Job};
-use super::staging::{Data, Metadata, Record, Txn, TxnId, TxnState};
+use super::staging::{Base, Data, Metadata, Record, Txn, TxnId, TxnState};
 use super::{Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::{
-    CONFLICTS_LEN_MAX, METADATA_LEN_MAX, RESOLVE_TIMEOUT, SHARED_DATA_LEN_MIN,
-    VOTES_WITH_CONFLICTS_MAX,
+    CONFLICTS_LEN_MAX, METADATA_LEN_MAX, RESOLVE_TIMEOUT, VOTES_WITH_CONFLICTS_MAX,
 };
 
 /// Serials that a vote compares without a worker; reading one takes about a microsecond.
@@ -81,8 +81,19 @@ pub enum Refusal {
     MetadataTooLong(&'static str),
     /// The wanted tid is not above the last one, or leaves none above it.
     WrongTid(Tid),
+    /// There is no transaction of that name that can be undone; why.
+    NotUndoable(&'static str),
+    /// These objects of a transaction cannot be undone (not more than
+    /// [`crate::limits::UNDO_ERRORS_MAX`] are listed), and why.
+    Undo(Vec<(Oid, &'static str)>),
     /// No space, or the disk failed.
     Disk(String),
+}
+
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        Self::Disk(error.to_string())
+    }
 }
 
 impl FileStorage {
@@ -99,19 +110,24 @@ impl FileStorage {
     /// transaction was voted: its lock and its space are for what it had named then.
     #[must_use]
     pub fn store(&mut self, txn: TxnId, oid: Oid, serial: Option<Tid>, data: Bytes) -> bool {
+        self.add(txn, oid, Base::Replaced(serial), Data::memory(data))
+    }
+
+    /// Adds a record of whatever kind; a large transaction is moved to its staging file.
+    pub(super) fn add(&mut self, txn: TxnId, oid: Oid, base: Base, data: Data) -> bool {
         let Some(staging) = self.txns.get_mut(&txn).filter(|it| it.takes_records()) else {
             return false;
         };
         if staging.broken.is_some() {
             return true;
         }
-        // Short data do not keep the whole of what was read from the socket with them.
-        let data = match data.len() {
-            ..SHARED_DATA_LEN_MIN => Bytes::copy_from_slice(&data),
-            _ => data,
-        };
-        let data = Data::Memory(data);
-        staging.store(Record { oid, serial, data });
+        let undos_before = staging.undos.len();
+        staging.store(Record {
+            oid,
+            base,
+            data,
+            undos_before,
+        });
         if let Some(records) = staging.spill() {
             self.events.push_back(Event::Run(Job::Spill {
                 txn,
@@ -146,15 +162,15 @@ impl FileStorage {
             TxnState::Resolving { ticket, .. } => Some(ticket),
             _ => return false,
         };
-        let (oids, whole) = (txn.oids(), txn.metadata.tid.is_some());
-        let ticket = match kept.filter(|ticket| self.lock.covers(*ticket, &oids)) {
+        let (oids, claim) = (txn.oids(), txn.claim());
+        let ticket = match kept.filter(|ticket| self.lock.covers(*ticket, &oids, claim)) {
             Some(ticket) => ticket,
             None => {
                 // Not while it has a lock already: two that do so could wait for each other.
                 if let Some(ticket) = kept {
                     self.let_go(ticket, now);
                 }
-                let (ticket, held) = self.lock.enqueue(oids, whole);
+                let (ticket, held) = self.lock.enqueue(oids, claim);
                 self.tickets.insert(ticket, id);
                 if !held {
                     self.set_state(id, TxnState::Waiting { ticket });
@@ -269,12 +285,11 @@ impl FileStorage {
             Ok(Comparison::Conflicts(conflicts)) => {
                 return self.on_conflicts(id, ticket, conflicts, now);
             }
-            Ok(Comparison::Clean) => {
-                if let Some(txn) = self.txns.get_mut(&id) {
-                    txn.is_compared = true;
-                }
-                self.reserve(id, ticket, now)
-            }
+            // What undo needs of the past is read when nothing else can be in the way any more.
+            Ok(Comparison::Clean) => match self.look_back(id) {
+                Some(job) => return self.events.push_back(Event::Run(job)),
+                None => self.on_compared(id, ticket, now),
+            },
             Err(refusal) => Err(refusal),
         };
         if let Err(refusal) = checked {
@@ -335,11 +350,23 @@ impl FileStorage {
         let mut conflicting = Vec::new();
         for record in &txn.records {
             let Some(pos) = self.index.get(record.oid) else {
-                continue;
+                match record.base {
+                    Base::Deleted(_) => return Err(Refusal::Missing(record.oid)),
+                    Base::Replaced(_) | Base::Any { .. } | Base::Undone => continue,
+                }
+            };
+            let sent = match record.base {
+                Base::Replaced(serial) => serial,
+                Base::Deleted(serial) => Some(serial),
+                Base::Any { .. } | Base::Undone => continue,
             };
             match serial_at(record.oid, pos)? {
-                Some(committed) if record.serial != Some(committed) => {
-                    conflicting.push((record, committed));
+                Some(committed) if sent != Some(committed) => {
+                    conflicting.push(Conflicting {
+                        record,
+                        committed,
+                        sent: sent.unwrap_or_default(),
+                    });
                 }
                 _ => {}
             }
@@ -351,44 +378,33 @@ impl FileStorage {
         self.conflicts(txn, &conflicting)
     }
 
-    /// What a client gets to resolve, unless it shall not, or it is too much.
-    fn conflicts(&self, txn: &Txn, conflicting: &[(&Record, Tid)]) -> Result<Comparison, Refusal> {
-        let conflict = |(record, committed): &(&Record, Tid)| Conflict {
-            oid: record.oid,
-            committed: *committed,
-            sent: record.serial.unwrap_or_default(),
-            data: match &record.data {
-                Data::Memory(data) => data.clone(),
-                Data::Staged { .. } => Bytes::new(),
-            },
-        };
+    /// What a client gets to resolve, unless it shall not, or it is too much, or it is a deletion.
+    fn conflicts(&self, txn: &Txn, conflicting: &[Conflicting<'_>]) -> Result<Comparison, Refusal> {
         let Some(first) = conflicting.first() else {
             return Ok(Comparison::Clean);
         };
-        let len: usize = conflicting
-            .iter()
-            .map(|(record, _)| record.data.len())
-            .sum();
+        let deletes = |it: &&Conflicting<'_>| matches!(it.record.base, Base::Deleted(_));
+        if let Some(deletion) = conflicting.iter().find(deletes) {
+            return Err(Refusal::Conflict(deletion.to_conflict()));
+        }
+        let len: usize = conflicting.iter().map(|it| it.record.data.len()).sum();
         let resolves = self.options.client_resolves
             && txn.conflicting_votes < VOTES_WITH_CONFLICTS_MAX
             && len <= CONFLICTS_LEN_MAX;
         if !resolves {
-            return Err(Refusal::Conflict(conflict(first)));
+            return Err(Refusal::Conflict(first.to_conflict()));
         }
-        let staged = conflicting
-            .iter()
-            .filter_map(|(record, _)| match record.data {
-                Data::Staged { pos, len } => Some((record.oid, pos, len)),
-                Data::Memory(_) => None,
-            });
+        let staged = conflicting.iter().filter_map(|it| match it.record.data {
+            Data::Staged { pos, len } => Some((it.record.oid, pos, len)),
+            Data::Memory(_) | Data::Back(_) | Data::Gone => None,
+        });
         let staged: Vec<_> = staged.collect();
         if !staged.is_empty() {
             let serials = Vec::new();
             return Ok(Comparison::Fetch { serials, staged });
         }
-        Ok(Comparison::Conflicts(
-            conflicting.iter().map(conflict).collect(),
-        ))
+        let conflicts = conflicting.iter().map(Conflicting::to_conflict);
+        Ok(Comparison::Conflicts(conflicts.collect()))
     }
 
     /// The client resolves conflicts, with the lock kept for it, but not for ever.
@@ -399,6 +415,19 @@ impl FileStorage {
             let conflicts = Vote::Conflicts(conflicts);
             self.events.push_back(Event::Voted(id, conflicts));
         }
+    }
+
+    /// Nothing but space can be missing now.
+    pub(super) fn on_compared(
+        &mut self,
+        id: TxnId,
+        ticket: Ticket,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        if let Some(txn) = self.txns.get_mut(&id) {
+            txn.is_compared = true;
+        }
+        self.reserve(id, ticket, now)
     }
 
     /// Sees to it that the file has space for a transaction that is otherwise fine.
@@ -528,7 +557,7 @@ impl FileStorage {
 
     /// The ticket of a transaction that waits for the disk in its vote; `None` if it was aborted
     /// meanwhile.
-    fn checking(&self, id: TxnId) -> Option<Ticket> {
+    pub(super) fn checking(&self, id: TxnId) -> Option<Ticket> {
         match self.txns.get(&id)?.state {
             TxnState::Checking { ticket } => Some(ticket),
             _ => None,
@@ -536,7 +565,7 @@ impl FileStorage {
     }
 
     /// The vote fails, and with it the transaction.
-    fn refuse(&mut self, id: TxnId, refusal: Refusal, now: Instant) {
+    pub(super) fn refuse(&mut self, id: TxnId, refusal: Refusal, now: Instant) {
         self.events
             .push_back(Event::Voted(id, Vote::Refused(refusal)));
         self.roll_back(id, now);
@@ -584,6 +613,27 @@ impl FileStorage {
     }
 }
 
+/// A record whose object has another current revision than it expects.
+struct Conflicting<'a> {
+    record: &'a Record,
+    committed: Tid,
+    sent: Tid,
+}
+
+impl Conflicting<'_> {
+    fn to_conflict(&self) -> Conflict {
+        Conflict {
+            oid: self.record.oid,
+            committed: self.committed,
+            sent: self.sent,
+            data: match &self.record.data {
+                Data::Memory(data) => data.clone(),
+                Data::Staged { .. } | Data::Back(_) | Data::Gone => Bytes::new(),
+            },
+        }
+    }
+}
+
 /// What comparing serials led to.
 enum Comparison {
     Clean,
@@ -597,132 +647,9 @@ enum Comparison {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::storage::memory::MemoryDisk;
-    use crate::storage::{Answer, LockScope, Lookup, Options, PackOptions};
-
-    /// A storage whose jobs are run when the test says so.
-    struct Rig {
-        storage: FileStorage,
-        jobs: Vec<Job>,
-        events: Vec<Event>,
-        now: Instant,
-        wall: Duration,
-    }
-
-    impl Rig {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "an Instant can be had in no other way"
-        )]
-        fn new(options: Options) -> Self {
-            let disk = Arc::new(MemoryDisk::new());
-            let storage =
-                FileStorage::open(disk, Path::new("Data.fs"), options, &mut |_| ()).unwrap();
-            let wall = Duration::from_secs(1_800_000_000);
-            Self {
-                storage,
-                jobs: Vec::new(),
-                events: Vec::new(),
-                now: Instant::now(),
-                wall,
-            }
-        }
-
-        fn collect(&mut self) {
-            while let Some(event) = self.storage.poll_event() {
-                match event {
-                    Event::Run(job) => self.jobs.push(job),
-                    event => self.events.push(event),
-                }
-            }
-        }
-
-        /// Ends the turn and runs all jobs, and those that come of them.
-        fn settle(&mut self) -> Vec<Event> {
-            self.storage.flush();
-            self.collect();
-            while !self.jobs.is_empty() {
-                for job in std::mem::take(&mut self.jobs) {
-                    self.storage.on_done(job.run(), self.now);
-                }
-                self.storage.flush();
-                self.collect();
-            }
-            std::mem::take(&mut self.events)
-        }
-
-        fn begin(&mut self, stores: &[(u64, u64, &'static str)]) -> TxnId {
-            let id = self.storage.begin(metadata());
-            for (oid, serial, data) in stores {
-                let data = Bytes::from_static(data.as_bytes());
-                assert!(self.storage.store(id, Oid(*oid), Some(Tid(*serial)), data));
-            }
-            id
-        }
-
-        fn vote(&mut self, id: TxnId) -> Vec<Event> {
-            assert!(self.storage.vote(id, self.now));
-            self.settle()
-        }
-
-        fn finish(&mut self, id: TxnId) {
-            assert!(self.storage.finish(id, self.wall, self.now));
-        }
-
-        fn commit(&mut self, stores: &[(u64, u64, &'static str)]) -> Tid {
-            let id = self.begin(stores);
-            assert!(matches!(
-                self.vote(id)[..],
-                [Event::Voted(_, Vote::Granted)]
-            ));
-            self.finish(id);
-            match &self.settle()[..] {
-                [Event::Committed(commit)] => commit.tid,
-                events => panic!("{events:?}"),
-            }
-        }
-
-        fn current(&self, oid: u64) -> Option<(Bytes, Tid)> {
-            match self
-                .storage
-                .look_up(Lookup::Before(Oid(oid), Tid::MAX))
-                .unwrap()
-            {
-                Answer::Revision {
-                    data,
-                    serial,
-                    end: None,
-                } => Some((data, serial)),
-                Answer::Missing => None,
-                answer => panic!("{answer:?}"),
-            }
-        }
-    }
-
-    fn metadata() -> Metadata {
-        Metadata {
-            user: Bytes::from_static(b"user"),
-            description: Bytes::from_static(b"text"),
-            extension: Bytes::new(),
-            tid: None,
-            status: b' ',
-        }
-    }
-
-    fn options() -> Options {
-        Options {
-            name: "1".to_owned(),
-            read_only: false,
-            create: false,
-            quota: None,
-            client_resolves: true,
-            lock_scope: LockScope::Storage,
-            pack: PackOptions::default(),
-        }
-    }
+    use crate::storage::testing::{Rig, metadata, options};
+    use crate::storage::{LockScope, Options};
 
     #[test]
     fn a_transaction_is_visible_when_it_is_synced_and_not_before() {

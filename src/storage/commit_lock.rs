@@ -44,12 +44,23 @@ pub(super) struct CommitLock {
     by_oid: BTreeMap<Oid, Vec<Ticket>>,
 }
 
+/// What a ticket asks for, beside the objects that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claim {
+    /// What the scope says.
+    Objects,
+    /// Excludes all others whatever the scope, but those that are finishing.
+    Storage,
+    /// Excludes those, too, until they are over: for what depends on all that was committed, and
+    /// cannot say before which objects that will be.
+    Alone,
+}
+
 #[derive(Debug)]
 struct Entry {
     /// Sorted, without repetition.
     oids: Vec<Oid>,
-    /// Excludes all others whatever the scope.
-    whole: bool,
+    claim: Claim,
     phase: Phase,
 }
 
@@ -73,8 +84,8 @@ impl CommitLock {
         }
     }
 
-    /// Takes a ticket. `whole` asks for the storage as a whole.
-    pub(super) fn enqueue(&mut self, mut oids: Vec<Oid>, whole: bool) -> (Ticket, bool) {
+    /// Takes a ticket; whether it is held at once.
+    pub(super) fn enqueue(&mut self, mut oids: Vec<Oid>, claim: Claim) -> (Ticket, bool) {
         oids.sort_unstable();
         oids.dedup();
         let ticket = Ticket(self.next);
@@ -84,7 +95,7 @@ impl CommitLock {
         }
         let mut entry = Entry {
             oids,
-            whole,
+            claim,
             phase: Phase::Held,
         };
         if let Some(on) = self.blocker(ticket, &entry) {
@@ -95,6 +106,12 @@ impl CommitLock {
         (ticket, held)
     }
 
+    /// Whether nobody has the lock, or waits for it.
+    pub(super) fn is_idle(&self) -> bool {
+        let mut tickets = self.tickets.values();
+        tickets.all(|entry| entry.phase == Phase::Finishing)
+    }
+
     /// Whether it is the turn of this ticket.
     pub(super) fn is_held(&self, ticket: Ticket) -> bool {
         self.tickets
@@ -102,11 +119,29 @@ impl CommitLock {
             .is_some_and(|entry| entry.phase == Phase::Held)
     }
 
-    /// Whether the ticket, which is held, covers these oids too.
-    pub(super) fn covers(&self, ticket: Ticket, oids: &[Oid]) -> bool {
-        self.tickets
-            .get(&ticket)
-            .is_some_and(|entry| oids.iter().all(|oid| entry.oids.binary_search(oid).is_ok()))
+    /// Whether the ticket, which is held, covers these oids and this claim, too.
+    pub(super) fn covers(&self, ticket: Ticket, oids: &[Oid], claim: Claim) -> bool {
+        self.tickets.get(&ticket).is_some_and(|entry| {
+            let mut oids = oids.iter();
+            entry.claim >= claim && oids.all(|oid| entry.oids.binary_search(oid).is_ok())
+        })
+    }
+
+    /// The ticket, which is held with [`Claim::Alone`], names these objects, too: later tickets
+    /// that name them will wait for its end.
+    pub(super) fn extend(&mut self, ticket: Ticket, oids: impl Iterator<Item = Oid>) {
+        let Some(entry) = self.tickets.get_mut(&ticket) else {
+            return;
+        };
+        debug_assert_eq!((entry.claim, entry.phase), (Claim::Alone, Phase::Held));
+        for oid in oids {
+            let list = self.by_oid.entry(oid).or_default();
+            if let Err(place) = list.binary_search(&ticket) {
+                list.insert(place, ticket);
+                entry.oids.push(oid);
+            }
+        }
+        entry.oids.sort_unstable();
     }
 
     /// The transaction has its place in the file: from now on it excludes only those that name
@@ -171,9 +206,11 @@ impl CommitLock {
 
     /// An earlier ticket that excludes this one.
     fn blocker(&self, ticket: Ticket, entry: &Entry) -> Option<Ticket> {
-        let everything = self.scope == LockScope::Storage || entry.whole;
+        let everything = self.scope == LockScope::Storage || entry.claim >= Claim::Storage;
         let whole = self.tickets.range(..ticket).find(|(_, earlier)| {
-            earlier.phase != Phase::Finishing && (everything || earlier.whole)
+            entry.claim == Claim::Alone
+                || earlier.phase != Phase::Finishing
+                    && (everything || earlier.claim >= Claim::Storage)
         });
         if let Some((earlier, _)) = whole {
             return Some(*earlier);
@@ -196,11 +233,11 @@ mod tests {
     #[test]
     fn with_storage_scope_votes_go_one_by_one_in_order() {
         let mut lock = CommitLock::new(LockScope::Storage);
-        let (a, held) = lock.enqueue(oids(&[]), false);
+        let (a, held) = lock.enqueue(oids(&[]), Claim::Objects);
         assert!(held);
-        let (b, held) = lock.enqueue(oids(&[1]), false);
+        let (b, held) = lock.enqueue(oids(&[1]), Claim::Objects);
         assert!(!held);
-        let (c, held) = lock.enqueue(oids(&[2]), false);
+        let (c, held) = lock.enqueue(oids(&[2]), Claim::Objects);
         assert!(!held);
         assert_eq!(lock.waiting_count(), 2);
         assert_eq!(lock.release(a), [b]);
@@ -211,9 +248,9 @@ mod tests {
     #[test]
     fn one_who_leaves_the_queue_lets_the_next_pass_in_turn() {
         let mut lock = CommitLock::new(LockScope::Storage);
-        let (a, _) = lock.enqueue(oids(&[1]), false);
-        let (b, _) = lock.enqueue(oids(&[2]), false);
-        let (c, _) = lock.enqueue(oids(&[3]), false);
+        let (a, _) = lock.enqueue(oids(&[1]), Claim::Objects);
+        let (b, _) = lock.enqueue(oids(&[2]), Claim::Objects);
+        let (c, _) = lock.enqueue(oids(&[3]), Claim::Objects);
         assert_eq!(lock.release(b), []);
         assert_eq!(lock.release(a), [c]);
     }
@@ -222,12 +259,12 @@ mod tests {
     fn a_finishing_transaction_excludes_only_its_own_objects() {
         for scope in [LockScope::Storage, LockScope::Objects] {
             let mut lock = CommitLock::new(scope);
-            let (a, _) = lock.enqueue(oids(&[1, 2]), false);
+            let (a, _) = lock.enqueue(oids(&[1, 2]), Claim::Objects);
             assert_eq!(lock.downgrade(a), []);
-            let (b, held) = lock.enqueue(oids(&[3]), false);
+            let (b, held) = lock.enqueue(oids(&[3]), Claim::Objects);
             assert!(held);
             assert_eq!(lock.downgrade(b), []);
-            let (c, held) = lock.enqueue(oids(&[2, 3]), false);
+            let (c, held) = lock.enqueue(oids(&[2, 3]), Claim::Objects);
             assert!(!held);
             assert_eq!(lock.release(a), []);
             assert_eq!(lock.release(b), [c]);
@@ -237,26 +274,57 @@ mod tests {
     #[test]
     fn with_object_scope_disjoint_transactions_do_not_wait() {
         let mut lock = CommitLock::new(LockScope::Objects);
-        let (a, _) = lock.enqueue(oids(&[1, 2]), false);
-        assert!(lock.enqueue(oids(&[3]), false).1);
-        let (c, held) = lock.enqueue(oids(&[2, 4]), false);
+        let (a, _) = lock.enqueue(oids(&[1, 2]), Claim::Objects);
+        assert!(lock.enqueue(oids(&[3]), Claim::Objects).1);
+        let (c, held) = lock.enqueue(oids(&[2, 4]), Claim::Objects);
         assert!(!held);
         // It came before, so it is not overtaken by one that could go at once.
-        let (d, held) = lock.enqueue(oids(&[4]), false);
+        let (d, held) = lock.enqueue(oids(&[4]), Claim::Objects);
         assert!(!held);
         assert_eq!(lock.release(a), [c]);
         assert_eq!(lock.release(c), [d]);
     }
 
     #[test]
-    fn a_whole_ticket_excludes_all_and_waits_for_all() {
+    fn a_ticket_for_the_storage_excludes_all_and_waits_for_all() {
         let mut lock = CommitLock::new(LockScope::Objects);
-        let (a, _) = lock.enqueue(oids(&[1]), false);
-        let (b, held) = lock.enqueue(oids(&[2]), true);
+        let (a, _) = lock.enqueue(oids(&[1]), Claim::Objects);
+        let (b, held) = lock.enqueue(oids(&[2]), Claim::Storage);
         assert!(!held);
-        let (c, held) = lock.enqueue(oids(&[3]), false);
+        let (c, held) = lock.enqueue(oids(&[3]), Claim::Objects);
         assert!(!held);
         assert_eq!(lock.downgrade(a), [b]);
         assert_eq!(lock.release(b), [c]);
+    }
+
+    #[test]
+    fn a_ticket_for_itself_waits_for_the_end_of_those_that_are_finishing() {
+        for scope in [LockScope::Storage, LockScope::Objects] {
+            let mut lock = CommitLock::new(scope);
+            let (a, _) = lock.enqueue(oids(&[1]), Claim::Objects);
+            assert_eq!(lock.downgrade(a), []);
+            let (b, held) = lock.enqueue(oids(&[]), Claim::Alone);
+            assert!(!held);
+            let (c, held) = lock.enqueue(oids(&[3]), Claim::Objects);
+            assert!(!held);
+            assert_eq!(lock.release(a), [b]);
+            assert!(lock.covers(b, &oids(&[]), Claim::Alone));
+            assert_eq!(lock.downgrade(b), [c]);
+        }
+    }
+
+    #[test]
+    fn objects_that_are_named_late_are_waited_for_all_the_same() {
+        let mut lock = CommitLock::new(LockScope::Objects);
+        let (a, _) = lock.enqueue(oids(&[1]), Claim::Alone);
+        let (b, _) = lock.enqueue(oids(&[2]), Claim::Objects);
+        let (c, _) = lock.enqueue(oids(&[3]), Claim::Objects);
+        lock.extend(a, oids(&[2, 1]).into_iter());
+        assert!(lock.covers(a, &oids(&[1, 2]), Claim::Objects));
+        assert_eq!(lock.downgrade(a), [c]);
+        let (d, held) = lock.enqueue(oids(&[2]), Claim::Objects);
+        assert!(!held);
+        assert_eq!(lock.release(a), [b]);
+        assert_eq!(lock.release(b), [d]);
     }
 }

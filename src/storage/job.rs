@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Place;
+use super::commit::Refusal;
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
 use super::format::{STATUS_POS, Status};
@@ -20,6 +21,7 @@ use super::oids;
 use super::pack::{PackError, Packer, Step};
 use super::read::{Found, Reader, Wait};
 use super::staging::TxnId;
+use super::undo::{Backs, LookBack};
 use crate::ids::{Oid, Tid};
 
 /// Which queue a job belongs in. Jobs of one storage and lane may not overtake each other.
@@ -138,6 +140,8 @@ pub enum Job {
         /// Objects with position and length of their data there.
         staged: Vec<(Oid, u64, usize)>,
     },
+    /// Find earlier records whose data a transaction has.
+    LookBack(LookBack),
     /// Read for a client.
     Lookup {
         /// What.
@@ -298,6 +302,13 @@ pub enum Done {
         /// What was read.
         result: Result<Fetched, ReadError>,
     },
+    /// Of [`Job::LookBack`].
+    LookedBack {
+        /// For whom.
+        txn: TxnId,
+        /// What was found, or why the vote fails.
+        result: Result<Backs, Refusal>,
+    },
     /// Of [`Job::Lookup`].
     Looked {
         /// What.
@@ -333,6 +344,7 @@ impl Job {
         match self {
             Self::Append(_) | Self::Allocate { .. } => Lane::Commit,
             Self::Fetch { .. }
+            | Self::LookBack(_)
             | Self::Lookup { .. }
             | Self::Browse { .. }
             | Self::RaiseOids { .. } => Lane::Read,
@@ -389,6 +401,10 @@ impl Job {
                 let result = fetch(&reader, &serials, staging_file.as_deref(), &staged);
                 Done::Fetched { txn, result }
             }
+            Self::LookBack(look_back) => Done::LookedBack {
+                txn: look_back.txn,
+                result: look_back.run(),
+            },
             Self::Lookup {
                 lookup,
                 file,
@@ -490,6 +506,7 @@ impl fmt::Debug for Job {
             Self::Allocate { .. } => "Allocate",
             Self::Spill { .. } => "Spill",
             Self::Fetch { .. } => "Fetch",
+            Self::LookBack(_) => "LookBack",
             Self::Lookup { .. } => "Lookup",
             Self::Browse { .. } => "Browse",
             Self::SaveIndex { .. } => "SaveIndex",

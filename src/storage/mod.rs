@@ -16,6 +16,7 @@
 //! | `oids` | object ids, never handed out twice |
 //! | `references` | which objects a record refers to |
 //! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
+//! | `undo` | transactions that are undone, objects that are restored or deleted |
 //! | `pack`, `references` | dropping what nobody can ask for any more |
 //! | `job` | what workers do |
 
@@ -38,6 +39,7 @@ pub mod references;
 mod staging;
 #[cfg(test)]
 mod testing;
+mod undo;
 mod window;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -52,6 +54,7 @@ pub use commit_lock::LockScope;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
 pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as PackStep};
 pub use staging::{Metadata, TxnId};
+pub use undo::{Backs, LookBack, Undone};
 
 use batch::Finishing;
 use commit_lock::{CommitLock, Ticket};
@@ -282,6 +285,11 @@ impl FileStorage {
         self.options.read_only
     }
 
+    /// Whether it takes blobs.
+    pub const fn has_blobs(&self) -> bool {
+        false
+    }
+
     /// The last committed tid; zero for an empty storage.
     pub const fn last_tid(&self) -> Tid {
         self.last_tid
@@ -409,6 +417,7 @@ impl FileStorage {
             Done::Appended(result) => self.on_appended(result, now),
             Done::Allocated { txn, end, result } => self.on_allocated(txn, end, result, now),
             Done::Fetched { txn, result } => self.on_fetched(txn, result, now),
+            Done::LookedBack { txn, result } => self.on_looked_back(txn, result, now),
             Done::Spilled {
                 txn,
                 pos,

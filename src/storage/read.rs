@@ -56,6 +56,16 @@ pub enum Found {
     Deleted,
 }
 
+/// Where data stand in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    /// The transaction that wrote them.
+    pub(super) tid: Tid,
+    pub(super) data_pos: u64,
+    /// Not 0.
+    pub(super) data_len: u64,
+}
+
 /// Reads records of a data file up to `tail`, the end of the last transaction that may be seen.
 /// In all calls `pos` is the position of the object's current record, from the index.
 #[derive(Clone, Copy, Debug)]
@@ -144,8 +154,26 @@ impl Reader<'_> {
         self.data(self.record(pos, oid, GUESS_LEN)?)
     }
 
-    /// Position and length of these data.
-    pub(super) fn data_place(&self, pos: u64, oid: Oid) -> Result<Option<(u64, u64)>, ReadError> {
+    /// The record that the transaction `tid` wrote of the object.
+    pub(super) fn find(&self, pos: u64, oid: Oid, tid: Tid) -> Result<Option<u64>, ReadError> {
+        let (found, _) = self.walk(pos, oid, |found| found <= tid)?;
+        let found = found.filter(|record| record.header.tid == tid);
+        Ok(found.map(|record| record.pos))
+    }
+
+    /// The record that the one at `pos` has its data from: itself, or the one that its back pointer
+    /// leads to, without going on from there. `None` if it has a back pointer of zero.
+    pub(super) fn nearest_source(&self, pos: u64, oid: Oid) -> Result<Option<u64>, ReadError> {
+        let record = self.record(pos, oid, HEAD_LEN)?;
+        match record.header.data_len {
+            0 => Ok(record.back()?),
+            _ => Ok(Some(pos)),
+        }
+    }
+
+    /// The record that holds the data of the one at `pos`, however many back pointers lead there;
+    /// `None` if the object does not exist as of that one.
+    pub(super) fn source(&self, pos: u64, oid: Oid) -> Result<Option<Source>, ReadError> {
         let mut record = self.record(pos, oid, HEAD_LEN)?;
         while record.header.data_len == 0 {
             match record.back()? {
@@ -153,8 +181,11 @@ impl Reader<'_> {
                 None => return Ok(None),
             }
         }
-        let data_pos = record.pos + DATA_HEADER_LEN as u64;
-        Ok(Some((data_pos, record.header.data_len)))
+        Ok(Some(Source {
+            tid: record.header.tid,
+            data_pos: record.pos + DATA_HEADER_LEN as u64,
+            data_len: record.header.data_len,
+        }))
     }
 
     /// The record at `pos`, of whatever object. Its data are those of another transaction if it has
@@ -182,7 +213,13 @@ impl Reader<'_> {
 
     /// The data of a record, wherever they are; `None` if the object does not exist as of it.
     fn data(&self, mut record: Record) -> Result<Option<Bytes>, ReadError> {
+        let mut steps = 0;
         while record.header.data_len == 0 {
+            steps += 1;
+            // Each undo of an undo makes the way longer.
+            if self.wait == Wait::No && steps > STEPS_NOWAIT_MAX {
+                return Err(ReadError::WouldBlock);
+            }
             match record.back()? {
                 Some(back) => record = self.record(back, record.header.oid, GUESS_LEN)?,
                 None => return Ok(None),

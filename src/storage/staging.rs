@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::commit_lock::Ticket;
+use super::commit_lock::{Claim, Ticket};
 use super::disk::File;
-use super::format::{DATA_HEADER_LEN, TXN_HEADER_LEN};
+use super::format::{DATA_HEADER_LEN, POINTER_LEN, TXN_HEADER_LEN};
+use super::undo::Undone;
 use crate::ids::{Oid, Tid};
-use crate::limits::STAGED_LEN_IN_MEMORY_MAX;
+use crate::limits::{SHARED_DATA_LEN_MIN, STAGED_LEN_IN_MEMORY_MAX};
 
 /// Bytes behind the records of a transaction: its length once more.
 pub(super) const TXN_TRAILER_LEN: usize = 8;
@@ -38,30 +39,65 @@ pub struct Metadata {
 #[derive(Clone, Debug)]
 pub(super) struct Record {
     pub(super) oid: Oid,
-    /// The revision that it replaces, if the client said something that can be one.
-    pub(super) serial: Option<Tid>,
+    pub(super) base: Base,
     pub(super) data: Data,
+    /// How many undos the transaction had named before: those know nothing of this record.
+    pub(super) undos_before: usize,
 }
 
-/// Where the data of a record are until they get their place in the data file. Never empty.
+/// What a record expects of the object's current revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    /// A store: if there is one, it is this, as far as the client said something that can be one.
+    /// Conflicts can be resolved.
+    Replaced(Option<Tid>),
+    /// A deletion: there is one, and it is this.
+    Deleted(Tid),
+    /// A restored revision: nothing. The transaction may have the same data, and is named to save
+    /// space.
+    Any {
+        /// Its tid.
+        same_data: Option<Tid>,
+    },
+    /// The revision of an undo: nothing any more.
+    Undone,
+}
+
+/// Where the data of a record are until they get their place in the data file.
 #[derive(Clone, Debug)]
 pub(super) enum Data {
-    /// In memory.
+    /// In memory. Never empty.
     Memory(Bytes),
-    /// In the transaction's staging file.
+    /// In the transaction's staging file. Never empty.
     Staged {
         /// From here
         pos: u64,
         /// on, so many bytes.
         len: usize,
     },
+    /// In the data file already: they are those of the object's record at this position. It was
+    /// found under the commit lock, and holds as long as that is held (see [`super::undo`]).
+    Back(u64),
+    /// Nowhere: the object does not exist as of this record.
+    Gone,
 }
 
 impl Data {
+    /// What came from a client. Short data do not keep the whole of what was read from the socket
+    /// with them.
+    pub(super) fn memory(data: Bytes) -> Self {
+        Self::Memory(match data.len() {
+            ..SHARED_DATA_LEN_MIN => Bytes::copy_from_slice(&data),
+            _ => data,
+        })
+    }
+
+    /// Bytes of data in the record itself.
     pub(super) const fn len(&self) -> usize {
         match self {
             Self::Memory(data) => data.len(),
             Self::Staged { len, .. } => *len,
+            Self::Back(_) | Self::Gone => 0,
         }
     }
 
@@ -69,14 +105,18 @@ impl Data {
     const fn memory_len(&self) -> usize {
         match self {
             Self::Memory(data) => data.len(),
-            Self::Staged { .. } => 0,
+            Self::Staged { .. } | Self::Back(_) | Self::Gone => 0,
         }
     }
 }
 
 impl Record {
     pub(super) const fn len_in_file(&self) -> u64 {
-        (DATA_HEADER_LEN + self.data.len()) as u64
+        let content_len = match &self.data {
+            Data::Memory(_) | Data::Staged { .. } => self.data.len(),
+            Data::Back(_) | Data::Gone => POINTER_LEN,
+        };
+        (DATA_HEADER_LEN + content_len) as u64
     }
 }
 
@@ -90,6 +130,10 @@ pub(super) struct Txn {
     by_oid: BTreeMap<Oid, usize>,
     /// Objects that must not have changed since the client read them.
     pub(super) checks: Vec<(Oid, Tid)>,
+    /// Transactions to be undone, in order; `None` for what cannot be one.
+    pub(super) undos: Vec<Option<Tid>>,
+    /// What came of them; their records are in `records`, too.
+    pub(super) undone: Vec<Undone>,
     pub(super) state: TxnState,
     /// Votes answered with conflicts so far.
     pub(super) conflicting_votes: u32,
@@ -150,6 +194,8 @@ impl Txn {
             records: Vec::new(),
             by_oid: BTreeMap::new(),
             checks: Vec::new(),
+            undos: Vec::new(),
+            undone: Vec::new(),
             state: TxnState::Staging,
             conflicting_votes: 0,
             serials_read: BTreeMap::new(),
@@ -162,12 +208,14 @@ impl Txn {
         }
     }
 
-    /// Adds a new revision; an earlier one of the same object is forgotten.
-    pub(super) fn store(&mut self, record: Record) {
+    /// Adds a new revision; an earlier one of the same object is forgotten, and only its place in
+    /// the order of things is kept: a client that resolves a conflict stores its object once more.
+    pub(super) fn store(&mut self, mut record: Record) {
         self.records_len += record.len_in_file();
         self.memory_len += record.data.memory_len();
         match self.by_oid.get(&record.oid) {
             Some(at) => {
+                record.undos_before = self.records[*at].undos_before;
                 let replaced = std::mem::replace(&mut self.records[*at], record);
                 self.records_len -= replaced.len_in_file();
                 self.memory_len -= replaced.data.memory_len();
@@ -194,7 +242,7 @@ impl Txn {
         let records = self.records.iter().enumerate();
         let in_memory = records.filter_map(|(at, record)| match &record.data {
             Data::Memory(data) => Some((at, data.clone())),
-            Data::Staged { .. } => None,
+            Data::Staged { .. } | Data::Back(_) | Data::Gone => None,
         });
         Some(in_memory.collect())
     }
@@ -217,6 +265,43 @@ impl Txn {
         if let Some(at) = self.by_oid.get(&oid) {
             self.memory_len += data.len();
             self.records[*at].data = Data::Memory(data);
+        }
+    }
+
+    /// What came of the undos replaces what was stored before them.
+    pub(super) fn on_undone(&mut self, mut undone: Vec<Undone>) {
+        undone.retain(|one| {
+            let later = |at: &usize| self.records[*at].undos_before > one.undo;
+            !self.by_oid.get(&one.oid).is_some_and(later)
+        });
+        for one in &undone {
+            self.store(Record {
+                oid: one.oid,
+                base: Base::Undone,
+                data: one.back.map_or(Data::Gone, Data::Back),
+                undos_before: 0,
+            });
+        }
+        self.undone = undone;
+    }
+
+    /// The data of a record are in the data file already.
+    pub(super) fn on_same_data(&mut self, at: usize, pos: u64) {
+        let record = &mut self.records[at];
+        self.records_len -= record.len_in_file();
+        self.memory_len -= record.data.memory_len();
+        record.data = Data::Back(pos);
+        self.records_len += record.len_in_file();
+    }
+
+    /// What its vote has to exclude.
+    pub(super) const fn claim(&self) -> Claim {
+        if !self.undos.is_empty() {
+            return Claim::Alone;
+        }
+        match self.metadata.tid {
+            Some(_) => Claim::Storage,
+            None => Claim::Objects,
         }
     }
 

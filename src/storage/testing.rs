@@ -4,9 +4,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::disk::{Disk, File, OpenMode, OsDisk};
 use super::format::{DataHeader, MAGIC, Status, TXN_HEADER_LEN, TxnHeader};
+use super::memory::MemoryDisk;
+use super::{
+    Answer, Done, Event, FileStorage, Job, LockScope, Lookup, Metadata, Options, PackOptions,
+    TxnId, Unanswered, Vote,
+};
 use crate::ids::{Oid, Tid};
 
 /// A directory that is removed with its contents when the test ends.
@@ -123,5 +131,149 @@ impl DataFile {
         let disk = OsDisk::default();
         disk.replace(path, &[&self.bytes]).unwrap();
         disk.open(path, OpenMode::Read).unwrap()
+    }
+}
+
+/// A storage whose jobs are run when the test says so.
+pub(super) struct Rig {
+    pub(super) storage: FileStorage,
+    pub(super) jobs: Vec<Job>,
+    pub(super) events: Vec<Event>,
+    pub(super) now: Instant,
+    pub(super) wall: Duration,
+}
+
+impl Rig {
+    pub(super) fn new(options: Options) -> Self {
+        Self::on(Arc::default(), options)
+    }
+
+    /// With a data file that is there already.
+    pub(super) fn with_file(file: &DataFile) -> Self {
+        let disk = Arc::new(MemoryDisk::new());
+        disk.replace(Path::new("Data.fs"), &[&file.bytes]).unwrap();
+        Self::on(disk, options())
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an Instant can be had in no other way"
+    )]
+    pub(super) fn on(disk: Arc<MemoryDisk>, options: Options) -> Self {
+        let storage = FileStorage::open(disk, Path::new("Data.fs"), options, &mut |_| ()).unwrap();
+        let wall = Duration::from_secs(1_800_000_000);
+        Self {
+            storage,
+            jobs: Vec::new(),
+            events: Vec::new(),
+            now: Instant::now(),
+            wall,
+        }
+    }
+
+    pub(super) fn collect(&mut self) {
+        while let Some(event) = self.storage.poll_event() {
+            match event {
+                Event::Run(job) => self.jobs.push(job),
+                event => self.events.push(event),
+            }
+        }
+    }
+
+    /// Ends the turn and runs all jobs, and those that come of them.
+    pub(super) fn settle(&mut self) -> Vec<Event> {
+        self.storage.flush();
+        self.collect();
+        while !self.jobs.is_empty() {
+            for job in std::mem::take(&mut self.jobs) {
+                self.storage.on_done(job.run(), self.now);
+            }
+            self.storage.flush();
+            self.collect();
+        }
+        std::mem::take(&mut self.events)
+    }
+
+    pub(super) fn begin(&mut self, stores: &[(u64, u64, &'static str)]) -> TxnId {
+        let id = self.storage.begin(metadata());
+        for (oid, serial, data) in stores {
+            let data = Bytes::from_static(data.as_bytes());
+            assert!(self.storage.store(id, Oid(*oid), Some(Tid(*serial)), data));
+        }
+        id
+    }
+
+    pub(super) fn vote(&mut self, id: TxnId) -> Vec<Event> {
+        assert!(self.storage.vote(id, self.now));
+        self.settle()
+    }
+
+    pub(super) fn finish(&mut self, id: TxnId) {
+        assert!(self.storage.finish(id, self.wall, self.now));
+    }
+
+    pub(super) fn commit(&mut self, stores: &[(u64, u64, &'static str)]) -> Tid {
+        let id = self.begin(stores);
+        self.end(id)
+    }
+
+    /// Votes and finishes.
+    pub(super) fn end(&mut self, id: TxnId) -> Tid {
+        let events = self.vote(id);
+        assert!(
+            matches!(events[..], [Event::Voted(_, Vote::Granted)]),
+            "{events:?}"
+        );
+        self.finish(id);
+        match &self.settle()[..] {
+            [Event::Committed(commit)] => commit.tid,
+            events => panic!("{events:?}"),
+        }
+    }
+
+    /// Looks something up, if need be with the help of a worker.
+    pub(super) fn look_up(&self, lookup: Lookup) -> Answer {
+        match self.storage.look_up(lookup) {
+            Ok(answer) => answer,
+            Err(Unanswered::Reading(job)) => match job.run() {
+                Done::Looked { result, .. } => result.unwrap(),
+                done => panic!("{done:?}"),
+            },
+            Err(Unanswered::Failed(error)) => panic!("{error}"),
+        }
+    }
+
+    pub(super) fn current(&self, oid: u64) -> Option<(Bytes, Tid)> {
+        match self.look_up(Lookup::Before(Oid(oid), Tid::MAX)) {
+            Answer::Revision {
+                data,
+                serial,
+                end: None,
+            } => Some((data, serial)),
+            Answer::Missing => None,
+            answer => panic!("{answer:?}"),
+        }
+    }
+}
+
+pub(super) fn metadata() -> Metadata {
+    Metadata {
+        user: Bytes::from_static(b"user"),
+        description: Bytes::from_static(b"text"),
+        extension: Bytes::new(),
+        tid: None,
+        status: b' ',
+    }
+}
+
+pub(super) fn options() -> Options {
+    Options {
+        name: "1".to_owned(),
+        read_only: false,
+        create: false,
+        quota: None,
+        client_resolves: true,
+        lock_scope: LockScope::Storage,
+        pack: PackOptions::default(),
     }
 }

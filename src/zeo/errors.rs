@@ -39,6 +39,8 @@ pub enum RemoteError {
         /// Whether the first still waits for the commit lock.
         waiting: bool,
     },
+    /// There is no transaction of that name that can be undone. Clients do not rebuild it.
+    Undo(&'static str),
     /// Objects that a transaction to be undone had changed cannot be undone, and why. Clients,
     /// and ZODB's tests, want a failed undo in this form.
     MultipleUndo(Vec<(Oid, String)>),
@@ -79,6 +81,7 @@ impl RemoteError {
             Self::NotCurrentTransaction { .. } | Self::AlreadyVoting { .. } => {
                 "ZODB.POSException.StorageTransactionError"
             }
+            Self::Undo(_) => "ZODB.POSException.UndoError",
             Self::MultipleUndo(_) => "ZODB.POSException.MultipleUndoErrors",
             Self::Key(_) => "builtins.KeyError",
             Self::Type(_) => "builtins.TypeError",
@@ -110,6 +113,10 @@ impl RemoteError {
             Self::AlreadyVoting { waiting: false } => {
                 Value::Tuple(vec![Value::text("Already voting (locked)")])
             }
+            Self::Undo(reason) => Value::Dict(vec![
+                (Value::text("_reason"), Value::text(reason)),
+                (Value::text("_oid"), Value::None),
+            ]),
             Self::MultipleUndo(errors) => {
                 let pair = |(oid, reason): &(Oid, String)| {
                     Value::Tuple(vec![(*oid).into(), reason.clone().into()])

@@ -67,6 +67,8 @@ enum Global {
     Reconstructor,
     /// `object`, which goes with it.
     Object,
+    /// `dict`, by which an extension comes that is of a class of its own.
+    Dict,
 }
 
 struct Machine<'a> {
@@ -423,6 +425,7 @@ impl<'a> Machine<'a> {
             (b"__builtin__" | b"builtins", b"bytes") => Global::Bytes,
             (b"copy_reg" | b"copyreg", b"_reconstructor") => Global::Reconstructor,
             (b"__builtin__" | b"builtins", b"object") => Global::Object,
+            (b"__builtin__" | b"builtins", b"dict") => Global::Dict,
             _ => {
                 let shown = |name: &[u8]| name[..name.len().min(60)].escape_ascii().to_string();
                 return Err(DecodeError::Global {
@@ -437,8 +440,11 @@ impl<'a> Machine<'a> {
 
     /// What REDUCE and NEWOBJ would call, and we only recognise.
     fn call(&mut self) -> Result<(), DecodeError> {
-        let args = self.pop()?.value;
+        let Item { value: args, depth } = self.pop()?;
         let callee = self.pop()?.value;
+        if self.held_global(&callee) == Some(Global::Dict) {
+            return self.dict_of_pairs(args, depth);
+        }
         let args = match (&args, self.held(&args)) {
             (Value::Tuple(args), _) => args,
             (_, Some(Held::Container(item))) => match &item.value {
@@ -471,6 +477,19 @@ impl<'a> Machine<'a> {
         };
         let depth = usize::from(matches!(value, Value::Prefix(_)));
         self.push_container(value, depth)
+    }
+
+    /// `dict(((key, value), ...))`. The pairs are moved, not copied, so that they must not have
+    /// been memoised: clients memoise nothing.
+    fn dict_of_pairs(&mut self, args: Value, depth: usize) -> Result<(), DecodeError> {
+        let error = self.malformed("a call that is not accepted");
+        let items = pairs_of(args).ok_or(error)?;
+        // They were three tuples deep.
+        let depth = depth.saturating_sub(3);
+        let items = items.into_iter().map(|value| Item { value, depth });
+        let items = items.collect();
+        self.push_container(Value::Dict(Vec::new()), 1)?;
+        self.set_items(items)
     }
 
     /// Gives an instance its state: for now as its only item, for the resolver.
@@ -590,6 +609,24 @@ fn depth_around(items: &[Item]) -> Result<usize, DecodeError> {
         return Err(DecodeError::TooDeep);
     }
     Ok(depth)
+}
+
+/// Keys and values in turns, of arguments that are one tuple of pairs.
+fn pairs_of(args: Value) -> Option<Vec<Value>> {
+    let Value::Tuple(args) = args else {
+        return None;
+    };
+    let [Value::Tuple(pairs)] = <[Value; 1]>::try_from(args).ok()? else {
+        return None;
+    };
+    let mut items = Vec::with_capacity(2 * pairs.len());
+    for pair in pairs {
+        match pair {
+            Value::Tuple(pair) if pair.len() == 2 => items.extend(pair),
+            _ => return None,
+        }
+    }
+    Some(items)
 }
 
 /// The argument of STRING: what Python 2's `repr` makes of a `str`.
@@ -727,6 +764,27 @@ mod tests {
         assert_eq!(decoded(b"\x80\x02cos\nsystem\nU\x02ls\x85R."), Err(error));
         let error = DecodeError::Code { code: b'i', pos: 1 };
         assert_eq!(decoded(b"(iZopeUndo.Prefix\nPrefix\n."), Err(error));
+    }
+
+    #[test]
+    fn a_dict_may_come_as_a_call_with_its_items() {
+        // pickle.dumps with a class that reduces to (dict, (tuple(items),)), in fast mode
+        let dict = b"cbuiltins\ndict\nX\x03\0\0\0fooK\x01\x86\x85\x85R.";
+        let foo = (Value::text("foo"), Value::Int(1));
+        assert_eq!(decoded(dict), Ok(Value::Dict(vec![foo])));
+        let empty = b"c__builtin__\ndict\n)\x85R.";
+        assert_eq!(decoded(empty), Ok(Value::Dict(Vec::new())));
+        for wrong in [
+            &b"cbuiltins\ndict\n)R."[..],
+            b"cbuiltins\ndict\nK\x01\x85R.",
+            b"cbuiltins\ndict\nK\x01\x85\x85R.",
+            b"cbuiltins\ndict\nK\x01\x85\x85\x85R.",
+            b"cbuiltins\ndict\n)2\x86\x85R.",
+            b"cbuiltins\ndict\n.",
+        ] {
+            let error = decoded(wrong).unwrap_err();
+            assert!(matches!(error, DecodeError::Malformed { .. }), "{error}");
+        }
     }
 
     #[test]

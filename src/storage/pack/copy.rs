@@ -127,11 +127,13 @@ impl Copier {
         txns: &mut Transactions,
     ) -> Result<u64, PackError> {
         let oid = record.header.oid;
+        let own = record.pos + DATA_HEADER_LEN as u64;
         let place = match record.back {
-            None => Some((record.pos + DATA_HEADER_LEN as u64, record.header.data_len)),
-            Some(_) => reader
-                .data_place(record.pos, oid)
-                .map_err(PackError::Read)?,
+            None => Some((own, record.header.data_len)),
+            Some(_) => {
+                let source = reader.source(record.pos, oid).map_err(PackError::Read)?;
+                source.map(|source| (source.data_pos, source.data_len))
+            }
         };
         let new_pos = self.output.end();
         let header = DataHeader {
@@ -143,9 +145,7 @@ impl Copier {
         self.output.put(&header.encode())?;
         match place {
             None => self.output.put(&[0; POINTER_LEN])?,
-            Some((pos, len)) if record.back.is_none() => {
-                self.copy_data(txns, reader.file, pos, len)?
-            }
+            Some((pos, len)) if pos == own => self.copy_data(txns, reader.file, pos, len)?,
             Some((pos, len)) => self.output.put_from(reader.file, pos, len)?,
         }
         self.index.insert(oid, new_pos);

@@ -7,25 +7,30 @@
 //!               └───── more has been committed than is copied under the lock
 //! ```
 //!
-//! *Waiting* is a place in the queue of the commit lock, like that of a vote, for the storage as a
-//! whole; and beyond that for what is on its way to the disk. *Switching* is done by the thread
+//! *Waiting* is for a place in the queue of the commit lock, and then for its turn there, like that
+//! of a vote, for the storage as a whole; and beyond that for what is on its way to the disk. *Switching* is done by the thread
 //! that appends, so that whatever was sent to it before is over: nothing that speaks of positions
 //! in the old file comes back later. Reads that were sent out before may; they say which file they
 //! are of.
 
 use std::time::{Duration, Instant};
 
-use super::super::commit_lock::Ticket;
+use super::super::commit_lock::{Claim, Ticket};
 use super::super::disk::with_suffix;
 use super::super::format::FIRST_TXN_POS;
 use super::super::job::Job;
 use super::super::references::references;
-use super::super::{Event, FileStorage};
+use super::super::{Event, FileStorage, LockScope};
 use super::{Assignment, NEW_SUFFIX, Order, PackError, Packer, SLICE_LEN, Step, Switched};
 use crate::ids::Tid;
 
 /// Bytes that are left to be copied under the commit lock; that takes a few milliseconds.
 const LAST_LEN: u64 = 512 * 1024;
+
+/// How long a pack waits for a moment in which nobody has the lock, if transactions only exclude
+/// those that write the same objects. All would have to wait behind it for the slowest of those that
+/// have it. After that it takes its place in the queue all the same: the moment may never come.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often the lock is given back because more than a slice was committed while it was waited
 /// for. A storage with transactions of that size has longer waits anyway.
@@ -50,8 +55,11 @@ enum State {
     /// It waits for the commit lock, and for what is on its way to the disk.
     Waiting {
         packer: Box<Packer>,
-        ticket: Ticket,
+        /// Its place in the queue, if it has one.
+        ticket: Option<Ticket>,
+        /// Up to here all is copied.
         pos: u64,
+        since: Instant,
     },
     /// A worker switches the files.
     Switching { ticket: Ticket, since: Instant },
@@ -149,36 +157,65 @@ impl FileStorage {
     /// Looks whether a pack that waits can go on. To be called whenever something has ended that
     /// it may have waited for.
     pub(in super::super) fn drive_pack(&mut self, now: Instant) {
-        let Some(pack) = &mut self.pack else { return };
-        let State::Waiting { ticket, pos, .. } = &pack.state else {
+        let Some(pack) = &self.pack else { return };
+        let State::Waiting {
+            ticket, pos, since, ..
+        } = pack.state
+        else {
             return;
         };
-        let (ticket, left) = (*ticket, self.tail - *pos);
-        if !pack.given_up && self.failed.is_none() {
-            if !self.lock.is_held(ticket) || self.is_writing() || self.index_saving {
-                return;
-            }
-            let Some(pack) = &mut self.pack else { return };
-            if left <= SLICE_LEN || pack.locked_in_vain >= LOCKED_IN_VAIN_MAX {
-                let switching = State::Switching { ticket, since: now };
-                if let State::Waiting { packer, .. } = std::mem::replace(&mut pack.state, switching)
-                {
-                    self.send_packer(packer, Order::Switch { tail: self.tail });
+        let left = self.tail - pos;
+        let order = match ticket {
+            _ if pack.given_up || self.failed.is_some() => Order::GiveUp,
+            None if left > LAST_LEN => Order::Slice { tail: self.tail },
+            None => {
+                let by_object = self.options.lock_scope == LockScope::Objects;
+                if by_object && !self.lock.is_idle() && now < since + PATIENCE {
+                    return;
                 }
-                return;
+                let (taken, _) = self.lock.enqueue(Vec::new(), Claim::Alone);
+                if let Some(pack) = &mut self.pack
+                    && let State::Waiting { ticket, .. } = &mut pack.state
+                {
+                    *ticket = Some(taken);
+                }
+                return self.drive_pack(now);
             }
-            pack.locked_in_vain += 1;
-        }
+            Some(ticket) => {
+                if !self.lock.is_held(ticket) || self.is_writing() || self.index_saving {
+                    return;
+                }
+                match left > SLICE_LEN && pack.locked_in_vain < LOCKED_IN_VAIN_MAX {
+                    true => Order::Slice { tail: self.tail },
+                    false => return self.begin_switch(ticket, now),
+                }
+            }
+        };
+        self.stop_waiting(order, now);
+    }
+
+    /// The commit lock is held, and nothing is on its way to the disk.
+    fn begin_switch(&mut self, ticket: Ticket, now: Instant) {
         let Some(pack) = &mut self.pack else { return };
-        if let State::Waiting { packer, .. } = std::mem::replace(&mut pack.state, State::Working) {
-            let order = match pack.given_up || self.failed.is_some() {
-                true => Order::GiveUp,
-                false => Order::Slice { tail: self.tail },
-            };
-            self.send_packer(packer, order);
+        let switching = State::Switching { ticket, since: now };
+        if let State::Waiting { packer, .. } = std::mem::replace(&mut pack.state, switching) {
+            self.send_packer(packer, Order::Switch { tail: self.tail });
         }
-        let held = self.lock.release(ticket);
-        self.go_on(held, now);
+    }
+
+    /// The lock is given back, or not asked for any more.
+    fn stop_waiting(&mut self, order: Order, now: Instant) {
+        let Some(pack) = &mut self.pack else { return };
+        let waiting = std::mem::replace(&mut pack.state, State::Working);
+        let State::Waiting { packer, ticket, .. } = waiting else {
+            return;
+        };
+        pack.locked_in_vain += u32::from(ticket.is_some());
+        self.send_packer(packer, order);
+        if let Some(ticket) = ticket {
+            let held = self.lock.release(ticket);
+            self.go_on(held, now);
+        }
     }
 
     /// A worker gives the pack back.
@@ -196,14 +233,11 @@ impl FileStorage {
                 self.send_packer(packer, Order::Slice { tail: self.tail });
             }
             Ok(Step::Level { pos }) if !given_up => {
-                if self.tail - pos > LAST_LEN {
-                    return self.send_packer(packer, Order::Slice { tail: self.tail });
-                }
-                let (ticket, _) = self.lock.enqueue(Vec::new(), true);
                 pack.state = State::Waiting {
                     packer,
-                    ticket,
+                    ticket: None,
                     pos,
+                    since: now,
                 };
                 self.drive_pack(now);
             }
@@ -327,9 +361,7 @@ mod tests {
     use crate::storage::memory::MemoryDisk;
     use crate::storage::testing::Content::{self, Back, Data};
     use crate::storage::testing::DataFile;
-    use crate::storage::{
-        Answer, LockScope, Lookup, Metadata, Options, PackOptions, TxnId, Unanswered, Vote,
-    };
+    use crate::storage::{Answer, Lookup, Metadata, Options, PackOptions, TxnId, Unanswered, Vote};
 
     const PATH: &str = "Data.fs";
 
@@ -742,6 +774,13 @@ mod tests {
         assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
         rig.storage.pack(Tid(50), rig.now).unwrap();
         assert!(rig.settle().is_empty(), "the pack waits for the voted one");
+        let other = rig.begin(3, 50);
+        rig.vote(other);
+        assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
+        rig.storage.abort(other, rig.now);
+        // It has waited long enough, and takes its place in the queue.
+        rig.now += PATIENCE;
+        rig.storage.drive_pack(rig.now);
         let late = rig.begin(2, 30);
         rig.vote(late);
         assert!(rig.settle().is_empty(), "and this one for the pack");
@@ -765,6 +804,55 @@ mod tests {
         let tids: Vec<u64> = rig.contents().iter().map(|(tid, ..)| *tid).collect();
         assert_eq!(tids[..4], [10, 30, 50, serial]);
         assert_eq!(tids.len(), 5);
+    }
+
+    #[test]
+    fn no_index_of_the_old_file_is_left_for_the_new_one() {
+        let mut rig = Rig::new(&small());
+        rig.storage.save_index();
+        assert!(rig.settle().is_empty());
+        assert_eq!(rig.names(), ["Data.fs", "Data.fs.index"]);
+        // One that is being saved is waited for.
+        rig.storage.save_index();
+        rig.collect();
+        let saving = rig.jobs.remove(0);
+        rig.storage.pack(Tid(50), rig.now).unwrap();
+        assert!(rig.settle().is_empty(), "the pack waits");
+        rig.run(saving);
+        let switch = rig.until_switch();
+        // None is begun from here on.
+        rig.storage.save_index();
+        rig.collect();
+        assert!(rig.jobs.is_empty());
+        let done = switch.run();
+        assert_eq!(rig.names(), ["Data.fs", "Data.fs.old"]);
+        rig.storage.on_done(done, rig.now);
+        assert!(matches!(rig.settle()[..], [Event::Packed(Ok(_))]));
+        assert_eq!(rig.names(), ["Data.fs", "Data.fs.index", "Data.fs.old"]);
+    }
+
+    #[test]
+    fn a_back_pointer_leads_to_the_record_that_it_led_to() {
+        // A transaction with two records of an object, as two undos at once write them; ZODB would
+        // take the first for the one that is meant.
+        let leaf = object(&[]);
+        let long = object(&[0]);
+        let mut file = DataFile::new();
+        let first = txn(&mut file, 10, &[(0, Data(&leaf))]);
+        let second = txn(&mut file, 20, &[(0, Data(&long))]);
+        let both = [(0, Back(second[0])), (0, Back(first[0]))];
+        let third = txn(&mut file, 30, &both);
+        txn(&mut file, 40, &[(0, Data(&long)), (1, Data(&leaf))]);
+        txn(&mut file, 50, &[(0, Back(third[1]))]);
+        for until in [20, 30, 40] {
+            let mut rig = Rig::new(&file);
+            rig.pack(until).unwrap();
+            let answer = rig.storage.look_up(Lookup::Before(Oid(0), Tid::MAX));
+            let Ok(Answer::Revision { data, serial, .. }) = answer else {
+                panic!("{answer:?}");
+            };
+            assert_eq!((serial, &data[..]), (Tid(50), &leaf[..]), "{until}");
+        }
     }
 
     #[test]
