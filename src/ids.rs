@@ -78,8 +78,8 @@ impl Tid {
     }
 
     /// As [`Self::from_unix_time`], for a time that a client has computed, with the very rounding
-    /// of `TimeStamp`. One before 1970 becomes that year's begin. `None` behind the year 9999, where
-    /// Python's calendar ends, and for what is no number.
+    /// of `TimeStamp`. One before 1970 becomes that year's begin. `None` behind the year 9999,
+    /// where Python's calendar ends, and for what is no number.
     pub fn from_unix_seconds(seconds: f64) -> Option<Self> {
         const UNIT: f64 = 60.0 / 65_536.0 / 65_536.0;
         const YEAR_10000: f64 = 253_402_300_800.0;

@@ -24,6 +24,8 @@ pub mod manual {
     pub mod architecture {}
     #[doc = include_str!("manual/data_file.md")]
     pub mod data_file {}
+    #[doc = include_str!("manual/pack.md")]
+    pub mod pack {}
     #[doc = include_str!("manual/zeo.md")]
     pub mod zeo {}
 }

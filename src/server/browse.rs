@@ -376,12 +376,13 @@ fn base64(bytes: &[u8]) -> Vec<u8> {
     digits.collect()
 }
 
-/// Eight bytes from the standard alphabet, as [`base64`] writes them: a tid. `None` for anything
-/// else.
+/// Eight bytes from the standard alphabet, as [`base64`] writes them: a tid. Python's encoders may
+/// leave a line end behind it. `None` for anything else.
 pub(super) fn from_base64(text: &[u8]) -> Option<[u8; 8]> {
-    let digits = text
-        .strip_suffix(b"=")
-        .filter(|digits| digits.len() == 11)?;
+    let digits = text.trim_ascii_end().strip_suffix(b"=")?;
+    if digits.len() != 11 {
+        return None;
+    }
     let mut number: u128 = 0;
     for digit in digits {
         let value = BASE64.iter().position(|byte| byte == digit)?;
@@ -429,6 +430,8 @@ mod tests {
         for tid in [0, 1, 0x040d_276f_3d30_7c11, 0xfffe_fdfc_0102_03ff, u64::MAX] {
             let id = base64(&u64::to_be_bytes(tid));
             assert_eq!(from_base64(&id), Some(tid.to_be_bytes()), "{tid:x}");
+            let line = [&id[..], b"\n"].concat();
+            assert_eq!(from_base64(&line), Some(tid.to_be_bytes()), "{tid:x}");
         }
         for wrong in [
             &b""[..],

@@ -26,6 +26,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::FileStorage;
+use super::blob::{Needs, is_blob_record};
 use super::commit::Refusal;
 use super::disk::File;
 use super::error::ReadError;
@@ -34,9 +35,12 @@ use super::index::Index;
 use super::iterate::{self, Backwards, Transactions};
 use super::job::Job;
 use super::read::{Reader, Source, Wait};
-use super::staging::{Base, Data, TxnId};
+use super::staging::{Base, Data, Record, TxnId};
 use crate::ids::{Oid, Tid};
 use crate::limits::{UNDO_ERRORS_MAX, UNDONE_OBJECTS_MAX, UNDOS_MAX};
+
+/// Bytes that tell whether a record is that of a blob.
+const BLOB_RECORD_START_LEN: u64 = 64;
 
 /// Bytes compared at a time.
 const COMPARE_LEN: u64 = 256 * 1024;
@@ -50,6 +54,8 @@ pub struct Undone {
     /// Whoever keeps more of a revision than its data (a blob) has to give that back, too: from
     /// `data_tid` to the tid of the transaction.
     pub data_tid: Option<Tid>,
+    /// Whether those data are the record of a blob.
+    pub is_blob: bool,
     /// Where the back pointer leads; `None` for one of zero.
     pub(super) back: Option<u64>,
     /// The number of the undo in the transaction.
@@ -85,6 +91,12 @@ impl FileStorage {
         data: Option<Bytes>,
         same_data: Option<Tid>,
     ) -> bool {
+        self.note_blob(
+            txn,
+            oid,
+            data.as_deref().unwrap_or_default(),
+            Needs::Nothing,
+        );
         let data = data.map_or(Data::Gone, Data::memory);
         self.add(txn, oid, Base::Any { same_data }, data)
     }
@@ -122,14 +134,10 @@ impl FileStorage {
                 });
             }
         }
-        let mut own = BTreeMap::new();
-        let mut index = Index::new();
+        let (mut index, mut own) = (Index::new(), Vec::new());
         if !txn.undos.is_empty() {
             index = self.index.snapshot();
-            let records = txn.records.iter();
-            own.extend(
-                records.map(|record| (record.oid, (record.undos_before, record.data.clone()))),
-            );
+            own.clone_from(&txn.records);
         } else if hints.is_empty() {
             return None;
         }
@@ -166,6 +174,10 @@ impl FileStorage {
                     self.lock.extend(ticket, oids);
                 }
             }
+            if self.copy_blobs_back(id) {
+                // Goes on when that is done.
+                return Ok(());
+            }
             self.on_compared(id, ticket, now)
         });
         if let Err(refusal) = checked {
@@ -185,8 +197,8 @@ pub struct LookBack {
     undos: Vec<Option<Tid>>,
     /// What is current; empty if nothing is to be undone.
     index: Index,
-    /// The transaction's own records, each with the number of undos before it.
-    own: BTreeMap<Oid, (usize, Data)>,
+    /// The transaction's own records; none if nothing is to be undone. Sorted by oid when it runs.
+    own: Vec<Record>,
     hints: Vec<Hint>,
 }
 
@@ -252,7 +264,8 @@ enum Content<'a> {
 
 impl LookBack {
     /// Finds it. Blocks for as long as the disk takes.
-    pub(super) fn run(&self) -> Result<Backs, Refusal> {
+    pub(super) fn run(mut self) -> Result<Backs, Refusal> {
+        self.own.sort_unstable_by_key(|record| record.oid);
         let mut same_data = Vec::new();
         for hint in &self.hints {
             same_data.extend(self.same_data(hint)?.map(|pos| (hint.at, pos)));
@@ -388,6 +401,10 @@ impl LookBack {
         Ok(Ok(Undone {
             oid,
             data_tid: source.map(|source| source.tid),
+            is_blob: match source {
+                Some(source) => self.is_blob(source)?,
+                None => false,
+            },
             back: (prev != 0).then_some(prev),
             undo,
         }))
@@ -403,14 +420,16 @@ impl LookBack {
     ) -> Result<Current<'_>, ReadError> {
         let oid = record.header.oid;
         let undone = undone.by_oid.get(&oid).and_then(|outcome| outcome.ok());
-        let own = self.own.get(&oid).filter(|(undos_before, _)| {
-            *undos_before <= undo && undone.is_none_or(|undone| undone.undo < *undos_before)
+        let own = self.own.binary_search_by_key(&oid, |record| record.oid);
+        let own = own.ok().map(|place| &self.own[place]).filter(|record| {
+            let before = record.undos_before;
+            before <= undo && undone.is_none_or(|undone| undone.undo < before)
         });
         let at = |pos: Option<u64>| pos.map_or(Current::Gone, Current::At);
-        Ok(match (own, undone) {
-            (Some((_, Data::Gone)), _) => Current::Gone,
-            (Some((_, Data::Back(pos))), _) => Current::At(*pos),
-            (Some((_, data)), _) => Current::Own(data),
+        Ok(match (own.map(|record| &record.data), undone) {
+            (Some(Data::Gone), _) => Current::Gone,
+            (Some(Data::Back(pos)), _) => Current::At(*pos),
+            (Some(data), _) => Current::Own(data),
             (None, Some(undone)) => at(undone.back),
             (None, None) => match self.index.get(oid) {
                 Some(pos) if pos == record.pos => Current::At(pos),
@@ -431,6 +450,14 @@ impl LookBack {
             }),
             Data::Back(_) | Data::Gone => None,
         }
+    }
+
+    fn is_blob(&self, source: Source) -> Result<bool, ReadError> {
+        let content = self.content_at(source);
+        let len = content.len().min(BLOB_RECORD_START_LEN);
+        let mut start = vec![0; usize::try_from(len).unwrap_or(0)];
+        content.read(0, &mut start)?;
+        Ok(is_blob_record(&start))
     }
 
     fn content_at(&self, source: Source) -> Content<'_> {
@@ -725,6 +752,17 @@ mod tests {
             assert_eq!(rig.state(1), Some((b"a".to_vec(), undone)));
             assert_eq!(rig.state(2), Some((b"beside".to_vec(), undone)));
         }
+        // A second undo finds what the first has made of it.
+        let serial = rig.storage.last_tid();
+        let c = rig.commit(&[(1, serial.0, "c"), (2, serial.0, "beside")]);
+        let id = rig.begin(&[(1, c.0, "c")]);
+        assert!(rig.storage.undo(id, Some(c)));
+        assert!(rig.storage.undo(id, Some(serial)));
+        let undone = rig.end(id);
+        assert_eq!(rig.state(1), Some((b"b".to_vec(), undone)));
+        assert_eq!(rig.state(2), None);
+        let redone = rig.undo(&[undone, c]);
+        assert_eq!(rig.state(1), Some((b"a".to_vec(), redone)));
         // What is stored behind it stays, and the client need not forget it.
         let serial = rig.storage.last_tid();
         let id = rig.begin_undo(&[serial]);
@@ -764,6 +802,20 @@ mod tests {
         let tid = rig.end(id);
         assert_eq!(rig.state(1), Some((b"a".to_vec(), tid)));
         assert_eq!(rig.state(2), Some((b"yz".to_vec(), tid)));
+    }
+
+    #[test]
+    fn what_is_stored_once_more_keeps_its_place_before_the_undo() {
+        let mut rig = rig();
+        let a = rig.commit(&[(1, 0, "a")]);
+        let b = rig.commit(&[(1, a.0, "b")]);
+        let id = rig.begin(&[(1, a.0, "c")]);
+        assert!(rig.storage.undo(id, Some(b)));
+        let events = rig.vote(id);
+        assert!(matches!(events[..], [Event::Voted(_, Vote::Conflicts(_))]));
+        let data = Bytes::from_static(b"bc");
+        assert!(rig.storage.store(id, Oid(1), Some(b), data));
+        assert!(matches!(rig.refused(id), Refusal::Undo(_)));
     }
 
     #[test]

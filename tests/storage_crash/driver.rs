@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use standby::ids::{Oid, Tid};
-use standby::limits::INDEX_SAVE_INTERVAL;
+use standby::limits::{BLOB_WRITE_LEN, INDEX_SAVE_INTERVAL};
 use standby::storage::{
     Commit, Event, FileStorage, Job, LockScope, Metadata, Options, PackError, PackOptions, Packed,
     Refusal, TxnId, Vote,
@@ -19,6 +19,7 @@ use crate::ledger::{self, Ledger, Txn};
 use crate::random::Random;
 
 pub(crate) const DATA_PATH: &str = "Data.fs";
+pub(crate) const BLOB_DIR: &str = "blobs";
 
 /// Why a run ended early.
 #[derive(Debug)]
@@ -46,12 +47,19 @@ pub(crate) struct Seen {
     pub(crate) aborts: usize,
     pub(crate) indexes: usize,
     pub(crate) ceilings: usize,
+    /// Transactions undone, and undos that had to be refused.
+    pub(crate) undos: usize,
+    pub(crate) impossible_undos: usize,
+    /// Revisions restored, and objects deleted.
+    pub(crate) restored: usize,
+    pub(crate) deleted: usize,
     /// Votes refused because of the disk.
     pub(crate) refusals: usize,
     pub(crate) packs: usize,
     pub(crate) packs_failed: usize,
     /// Transactions committed while a pack was on its way.
     pub(crate) beside_packs: usize,
+    pub(crate) blobs: usize,
 }
 
 /// Clients, reactor and workers in one.
@@ -121,6 +129,7 @@ impl Driver {
             client_resolves: true,
             lock_scope: self.lock_scope,
             pack: self.pack,
+            blob_dir: Some(BLOB_DIR.into()),
         };
         let disk = Arc::new(self.disk.clone());
         let path = Path::new(DATA_PATH);
@@ -133,6 +142,7 @@ impl Driver {
         }
         self.ledger.settle(&found, self.disk.step_count())?;
         self.ledger.check_reads(&storage)?;
+        self.ledger.check_blobs(&self.disk, Path::new(BLOB_DIR))?;
         self.storage = Some(storage);
         Ok(())
     }
@@ -299,20 +309,50 @@ impl Driver {
         let mut records = Vec::new();
         for (oid, len) in stores {
             let data = self.bytes(*len);
-            let serial = current.get(oid).copied().or(Some(Tid::ZERO));
-            let added = self.storage().store(id, *oid, serial, data.clone());
+            let serial = current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid);
+            let added = self.storage().store(id, *oid, Some(serial), data.clone());
             assert!(added, "the transaction is still being staged");
-            records.push((*oid, data));
+            records.push((*oid, Some(data)));
         }
         let tid = Tid::ZERO;
+        let blobs = Vec::new();
         (
             id,
             Txn {
                 tid,
                 texts,
                 records,
+                blobs,
             },
         )
+    }
+
+    /// As [`Self::begin`], with blobs of these lengths for objects of their own.
+    pub(crate) fn begin_with_blobs(
+        &mut self,
+        stores: &[(Oid, usize)],
+        blobs: &[(Oid, usize)],
+    ) -> Result<(TxnId, Txn), Stop> {
+        let (id, mut txn) = self.begin(stores);
+        for (oid, len) in blobs {
+            let (data, content) = (self.bytes(30), self.bytes(*len));
+            let current = self.ledger.current();
+            let serial = Some(current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid));
+            let mistake = |mistake| Stop::Wrong(format!("a blob was refused: {mistake}"));
+            self.storage().begin_blob(id).map_err(mistake)?;
+            let pieces: Vec<_> = content.chunks(BLOB_WRITE_LEN).collect();
+            for piece in pieces {
+                let piece = Bytes::copy_from_slice(piece);
+                self.storage().add_to_blob(id, piece).map_err(mistake)?;
+            }
+            let end = self.storage().end_blob(id, *oid, serial, data.clone());
+            end.map_err(mistake)?;
+            self.turn()?;
+            txn.records.push((*oid, Some(data)));
+            txn.blobs.push((*oid, content));
+            self.seen.blobs += 1;
+        }
+        Ok((id, txn))
     }
 
     /// Votes, and waits for the answer.
@@ -399,6 +439,79 @@ impl Driver {
         self.turn()
     }
 
+    /// Undoes one of the last transactions.
+    pub(crate) fn undo(&mut self) -> Result<(), Stop> {
+        let count = self.ledger.entries.len();
+        let place = count - 1 - self.random.below(count.min(6));
+        self.undo_at(place)
+    }
+
+    /// Undoes the transaction at this place in the ledger, and stores an object beside. What is in
+    /// flight is waited for by the vote.
+    pub(crate) fn undo_at(&mut self, place: usize) -> Result<(), Stop> {
+        if !self.ledger.is_foreseen(place) {
+            return Ok(());
+        }
+        let new = Oid(self.allocate(1)?.start);
+        let (id, mut txn) = self.begin(&[(new, 80)]);
+        let tid = self.ledger.entries[place].txn.tid;
+        assert!(self.storage().undo(id, Some(tid)));
+        let Some(undone) = self.ledger.undone(place) else {
+            self.seen.impossible_undos += 1;
+            return match self.vote(id)? {
+                Vote::Refused(Refusal::Undo(_) | Refusal::Disk(_)) => Ok(()),
+                vote => Err(Stop::Wrong(format!("an impossible undo: {vote:?}"))),
+            };
+        };
+        self.seen.undos += 1;
+        txn.records.extend(undone);
+        self.finish((id, txn))?;
+        self.turn()
+    }
+
+    /// Restores a revision of an object that nobody else writes just now: an older one, one that
+    /// is new here, or that it does not exist.
+    pub(crate) fn restore(&mut self) -> Result<(), Stop> {
+        let Some(oid) = self.free_oid().map(Oid) else {
+            return Ok(());
+        };
+        let txns = self.ledger.committed();
+        let revisions = txns.flat_map(|txn| txn.records.iter().map(|it| (txn.tid, it)));
+        let mut older: Vec<(Tid, Bytes)> = revisions
+            .filter(|(_, (other, _))| *other == oid)
+            .filter_map(|(tid, (_, state))| Some((tid, state.clone()?)))
+            .collect();
+        let (state, hint) = match self.random.below(4) {
+            0 => (None, None),
+            1 => (Some(self.bytes(90)), older.pop().map(|(tid, _)| tid)),
+            _ if older.is_empty() => (Some(self.bytes(90)), None),
+            _ => {
+                let (tid, data) = older.swap_remove(self.random.below(older.len()));
+                (Some(data), Some(tid))
+            }
+        };
+        let (id, mut txn) = self.begin(&[]);
+        assert!(self.storage().restore(id, oid, state.clone(), hint));
+        txn.records.push((oid, state));
+        self.seen.restored += 1;
+        self.finish((id, txn))?;
+        self.turn()
+    }
+
+    /// Deletes an object that nobody else writes just now.
+    pub(crate) fn delete(&mut self) -> Result<(), Stop> {
+        let Some(oid) = self.free_oid().map(Oid) else {
+            return Ok(());
+        };
+        let (serial, _) = self.ledger.current()[&oid];
+        let (id, mut txn) = self.begin(&[]);
+        assert!(self.storage().delete(id, oid, serial));
+        txn.records.push((oid, None));
+        self.seen.deleted += 1;
+        self.finish((id, txn))?;
+        self.turn()
+    }
+
     /// An object that no transaction in flight writes.
     fn free_oid(&mut self) -> Option<u64> {
         let mut current = self.ledger.current();
@@ -455,6 +568,17 @@ impl Driver {
     /// The clock of the machine is set back.
     pub(crate) fn set_clock_back(&mut self) {
         self.wall -= Duration::from_secs(3600);
+    }
+
+    /// A whole transaction with blobs.
+    pub(crate) fn commit_blobs(
+        &mut self,
+        stores: &[(Oid, usize)],
+        blobs: &[(Oid, usize)],
+    ) -> Result<(), Stop> {
+        let txn = self.begin_with_blobs(stores, blobs)?;
+        self.finish(txn)?;
+        self.settle()
     }
 
     fn bytes(&mut self, len: usize) -> Bytes {

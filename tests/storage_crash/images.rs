@@ -27,7 +27,9 @@ pub(crate) fn dump(kinds: &Kinds, directory: &Path) -> io::Result<()> {
             let directory = directory.join(name);
             fs::create_dir_all(&directory)?;
             for (path, contents) in files {
-                fs::write(directory.join(path), contents)?;
+                let path = directory.join(path);
+                fs::create_dir_all(path.parent().unwrap_or(&directory))?;
+                fs::write(path, contents)?;
             }
         }
         fs::write(directory.join("acknowledged.txt"), list(ledger))?;
@@ -35,14 +37,20 @@ pub(crate) fn dump(kinds: &Kinds, directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A line with tid, oid, length and Adler-32 for each record.
+/// A line with tid, oid, length and Adler-32 for each record; hyphens for an object that does not
+/// exist.
 fn list(ledger: &Ledger) -> String {
     let mut list = String::new();
     for txn in ledger.committed() {
-        for (oid, data) in &txn.records {
-            let (len, sum) = (data.len(), adler32(data));
+        for (oid, state) in &txn.records {
             // Writing to a String does not fail.
-            let _ = writeln!(list, "{} {oid} {len} {sum}", txn.tid);
+            let _ = match state {
+                Some(data) => {
+                    let (len, sum) = (data.len(), adler32(data));
+                    writeln!(list, "{} {oid} {len} {sum}", txn.tid)
+                }
+                None => writeln!(list, "{} {oid} - -", txn.tid),
+            };
         }
     }
     list

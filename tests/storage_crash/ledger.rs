@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use standby::ids::{Oid, Tid};
+use standby::storage::blob::layout::{BlobDirectory, Layout};
 use standby::storage::disk::{Disk, OpenMode};
 use standby::storage::error::ReadError;
 use standby::storage::format::Status;
@@ -19,8 +20,21 @@ use standby::storage::{Answer, FileStorage, Lookup};
 pub(crate) struct Txn {
     pub(crate) tid: Tid,
     pub(crate) texts: [Bytes; 3],
-    pub(crate) records: Vec<(Oid, Bytes)>,
+    pub(crate) records: Vec<(Oid, State)>,
+    /// What is in its files, which the data file does not know.
+    pub(crate) blobs: Vec<(Oid, Bytes)>,
 }
+
+impl Txn {
+    /// Whether the data file says the same of both.
+    fn is_like(&self, other: &Self) -> bool {
+        let in_file = |txn: &Self| (txn.tid, txn.texts.clone(), txn.records.clone());
+        in_file(self) == in_file(other)
+    }
+}
+
+/// What an object is as of a transaction; `None` if it does not exist.
+pub(crate) type State = Option<Bytes>;
 
 /// A transaction that was finished, and the steps of the disk (see `disk`) around it.
 #[derive(Clone, Debug)]
@@ -85,11 +99,44 @@ impl Ledger {
             .map(|entry| &entry.txn)
     }
 
-    /// The current revision of each object.
-    pub(crate) fn current(&self) -> BTreeMap<Oid, Tid> {
+    /// The current revision of each object, be it that it does not exist.
+    pub(crate) fn current(&self) -> BTreeMap<Oid, (Tid, State)> {
         let txns = self.committed();
-        txns.flat_map(|txn| txn.records.iter().map(|(oid, _)| (*oid, txn.tid)))
-            .collect()
+        txns.flat_map(|txn| {
+            txn.records
+                .iter()
+                .map(|(oid, state)| (*oid, (txn.tid, state.clone())))
+        })
+        .collect()
+    }
+
+    /// What undoing the transaction at this place would write, if it is possible, and nobody
+    /// finishes before. A transaction whose objects are as it has left them can be undone.
+    pub(crate) fn undone(&self, place: usize) -> Option<Vec<(Oid, State)>> {
+        let last = |entries: &[Entry], oid: Oid| {
+            let records = entries.iter().flat_map(|entry| &entry.txn.records);
+            records.rev().find(|(other, _)| *other == oid).cloned()
+        };
+        let records = self.entries[place].txn.records.iter();
+        let undone = records.map(|(oid, state)| {
+            let later = &self.entries[place + 1..];
+            let is_current =
+                last(later, *oid).is_none_or(|(_, current)| current.is_some() && current == *state);
+            let before = last(&self.entries[..place], *oid).and_then(|(_, before)| before);
+            is_current.then_some((*oid, before))
+        });
+        undone.collect()
+    }
+
+    /// Whether what is to be known of an undo of this is known here: nothing in it does not exist
+    /// now as it did not exist then, for which where the pointers lead makes a difference.
+    pub(crate) fn is_foreseen(&self, place: usize) -> bool {
+        let later = self.entries[place + 1..].iter();
+        let gone = |records: &[(Oid, State)], oid| records.contains(&(oid, None));
+        let later: Vec<_> = later.map(|entry| &entry.txn.records).collect();
+        let records = self.entries[place].txn.records.iter();
+        { records }
+            .all(|(oid, state)| state.is_some() || !later.iter().any(|records| gone(records, *oid)))
     }
 
     /// Whether nobody has any of these yet.
@@ -138,9 +185,32 @@ impl Ledger {
                 all.len()
             ));
         }
-        match found.iter().zip(&all).find(|(found, txn)| found != txn) {
+        match found
+            .iter()
+            .zip(&all)
+            .find(|(found, txn)| !found.is_like(txn))
+        {
             Some((found, txn)) => Err(format!("{} instead of {}", sketch(found), sketch(txn))),
             None => Ok(found.len() + dropped),
+        }
+    }
+
+    /// Whether each committed transaction has its blobs, and none is left in the making.
+    pub(crate) fn check_blobs(&self, disk: &dyn Disk, directory: &Path) -> Result<(), String> {
+        let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);
+        for txn in self.committed() {
+            for (oid, content) in &txn.blobs {
+                let path = directory.file(*oid, txn.tid);
+                match disk.read(&path) {
+                    Ok(found) if found == *content => {}
+                    Ok(_) => return Err(format!("blob {} has other bytes", path.display())),
+                    Err(error) => return Err(format!("blob {}: {error}", path.display())),
+                }
+            }
+        }
+        match disk.names(&directory.temporary()) {
+            Ok(names) if names.is_empty() => Ok(()),
+            other => Err(format!("temporary files of blobs: {other:?}")),
         }
     }
 
@@ -164,9 +234,10 @@ impl Ledger {
         let done = self.packs.iter().filter(|pack| pack.done.is_some()).count();
         let read_all = |packs: usize| {
             for txn in packed(&self.entries[..committed], &self.packs[..packs]) {
-                for (oid, data) in &txn.records {
+                for (oid, state) in &txn.records {
                     let lookup = Lookup::Serial(*oid, txn.tid);
-                    if look_up(lookup)? != Answer::Data(data.clone()) {
+                    let expected = state.clone().map_or(Answer::Missing, Answer::Data);
+                    if look_up(lookup)? != expected {
                         return Err(format!("{lookup:?} gives other data"));
                     }
                 }
@@ -181,8 +252,14 @@ impl Ledger {
         let all = self.entries.iter().flat_map(|entry| &entry.txn.records);
         let all: BTreeSet<Oid> = all.map(|(oid, _)| *oid).collect();
         for oid in all {
-            let expected = current.get(&oid);
-            let expected = expected.map_or(Answer::Missing, |tid| Answer::Serial(*tid));
+            let expected = match current.get(&oid) {
+                // As in ZODB it is not looked whether what a back pointer leads to exists.
+                Some((tid, None)) if look_up(Lookup::Current(oid))? != Answer::Missing => {
+                    Answer::Serial(*tid)
+                }
+                Some((tid, Some(_))) => Answer::Serial(*tid),
+                Some((_, None)) | None => Answer::Missing,
+            };
             let answer = look_up(Lookup::Current(oid))?;
             if answer != expected {
                 return Err(format!("{oid}: {answer:?} instead of {expected:?}"));
@@ -192,13 +269,15 @@ impl Ledger {
     }
 }
 
-/// All transactions of a data file up to `tail`, each with the right pointers.
+/// All transactions of a data file up to `tail`, each with the right pointers, and with the states
+/// to which those lead.
 pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, String> {
     let file = disk
         .open(path, OpenMode::Read)
         .map_err(|error| error.to_string())?;
     let damaged = |error: ReadError| error.to_string();
     let mut positions: BTreeMap<Oid, u64> = BTreeMap::new();
+    let mut states: BTreeMap<(Oid, u64), State> = BTreeMap::new();
     let mut found = Vec::new();
     let mut txns = Transactions::from_pos(Arc::clone(&file), 4, tail);
     let mut records_of = Transactions::from_pos(file, 4, tail);
@@ -218,13 +297,22 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, 
             if (header.tid, header.prev) != (txn.header.tid, prev) {
                 return Err(format!("record at {}: {header:?}", record.pos));
             }
-            let data = records.data(&record).map_err(damaged)?;
-            contents.push((header.oid, data.unwrap_or_default()));
+            let state = match record.back {
+                None => records.data(&record).map_err(damaged)?,
+                Some(0) => None,
+                Some(back) => match states.get(&(header.oid, back)) {
+                    Some(state) => state.clone(),
+                    None => return Err(format!("record at {}: back to {back}", record.pos)),
+                },
+            };
+            states.insert((header.oid, record.pos), state.clone());
+            contents.push((header.oid, state));
         }
         found.push(Txn {
             tid: txn.header.tid,
             texts: [txn.user(), txn.descr(), txn.ext()].map(Bytes::copy_from_slice),
             records: contents,
+            blobs: Vec::new(),
         });
     }
     Ok(found)
@@ -241,8 +329,10 @@ fn packed(entries: &[Entry], packs: &[Pack]) -> Vec<Txn> {
         txns.retain_mut(|txn| {
             let tid = txn.tid;
             if tid <= pack.until {
-                txn.records
-                    .retain(|(oid, _)| current.get(oid) == Some(&tid));
+                // A deletion says nothing any more when all before it is gone.
+                let stays =
+                    |oid: &Oid, state: &State| current.get(oid) == Some(&tid) && state.is_some();
+                txn.records.retain(|(oid, state)| stays(oid, state));
             }
             tid > pack.until || !txn.records.is_empty()
         });
@@ -252,6 +342,7 @@ fn packed(entries: &[Entry], packs: &[Pack]) -> Vec<Txn> {
 
 fn sketch(txn: &Txn) -> String {
     let records = txn.records.iter();
-    let records: Vec<_> = records.map(|(oid, data)| (oid.0, data.len())).collect();
+    let len = |state: &State| state.as_ref().map(Bytes::len);
+    let records: Vec<_> = records.map(|(oid, state)| (oid.0, len(state))).collect();
     format!("{} with {records:?} (oid, length)", txn.tid)
 }

@@ -39,6 +39,8 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.settle()?;
     driver.commit(&[(root, 5000), (Oid(1), 40)])?;
     driver.commit(&[])?;
+    let with_blobs: Vec<_> = driver.allocate(3)?.map(Oid).collect();
+    driver.commit_blobs(&[(root, 30)], &[(with_blobs[0], 700), (with_blobs[1], 0)])?;
     driver.wait()?;
     driver.settle()?;
     driver.finish_together(3)?;
@@ -51,7 +53,21 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     }
     driver.wait()?;
     driver.roll_back()?;
+    // What the first one created has been changed since.
+    driver.undo_at(0)?;
     driver.finish_together(2)?;
+    driver.settle()?;
+    go_back(driver, 4)?;
+    // Blobs of two transactions in one batch, in one directory and in another.
+    let one = driver.begin_with_blobs(&[], &[(with_blobs[0], 900), (with_blobs[2], 20)])?;
+    let far = Oid(0x1234);
+    let other = driver.begin_with_blobs(&[(root, 90)], &[(far, 1500)])?;
+    driver.finish(one)?;
+    driver.finish(other)?;
+    driver.turn()?;
+    driver.settle()?;
+    // One that is never finished.
+    driver.begin_with_blobs(&[], &[(with_blobs[0], 300)])?;
     driver.settle()?;
     driver.close()?;
 
@@ -75,9 +91,22 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.finish_together(1)?;
     driver.close()?;
     driver.open()?;
+    go_back(driver, 2)?;
     driver.finish_together(2)?;
     // The power is always cut, or the process killed: this is not the end of it.
     driver.run_job()?;
+    Ok(())
+}
+
+/// Undoes, restores and deletes, with the disk behind.
+fn go_back(driver: &mut Driver, rounds: usize) -> Result<(), Stop> {
+    for _ in 0..rounds {
+        driver.undo()?;
+        driver.restore()?;
+        driver.run_job()?;
+        driver.delete()?;
+        driver.undo()?;
+    }
     Ok(())
 }
 
@@ -89,6 +118,9 @@ fn the_workload_has_all_that_it_should() {
         assert!(seen.shared_batches > 5 && seen.overlapping > 10, "{seen:?}");
         assert!(seen.conflicts > 0 && seen.aborts > 0, "{seen:?}");
         assert!(seen.indexes > 1 && seen.ceilings > 1, "{seen:?}");
+        assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
+        assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
+        assert!(seen.blobs > 4, "{seen:?}");
         assert_eq!(seen.refusals, 0);
     }
 }
@@ -309,6 +341,7 @@ fn the_checks_notice_a_disk_that_lies() {
     noticed(Lie::SyncsStatusesOnly, "were committed");
     noticed(Lie::SyncsAllButTheLast, "were committed");
     noticed(Lie::ForgetsNames, "were handed out before");
+    noticed(Lie::ForgetsNamesBelow, "blob blobs/0x00");
 }
 
 #[test]

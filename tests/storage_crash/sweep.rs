@@ -175,11 +175,15 @@ impl Sweep {
 
 fn kind(op: &Op) -> &'static str {
     match op {
-        Op::Create { .. } | Op::Rename { .. } | Op::Link { .. } | Op::Remove { .. } => "name",
+        Op::Create { .. }
+        | Op::Link { .. }
+        | Op::Rename { .. }
+        | Op::Remove { .. }
+        | Op::CreateDirectory { .. } => "name",
         Op::Write { data, .. } if data.len() == 1 => "status",
         Op::Write { .. } => "write",
         Op::SetLen { .. } => "length",
-        Op::SyncNames | Op::Sync { .. } | Op::Allocate => "sync",
+        Op::SyncNames { .. } | Op::Sync { .. } | Op::Allocate => "sync",
     }
 }
 
@@ -243,6 +247,7 @@ fn reopen_without_power(driver: &Driver, setting: &Setting) -> Result<(), Stop> 
 /// What everybody does with a storage that has just been opened.
 fn go_on(driver: &mut Driver) -> Result<(), Stop> {
     driver.commit(&[(Oid(0), 600)])?;
+    driver.undo()?;
     driver.allocate(5)?;
     driver.finish_together(2)?;
     driver.finish_together(1)?;

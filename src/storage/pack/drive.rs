@@ -8,10 +8,10 @@
 //! ```
 //!
 //! *Waiting* is for a place in the queue of the commit lock, and then for its turn there, like that
-//! of a vote, for the storage as a whole; and beyond that for what is on its way to the disk. *Switching* is done by the thread
-//! that appends, so that whatever was sent to it before is over: nothing that speaks of positions
-//! in the old file comes back later. Reads that were sent out before may; they say which file they
-//! are of.
+//! of a vote, for the storage as a whole; and beyond that for what is on its way to the disk.
+//! *Switching* is done by the thread that appends, so that whatever was sent to it before is over:
+//! nothing that speaks of positions in the old file comes back later. Reads that were sent out
+//! before may; they say which file they are of.
 
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,8 @@ use crate::ids::Tid;
 const LAST_LEN: u64 = 512 * 1024;
 
 /// How long a pack waits for a moment in which nobody has the lock, if transactions only exclude
-/// those that write the same objects. All would have to wait behind it for the slowest of those that
-/// have it. After that it takes its place in the queue all the same: the moment may never come.
+/// those that write the same objects: all would have to wait behind it for the slowest of those
+/// that have it. After that it takes its place in the queue: the moment may never come.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often the lock is given back because more than a slice was committed while it was waited
@@ -397,6 +397,7 @@ mod tests {
                 client_resolves: true,
                 lock_scope: LockScope::Objects,
                 pack,
+                blob_dir: None,
             };
             let storage =
                 FileStorage::open(disk.clone(), Path::new(PATH), options, &mut |_| ()).unwrap();

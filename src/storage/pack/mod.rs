@@ -10,10 +10,10 @@
 //!
 //! | stage | does | needs |
 //! |---|---|---|
-//! | `Scan` | finds where the pack time is, and which records are current there | 6 bytes an object |
-//! | `Mark` | reads what can be reached from the root (with garbage collection) | 2 bits an object |
+//! | `Scan` | finds where the pack time is, and what is current there | 6 bytes an object |
+//! | `Mark` | reads what can be reached (with garbage collection) | 2 bits an object |
 //! | `Future` | finds records that later ones have back pointers to | 40 bytes each |
-//! | `Copy` | writes what is kept to `Data.fs.pack` | 6 bytes an object for the new index |
+//! | `Copy` | writes what is kept to `Data.fs.pack` | 6 bytes an object, for the index |
 //! | `Rest` | copies what was committed since, until little is left | |
 //!
 //! All this is a worker's, who has the [`Packer`] for one slice at a time ([`Lane::Pack`]): between
@@ -120,7 +120,7 @@ enum Stage {
     Rest,
 }
 
-/// What came of an [`Order`].
+/// How far a pack has come when a worker gives it back.
 #[derive(Debug)]
 pub enum Step {
     /// There is more to do.
