@@ -89,6 +89,7 @@ class Comparison:
         self.gc = gc
         self.keep_old = keep_old
         self.blobs = blobs
+        self.directory = directory
         self.stock = os.path.join(directory, 'stock')
         self.ours = os.path.join(directory, 'ours')
         self.before = os.path.join(directory, 'before')
@@ -106,6 +107,11 @@ class Comparison:
         return FileStorage(
             os.path.join(directory, 'Data.fs'), pack_gc=self.gc, pack_keep_old=self.keep_old,
             **options)
+
+    def client(self, server_):
+        cache = tempfile.mkdtemp(dir=self.directory)
+        return ClientStorage(
+            server_.address, wait_timeout=20, blob_dir=cache if self.blobs else None)
 
     def run(self):
         storage = self.open(self.stock)
@@ -131,7 +137,7 @@ class Comparison:
         shutil.copytree(self.stock, self.before)
         last, failed = self.pack_stock(when)
         s = server.Server(self.ours, self.storages).start()
-        client = ClientStorage(s.address, wait_timeout=20)
+        client = self.client(s)
         try:
             ours_failed = attempt(client.pack, when, wait=True) is not None
             # There may be room behind what is written.
@@ -261,7 +267,7 @@ class Comparison:
         expected = [undone(storage, id_) for id_ in ids]
         storage.close()
         s = server.Server(self.ours, self.storages).start()
-        client = ClientStorage(s.address, wait_timeout=20)
+        client = self.client(s)
         try:
             found = [undone(client, id_) for id_ in ids]
         finally:
