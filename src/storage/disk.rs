@@ -72,6 +72,10 @@ pub trait Disk: Debug + Send + Sync {
     fn discard(&self, path: &Path) -> io::Result<()>;
     /// Removes a directory with all that is in it; that there is none is no error.
     fn remove_tree(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory if nothing is in it; whether it did.
+    fn remove_if_empty(&self, _path: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
     /// Takes everybody's permission to write a file, and lets all read it who may read `directory`.
     fn set_read_only(&self, path: &Path, directory: &Path) -> io::Result<()>;
 }
@@ -238,6 +242,16 @@ impl Disk for OsDisk {
         match fs::remove_dir_all(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
+        }
+    }
+
+    fn remove_if_empty(&self, path: &Path) -> io::Result<bool> {
+        use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
+        match fs::remove_dir(path) {
+            Err(error) if matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => {
+                Ok(false)
+            }
+            result => result.map(|()| true),
         }
     }
 
