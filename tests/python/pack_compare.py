@@ -160,8 +160,9 @@ class Comparison:
             'dropped something' if packed else 'had nothing to drop')] += 1
         self.same_files()
         if packed:
-            # FileStorage removes the old file when it begins; we, when there is another.
+            # FileStorage removes the old ones when it begins; we, when there are others.
             self.same('Data.fs.old')
+            self.same_tree('blobs.old')
             if self.keep_old:
                 self.case.assertEqual(self.digest('Data.fs.old'), before)
 
@@ -194,12 +195,7 @@ class Comparison:
         if not self.same('Data.fs', must=False):
             self.same_records()
             totals['files that differ in bytes'] += 1
-        if self.blobs:
-            for name in 'blobs', 'blobs.old':
-                stock, ours = (tree(os.path.join(directory, name))
-                               for directory in (self.stock, self.ours))
-                self.case.assertEqual(ours, stock, name)
-                totals['blob files'] += len(stock)
+        self.same_tree('blobs')
 
     def same(self, name, must=True):
         stock, ours = (read(os.path.join(directory, name), must=False)
@@ -208,6 +204,12 @@ class Comparison:
             self.case.assertEqual(ours is None, stock is None, name)
             self.case.assertTrue(ours == stock, '%s differs' % name)
         return ours == stock
+
+    def same_tree(self, name):
+        if self.blobs:
+            stock, ours = (tree(os.path.join(d, name)) for d in (self.stock, self.ours))
+            self.case.assertEqual(ours, stock, name)
+            totals['files in ' + name] += len(stock)
 
     def same_records(self, tids=True):
         stock, ours = self.open(self.stock, read_only=True), self.open(self.ours, read_only=True)

@@ -129,10 +129,9 @@ class Case(unittest.TestCase):
                 Writer(seed, directory, self.blobs, self.shared, alone).write()
         totals['histories'] += 1
         if self.blobs:
-            for name in 'blobs', 'blobs.old':
-                in_turns, alone = (tree(os.path.join(d, name)) for d in directories)
-                self.assertEqual(in_turns, alone, name)
-                totals['blobs'] += len(alone)
+            in_turns, alone = (tree(os.path.join(d, 'blobs')) for d in directories)
+            self.assertEqual(in_turns, alone)
+            totals['blobs'] += len(alone)
         in_turns, alone = (read(os.path.join(d, 'Data.fs')) for d in directories)
         if in_turns != alone:
             in_turns, alone = (
