@@ -1,7 +1,7 @@
 //! The reference scanner against records that several Pythons wrote: `data/references.txt`.
 //!
-//! `REFERENCES_FILE` names another file of that form: `data/references.py` writes some with `--random`
-//! and `--mutate`.
+//! `REFERENCES_FILE` names another file of that form: `data/references.py` writes some with
+//! `--random` and `--mutate`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
