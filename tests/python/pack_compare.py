@@ -108,10 +108,12 @@ class Comparison:
             os.path.join(directory, 'Data.fs'), pack_gc=self.gc, pack_keep_old=self.keep_old,
             **options)
 
-    def client(self, server_):
-        cache = tempfile.mkdtemp(dir=self.directory)
-        return ClientStorage(
-            server_.address, wait_timeout=20, blob_dir=cache if self.blobs else None)
+    def serve(self):
+        s = server.Server(self.ours, self.storages)
+        self.case.addCleanup(s.kill)    # in case of what is not expected
+        s.start()
+        cache = tempfile.mkdtemp(dir=self.directory) if self.blobs else None
+        return s, ClientStorage(s.address, wait_timeout=20, blob_dir=cache)
 
     def run(self):
         storage = self.open(self.stock)
@@ -136,8 +138,7 @@ class Comparison:
         before = self.digest('Data.fs')
         shutil.copytree(self.stock, self.before)
         last, failed = self.pack_stock(when)
-        s = server.Server(self.ours, self.storages).start()
-        client = self.client(s)
+        s, client = self.serve()
         try:
             ours_failed = attempt(client.pack, when, wait=True) is not None
             # There may be room behind what is written.
@@ -268,8 +269,7 @@ class Comparison:
         ids = [entry['id'] for entry in log[:3] + log[-3:]]
         expected = [undone(storage, id_) for id_ in ids]
         storage.close()
-        s = server.Server(self.ours, self.storages).start()
-        client = self.client(s)
+        s, client = self.serve()
         try:
             found = [undone(client, id_) for id_ in ids]
         finally:

@@ -7,6 +7,7 @@ All kinds of transactions, with the same tids, and packs between them; the files
 `TURNS_SEED` and `TURNS_COUNT` choose other histories or more.
 """
 import collections
+import contextlib
 import logging
 import os
 import random
@@ -79,16 +80,18 @@ class Writer:
 
     def ours(self, count, when):
         s = server.Server(self.directory, '<filestorage 1>\n path Data.fs\n %s\n</filestorage>' % (
-            'blob-dir blobs' if self.blobs else '')).start()
+            'blob-dir blobs' if self.blobs else ''))
         blob_dir = self.path('blobs' if self.shared else 'cache') if self.blobs else None
-        client = Client(
-            s.address, wait_timeout=20, blob_dir=blob_dir, shared_blob_dir=self.shared)
         try:
-            self.turn(client, count, when)
-            totals['transactions by standbyd'] += count
-        finally:
-            client.close()
+            s.start()
+            with contextlib.closing(Client(
+                    s.address, wait_timeout=20, blob_dir=blob_dir,
+                    shared_blob_dir=self.shared)) as client:
+                self.turn(client, count, when)
+                totals['transactions by standbyd'] += count
             s.stop()
+        finally:
+            s.kill()
 
     def turn(self, storage, count, when):
         self.generator.run(storage, count)
