@@ -21,6 +21,9 @@ use crate::random::Random;
 pub(crate) const DATA_PATH: &str = "Data.fs";
 pub(crate) const BLOB_DIR: &str = "blobs";
 
+/// How the record of a blob begins.
+const BLOB_RECORD: &[u8] = b"\x80\x03cZODB.blob\nBlob\nq\x00.";
+
 /// Why a run ended early.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -60,6 +63,7 @@ pub(crate) struct Seen {
     /// Transactions committed while a pack was on its way.
     pub(crate) beside_packs: usize,
     pub(crate) blobs: usize,
+    pub(crate) blobs_undone: usize,
 }
 
 /// Clients, reactor and workers in one.
@@ -363,10 +367,10 @@ impl Driver {
     ) -> Result<(TxnId, Txn), Stop> {
         let (id, mut txn) = self.begin(stores);
         for (oid, len) in blobs {
-            let (data, content) = (self.bytes(30), self.bytes(*len));
-            let data = Bytes::from([b"\x80\x03cZODB.blob\nBlob\n", &data[..]].concat());
+            let data: Bytes = [BLOB_RECORD, &self.bytes(8)].concat().into();
+            let content = self.bytes(*len);
             let current = self.ledger.current();
-            let serial = Some(current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid));
+            let serial = current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid);
             let mistake = |mistake| Stop::Wrong(format!("a blob was refused: {mistake}"));
             self.storage().begin_blob(id).map_err(mistake)?;
             let pieces: Vec<_> = content.chunks(BLOB_WRITE_LEN).collect();
@@ -374,7 +378,9 @@ impl Driver {
                 let piece = Bytes::copy_from_slice(piece);
                 self.storage().add_to_blob(id, piece).map_err(mistake)?;
             }
-            let end = self.storage().end_blob(id, *oid, serial, data.clone());
+            let end = self
+                .storage()
+                .end_blob(id, *oid, Some(serial), data.clone());
             end.map_err(mistake)?;
             self.turn()?;
             txn.records.push((*oid, Some(data)));
@@ -493,6 +499,13 @@ impl Driver {
             };
         };
         self.seen.undos += 1;
+        // Where a record is a blob's, that comes back, too.
+        let blobs = undone.iter().filter_map(|(oid, state)| {
+            let content = self.ledger.blob_of(*oid, state.as_ref()?)?;
+            Some((*oid, content))
+        });
+        txn.blobs.extend(blobs);
+        self.seen.blobs_undone += txn.blobs.len();
         txn.records.extend(undone);
         self.finish((id, txn))?;
         self.turn()
@@ -509,6 +522,8 @@ impl Driver {
         let mut older: Vec<(Tid, Bytes)> = revisions
             .filter(|(_, (other, _))| *other == oid)
             .filter_map(|(tid, (_, state))| Some((tid, state.clone()?)))
+            // Over ZEO no blob comes with it.
+            .filter(|(_, state)| !state.starts_with(BLOB_RECORD))
             .collect();
         let (state, hint) = match self.random.below(4) {
             0 => (None, None),
