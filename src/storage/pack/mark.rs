@@ -54,8 +54,8 @@ pub(super) struct Marks {
     /// Records that later ones have back pointers to, by position, with their objects and their
     /// positions in the new file.
     targets: BTreeMap<u64, (Oid, u64)>,
-    /// What is read now was not current at pack time, or is only reached from there: it may refer to
-    /// objects that did not exist any more.
+    /// What is read now was not current at pack time, or is only reached from there: it may refer
+    /// to objects that did not exist any more.
     reads_old: bool,
     /// Bytes of all records that were read.
     reached_len: u64,
