@@ -473,7 +473,7 @@ class ServiceTests(Case):
             if python is None:
                 continue
             try:
-                site = environment.site(matrix.PYTHONS[version], python)
+                path = matrix.packages(version, matrix.newest(version))
             except environment.Unavailable:
                 continue
             tried.append(version)
@@ -481,7 +481,7 @@ class ServiceTests(Case):
                 [python, os.path.join(HERE, 'tls_client.py'), str(s.address[1]),
                  maker.path('server.pem'), maker.path('self-rsa.pem'),
                  maker.path('self-rsa-key.pem')],
-                env=dict(os.environ, PYTHONPATH=site), stdout=subprocess.PIPE,
+                env=dict(os.environ, PYTHONPATH=path), stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, timeout=120)
             self.assertEqual(done.returncode, 0, '%s: %s' % (version, done.stdout.decode()))
         if not tried:
