@@ -77,6 +77,23 @@ impl Tid {
         Self((minutes << 32) | u64::try_from(fraction).unwrap_or(u64::from(u32::MAX)))
     }
 
+    /// As [`Self::from_unix_time`], for a time that a client has computed, with the very rounding
+    /// of `TimeStamp`. One before 1970 becomes that year's begin. `None` behind the year 9999,
+    /// where Python's calendar ends, and for what is no number.
+    pub fn from_unix_seconds(seconds: f64) -> Option<Self> {
+        const UNIT: f64 = 60.0 / 65_536.0 / 65_536.0;
+        const YEAR_10000: f64 = 253_402_300_800.0;
+        if seconds.is_nan() || seconds >= YEAR_10000 {
+            return None;
+        }
+        let seconds = seconds.max(0.0);
+        let within_minute = seconds % 60.0;
+        let minutes = Self::from_unix_time(Duration::from_secs((seconds - within_minute) as u64));
+        // Below 2^32, and so nothing is cut off but the fraction.
+        let fraction = (within_minute / UNIT) as u32;
+        Some(Self(minutes.0 | u64::from(fraction)))
+    }
+
     /// The time since 1970 that this tid stands for; zero for one before 1970.
     pub fn unix_time(self) -> Duration {
         let minutes = self.0 >> 32;
@@ -163,6 +180,25 @@ fn days_from_civil(year: u64, month: u64, day: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_of_a_client_becomes_the_tid_that_python_makes_of_it() {
+        // TimeStamp(*time.gmtime(t)[:5] + (t % 60,)).raw().hex()
+        for (seconds, tid) in [
+            (0.0, 0x023c_2b00_0000_0000),
+            (59.999_999, 0x023c_2b00_ffff_ffb8),
+            (1_700_000_000.999_999, 0x03f4_7f95_5999_9955),
+            (1_795_222_000.123_456_7, 0x040d_276e_ab31_83aa),
+            (253_402_300_799.0, 0x02a0_01ff_fbbb_bbbb),
+        ] {
+            let found = Tid::from_unix_seconds(seconds);
+            assert_eq!(found, Some(Tid(tid)), "{seconds}");
+        }
+        assert_eq!(Tid::from_unix_seconds(-1e300), Tid::from_unix_seconds(0.0));
+        for wrong in [253_402_300_800.0, f64::INFINITY, f64::NAN] {
+            assert_eq!(Tid::from_unix_seconds(wrong), None);
+        }
+    }
 
     #[test]
     fn a_tid_is_the_time_stamp_that_python_computes() {

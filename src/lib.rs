@@ -1,9 +1,10 @@
 //! Standby: a storage server for ZODB that unmodified ZEO clients connect to.
 //!
 //! Where to start reading: `manual` for the whole picture, `reactor` for the loop that everything
-//! runs in, `server` for what happens at a call. Layers, from the bottom: [`ids`], [`limits`] and
-//! [`cursor`]; then [`zeo`] and [`storage`], which do not know each other; then `server`, which
-//! ties them; then `reactor`, which alone knows sockets and the clock.
+//! runs in, `server` for what happens at a call. Layers, from the bottom: [`ids`], [`limits`],
+//! [`cursor`] and `pickle_opcode`; then [`zeo`] and [`storage`], which do not know each other; then
+//! `server`, which ties them; [`tls`] beside it; then `reactor`, which alone knows sockets and the
+//! clock.
 
 pub mod args;
 pub mod config;
@@ -12,17 +13,25 @@ pub mod exit;
 pub mod ids;
 pub mod limits;
 pub mod logging;
+mod pickle_opcode;
 pub mod reactor;
 pub mod server;
 pub mod storage;
+pub mod tls;
 pub mod zeo;
 
 /// The manual: how the server works, what it writes, what it says.
 pub mod manual {
     #[doc = include_str!("manual/architecture.md")]
     pub mod architecture {}
+    #[doc = include_str!("manual/blobs.md")]
+    pub mod blobs {}
     #[doc = include_str!("manual/data_file.md")]
     pub mod data_file {}
+    #[doc = include_str!("manual/pack.md")]
+    pub mod pack {}
+    #[doc = include_str!("manual/tls.md")]
+    pub mod tls {}
     #[doc = include_str!("manual/zeo.md")]
     pub mod zeo {}
 }

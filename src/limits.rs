@@ -108,6 +108,23 @@ pub const UNDO_ERRORS_MAX: usize = 1000;
 /// file.
 pub const STAGED_LEN_IN_MEMORY_MAX: usize = 8 << 20;
 
+/// Bytes of a blob that are written at once. As much again is taken from its client meanwhile,
+/// then no more is read: at most three times as much is in memory, and one frame.
+pub const BLOB_WRITE_LEN: usize = 256 * 1024;
+
+/// Bytes of a blob that are written without a sync. What is not synced is what others' syncs may
+/// have to wait for, since a file system has one journal.
+pub const BLOB_SYNC_LEN: u64 = 8 << 20;
+
+/// Blobs of one transaction that are completed at a time; each is a sync, and they share it.
+pub const BLOB_JOBS_MAX: usize = 8;
+
+/// Bytes of a blob in one message to a client: what ZEO sends, and clients are used to.
+pub const BLOB_CHUNK_LEN: usize = 59_000;
+
+/// Bytes of a blob that are read at once, of one blob a client at a time.
+pub const BLOB_READ_LEN: usize = 4 * BLOB_CHUNK_LEN;
+
 /// Bytes of user name, of description and of extension in the file format (2-byte lengths).
 pub const METADATA_LEN_MAX: usize = u16::MAX as usize;
 
@@ -118,6 +135,26 @@ pub const INDEX_SAVE_INTERVAL: Duration = Duration::from_secs(60);
 /// [`INDEX_SAVE_INTERVAL`]: what opening has to read again after a crash. More if the index itself
 /// is longer than that, so that saving it does not cost more than the data.
 pub const INDEX_SAVE_LEN: u64 = 64 << 20;
+
+/// Bytes of TLS records of one connection that are encrypted ahead of what its socket has taken.
+/// As much as one write takes at once; the rest waits unencrypted, where it is counted.
+pub const TLS_BUFFER_LEN: usize = 64 * 1024;
+
+/// Hosts and reasons of refused connections that are remembered, so that they are not logged each
+/// time. Beyond that all are forgotten.
+pub const REFUSALS_REMEMBERED_MAX: usize = 100;
+
+/// Characters of the subject of a certificate in a log line.
+pub const SUBJECT_LEN_MAX: usize = 200;
+
+/// Bytes of a file of certificates: some ten thousand of them.
+pub const PEM_LEN_MAX: u64 = 16 << 20;
+
+/// Bytes of the password of a private key, as in OpenSSL.
+pub const PASSWORD_LEN_MAX: u64 = 1024;
+
+/// Time that a `password-command` has. The start waits for it.
+pub const PASSWORD_COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How deep configuration files may include each other: what ends a file that includes itself.
 pub const CONFIG_INCLUDE_DEPTH_MAX: usize = 8;
@@ -132,4 +169,8 @@ pub const CONFIG_VALUE_LEN_MAX: usize = 64 * 1024;
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);
+// A connection that is stopped has little left to send in comparison.
+const _: () = assert!(TLS_BUFFER_LEN <= OUTPUT_RESUME_LEN);
+// Sending blobs alone never keeps a client's calls from being read.
+const _: () = assert!(OUTPUT_RESUME_LEN + 2 * BLOB_READ_LEN < OUTPUT_PAUSE_LEN);
 const _: () = assert!(OIDS_PER_CALL_MAX < OID_RESERVE);

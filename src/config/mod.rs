@@ -29,6 +29,8 @@ use crate::logging::LogConfig;
 pub struct Config {
     /// Where to listen; at least one.
     pub addresses: Vec<Address>,
+    /// How connections are encrypted, if they are.
+    pub ssl: Option<SslConfig>,
     /// No storage is written.
     pub read_only: bool,
     /// Transactions of which the changed oids are remembered.
@@ -51,8 +53,6 @@ pub struct Config {
     pub log: LogConfig,
     /// Keys of `<runner>`, which concern zeoctl alone.
     pub runner_keys: Vec<String>,
-    /// Items that are understood but that this version cannot honour; see [`refuse_unsupported`].
-    pub unsupported: Vec<ConfigError>,
 }
 
 /// What a voted transaction excludes.
@@ -87,6 +87,30 @@ impl fmt::Display for Address {
             Self::Unix(path) => write!(f, "{}", path.display()),
         }
     }
+}
+
+/// The section `<ssl>`: TLS on all addresses, for clients with certificates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SslConfig {
+    /// Where the section stands, for complaints about the files.
+    pub place: Place,
+    /// The file with our certificate.
+    pub certificate: PathBuf,
+    /// The file with its key, if that is another one.
+    pub key: Option<PathBuf>,
+    /// What the key is encrypted by.
+    pub password: Option<Password>,
+    /// A file, or a directory of files, with certificates of clients or of those who signed them.
+    pub authenticate: PathBuf,
+}
+
+/// Where the password of a private key comes from. It is asked for only if the key is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Password {
+    /// The first line of a file.
+    File(PathBuf),
+    /// The first line that a command of the shell writes.
+    Command(String),
 }
 
 /// A storage to serve.
@@ -177,21 +201,13 @@ pub fn read(args: &Args, around: &dyn Surroundings) -> Result<Config, ConfigErro
     Ok(config)
 }
 
-/// Refuses what this version cannot honour. Apart from [`read`], so that all that can be said is
-/// understood and tested before it can be done.
-pub fn refuse_unsupported(config: &Config) -> Result<(), ConfigError> {
-    match config.unsupported.first() {
-        Some(error) => Err(error.clone()),
-        None => Ok(()),
-    }
-}
-
 impl Config {
     /// What holds if nothing is said; without addresses and storages.
     fn new(around: &dyn Surroundings) -> Self {
         let is_set = |value: String| !value.is_empty();
         Self {
             addresses: Vec::new(),
+            ssl: None,
             read_only: false,
             invalidation_queue_size: INVALIDATION_QUEUE_DEFAULT,
             invalidation_age: None,
@@ -203,7 +219,6 @@ impl Config {
             storages: Vec::new(),
             log: LogConfig::stderr(LevelFilter::Info),
             runner_keys: Vec::new(),
-            unsupported: Vec::new(),
         }
     }
 }

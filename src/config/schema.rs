@@ -6,11 +6,13 @@ use std::collections::BTreeSet;
 use log::LevelFilter;
 
 use super::values::{
-    addresses, boolean, byte_size, count, interval, level, lock_scope, path, seconds, text,
+    addresses, boolean, byte_size, client_certificates, count, interval, level, lock_scope,
+    non_empty, path, seconds, text,
 };
 use super::zconfig::{Key, Section};
 use super::{
-    Config, ConfigError, FileStorageConfig, Problem, StorageConfig, StorageKind, Surroundings,
+    Config, ConfigError, FileStorageConfig, Password, Problem, SslConfig, StorageConfig,
+    StorageKind, Surroundings,
 };
 use crate::logging::{DateFormat, LineFormat, LogConfig, LogOutput, LogTarget};
 
@@ -20,7 +22,6 @@ pub(super) fn fill(
     root: Section,
     around: &dyn Surroundings,
 ) -> Result<(), ConfigError> {
-    config.unsupported = unsupported(&root);
     let place = root.place.clone();
     let mut file = Items::new(root)?;
     let sections = file.take_sections();
@@ -58,38 +59,6 @@ pub(super) fn fill(
     Ok(())
 }
 
-/// The items that this version understands but cannot honour: section, key or section in it, and
-/// what to say. A key without a value asks for nothing.
-const UNSUPPORTED: [(&str, &str, &str); 2] = [
-    ("zeo", "ssl", "TLS is not supported yet"),
-    (
-        "filestorage",
-        "blob-dir",
-        "blob-dir: blobs are not supported yet",
-    ),
-];
-
-fn unsupported(root: &Section) -> Vec<ConfigError> {
-    let mut errors = Vec::new();
-    for (kind, item, why) in UNSUPPORTED {
-        for section in root.sections.iter().filter(|section| section.kind == kind) {
-            let keys = section
-                .keys
-                .iter()
-                .filter(|key| key.name == item && !key.value.is_empty());
-            let sections = section
-                .sections
-                .iter()
-                .filter(|section| section.kind == item);
-            let places = keys
-                .map(|key| &key.place)
-                .chain(sections.map(|section| &section.place));
-            errors.extend(places.map(|place| place.refuse(Problem::Unsupported(why))));
-        }
-    }
-    errors
-}
-
 fn zeo(
     config: &mut Config,
     section: Section,
@@ -98,7 +67,13 @@ fn zeo(
     let mut zeo = Items::new(section)?;
     for section in zeo.take_sections() {
         match section.kind.as_str() {
-            "ssl" => ssl(section, around)?,
+            "ssl" if config.ssl.is_none() => config.ssl = Some(ssl(section, around)?),
+            "ssl" => {
+                let problem = Problem::RepeatedSection {
+                    section: section.kind,
+                };
+                return Err(section.place.refuse(problem));
+            }
             _ => return Err(zeo.unknown(section)),
         }
     }
@@ -124,14 +99,40 @@ fn zeo(
     zeo.finish()
 }
 
-/// Only checked: see [`UNSUPPORTED`].
-fn ssl(section: Section, around: &dyn Surroundings) -> Result<(), ConfigError> {
+fn ssl(section: Section, around: &dyn Surroundings) -> Result<SslConfig, ConfigError> {
+    let place = section.place.clone();
+    let path = |value: &str| path(value, around);
     let mut ssl = Items::new(section)?;
-    ssl.required("certificate", |value| path(value, around))?;
-    ssl.optional("key", |value| path(value, around))?;
-    ssl.optional("password-function", text)?;
-    ssl.required("authenticate", text)?;
-    ssl.finish()
+    let certificate = ssl.required("certificate", path)?;
+    let key = ssl.optional("key", path)?;
+    ssl.optional(
+        "password-function",
+        one_of(
+            &[""],
+            "empty (functions of Python cannot be called: give password-file PATH or \
+             password-command COMMAND instead)",
+        ),
+    )?;
+    let file = ssl.optional("password-file", path)?;
+    let command = ssl.optional("password-command", non_empty)?;
+    let authenticate = ssl.required("authenticate", |value| client_certificates(value, around))?;
+    ssl.finish()?;
+    let password = match (file, command) {
+        (Some(_), Some(_)) => {
+            let why = "password-file and password-command exclude each other";
+            return Err(place.refuse(Problem::Unsupported(why)));
+        }
+        (Some(path), None) => Some(Password::File(path)),
+        (None, Some(command)) => Some(Password::Command(command)),
+        (None, None) => None,
+    };
+    Ok(SslConfig {
+        place,
+        certificate,
+        key,
+        password,
+        authenticate,
+    })
 }
 
 fn storage(section: Section, around: &dyn Surroundings) -> Result<StorageConfig, ConfigError> {
@@ -140,10 +141,7 @@ fn storage(section: Section, around: &dyn Surroundings) -> Result<StorageConfig,
     let kind = match section.kind.as_str() {
         "filestorage" => StorageKind::File(filestorage(section, around)?),
         "mappingstorage" => mappingstorage(section)?,
-        "blobstorage" => {
-            let why = "<blobstorage> is not supported: give its <filestorage> a blob-dir instead";
-            return Err(place.refuse(Problem::Unsupported(why)));
-        }
+        "blobstorage" => StorageKind::File(blobstorage(section, around)?),
         "demostorage" | "zeoclient" | "clientstorage" | "zlibstorage" | "relstorage" => {
             let why = "only <filestorage> and <mappingstorage> can be served";
             return Err(place.refuse(Problem::Unsupported(why)));
@@ -177,6 +175,31 @@ fn filestorage(
         one_of(&[""], "empty (functions of Python cannot be called)"),
     )?;
     items.finish()?;
+    Ok(file)
+}
+
+/// A wrapper of former times around a `<filestorage>`, which has a `blob-dir` of its own now.
+fn blobstorage(
+    section: Section,
+    around: &dyn Surroundings,
+) -> Result<FileStorageConfig, ConfigError> {
+    let place = section.place.clone();
+    let mut items = Items::new(section)?;
+    let blob_dir = items.required("blob-dir", |value| path(value, around))?;
+    let mut inner = items.take_sections();
+    items.finish()?;
+    let inner = match (inner.pop(), inner.is_empty()) {
+        (Some(inner), true) if inner.kind == "filestorage" => inner,
+        _ => {
+            let why = "<blobstorage> is served around one <filestorage> only";
+            return Err(place.refuse(Problem::Unsupported(why)));
+        }
+    };
+    let mut file = filestorage(inner, around)?;
+    if file.blob_dir.replace(blob_dir).is_some() {
+        let why = "<blobstorage> around a <filestorage> that has a blob-dir";
+        return Err(place.refuse(Problem::Unsupported(why)));
+    }
     Ok(file)
 }
 
@@ -439,7 +462,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::testing::Files;
-    use super::super::{Address, LockScope, read, refuse_unsupported};
+    use super::super::{Address, LockScope, read};
     use super::*;
     use crate::args::Args;
 
@@ -489,6 +512,7 @@ mod tests {
             }),
         };
         let expected = Config {
+            ssl: None,
             addresses: vec![everywhere],
             read_only: false,
             invalidation_queue_size: 100,
@@ -501,7 +525,6 @@ mod tests {
             storages: vec![storage],
             log: LogConfig::stderr(LevelFilter::Info),
             runner_keys: Vec::new(),
-            unsupported: Vec::new(),
         };
         assert_eq!(config, expected);
     }
@@ -660,7 +683,7 @@ mod tests {
 
     #[test]
     fn storages_of_python_are_refused() {
-        for kind in ["demostorage", "zeoclient", "blobstorage", "zlibstorage"] {
+        for kind in ["demostorage", "zeoclient", "zlibstorage"] {
             let error = storage_error(&format!("<{kind}>\n</{kind}>"));
             assert!(error.contains("<filestorage>"), "{error}");
         }
@@ -669,23 +692,99 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_yet_is_understood_and_refused_apart() {
-        let blobs = format!("{ZEO}<filestorage>\npath A.fs\nblob-dir blobs\n</filestorage>");
-        let config_with_blobs = config(&blobs).unwrap();
-        let error = refuse_unsupported(&config_with_blobs).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "zeo.conf:6: blob-dir: blobs are not supported yet"
-        );
+    fn blobs_are_an_option_of_the_file_or_a_section_around_it() {
+        let file = |text: &str| match config(&format!("{ZEO}{text}")) {
+            Ok(config) => match config.storages.into_iter().next() {
+                Some(StorageConfig {
+                    kind: StorageKind::File(file),
+                    name,
+                }) => Ok((name, file.path, file.blob_dir)),
+                other => panic!("{other:?}"),
+            },
+            Err(error) => Err(error),
+        };
+        let wanted = |blob_dir: Option<&str>| {
+            let blob_dir = blob_dir.map(PathBuf::from);
+            Ok(("main".to_owned(), PathBuf::from("A.fs"), blob_dir))
+        };
+        let plain = "<filestorage main>\npath A.fs\nblob-dir blobs\n</filestorage>";
+        assert_eq!(file(plain), wanted(Some("blobs")));
+        let none = "<filestorage main>\npath A.fs\nblob-dir\n</filestorage>";
+        assert_eq!(file(none), wanted(None));
+        let around = |inner: &str| {
+            let key = "blob-dir blobs\n";
+            file(&format!("<blobstorage main>\n{key}{inner}\n</blobstorage>"))
+        };
+        let inner = "<filestorage>\npath A.fs\n</filestorage>";
+        assert_eq!(around(inner), wanted(Some("blobs")));
+        for wrong in ["", "<mappingstorage>\n</mappingstorage>", plain] {
+            let error = around(wrong).unwrap_err();
+            assert!(error.contains("<blobstorage>"), "{error}");
+        }
+        assert!(around(&format!("{inner}\n{inner}")).is_err());
+    }
 
-        let ssl =
-            "<zeo>\naddress 1\n<ssl>\ncertificate a.pem\nauthenticate b.pem\n</ssl>\n</zeo>\n";
-        let error = refuse_unsupported(&config(&format!("{ssl}{STORAGE}")).unwrap()).unwrap_err();
-        assert_eq!(error.to_string(), "zeo.conf:3: TLS is not supported yet");
-        assert!(zeo_error("address 1\n<ssl>\n</ssl>").contains("certificate"));
-
-        let none = format!("{ZEO}<filestorage>\npath A.fs\nblob-dir\n</filestorage>");
-        assert!(refuse_unsupported(&config(&none).unwrap()).is_ok());
+    #[test]
+    fn certificates_and_keys_are_named_by_their_files() {
+        let read = |lines: &str| {
+            let text = format!("<zeo>\naddress 1\n<ssl>\n{lines}\n</ssl>\n</zeo>\n{STORAGE}");
+            config(&text).map(|config| config.ssl.unwrap())
+        };
+        let least = "certificate a.pem\nauthenticate b.pem\n";
+        let ssl = read(least).unwrap();
+        assert_eq!(ssl.place.to_string(), "zeo.conf:3");
+        assert_eq!((ssl.key, ssl.password), (None, None));
+        assert_eq!(ssl.certificate, Path::new("a.pem"));
+        assert_eq!(ssl.authenticate, Path::new("b.pem"));
+        let all = read(&format!(
+            "{least}key c.pem\npassword-function\npassword-file d"
+        ))
+        .unwrap();
+        assert_eq!(all.key, Some("c.pem".into()));
+        assert_eq!(all.password, Some(Password::File("d".into())));
+        let command = read(&format!(
+            "{least}password-command pass show zeo | head -n 1"
+        ))
+        .unwrap();
+        let expected = "pass show zeo | head -n 1".to_owned();
+        assert_eq!(command.password, Some(Password::Command(expected)));
+        for (lines, complaint) in [
+            (
+                "authenticate b.pem",
+                "zeo.conf:3: <ssl> needs a key 'certificate'",
+            ),
+            (
+                "certificate a.pem",
+                "zeo.conf:3: <ssl> needs a key 'authenticate'",
+            ),
+            (
+                "certificate no/a.pem",
+                "zeo.conf:4: certificate: 'no/a.pem' is not a path in an",
+            ),
+            (
+                "certificate a\nauthenticate b\npassword-function m.f",
+                "zeo.conf:6: password-function: 'm.f' is not empty (functions of Python cannot be \
+                 called: give password-file PATH or password-command COMMAND instead)",
+            ),
+            (
+                "certificate a\nauthenticate b\npassword-file c\npassword-command d",
+                "zeo.conf:3: password-file and password-command exclude each other",
+            ),
+            (
+                "certificate a\nauthenticate DYNAMIC",
+                "zeo.conf:5: authenticate: 'DYNAMIC' is not a file or directory",
+            ),
+            (
+                "certificate a\nauthenticate b\nverify yes",
+                "zeo.conf:6: unknown key 'verify'",
+            ),
+        ] {
+            let error = read(lines).unwrap_err();
+            assert!(error.starts_with(complaint), "{error}");
+        }
+        let twice = format!("<ssl a>\n{least}</ssl>\n<ssl b>\n{least}</ssl>");
+        let error = zeo_error(&format!("address 1\n{twice}"));
+        assert_eq!(error, "zeo.conf:7: <ssl> is there already");
     }
 
     #[test]

@@ -14,6 +14,15 @@ pub(super) fn text(value: &str) -> Result<String, &'static str> {
     Ok(value.to_owned())
 }
 
+/// Anything but nothing.
+pub(super) fn non_empty(value: &str) -> Result<String, &'static str> {
+    if value.is_empty() {
+        Err("something")
+    } else {
+        text(value)
+    }
+}
+
 /// `boolean`
 pub(super) fn boolean(value: &str) -> Result<bool, &'static str> {
     match value.to_lowercase().as_str() {
@@ -84,6 +93,20 @@ pub(super) fn path(value: &str, around: &dyn Surroundings) -> Result<PathBuf, &'
     existing_parent(path, around)
 }
 
+/// `authenticate`: a [`path`]. runzeo's schema speaks of `-` and `SIGNED`, too, which its code does
+/// not know; and its code of `DYNAMIC`, with which nobody is let in.
+pub(super) fn client_certificates(
+    value: &str,
+    around: &dyn Surroundings,
+) -> Result<PathBuf, &'static str> {
+    match value {
+        "-" | "SIGNED" | "DYNAMIC" => {
+            Err("a file or directory with certificates of clients, or of those who signed them")
+        }
+        _ => path(value, around),
+    }
+}
+
 /// The same path, if the directory that it is in exists.
 pub(super) fn existing_parent(
     path: PathBuf,
@@ -99,9 +122,18 @@ pub(super) fn existing_parent(
 
 /// One or several of `socket-binding-address`, separated by blanks.
 pub(super) fn addresses(value: &str) -> Result<Vec<Address>, &'static str> {
-    let addresses: Vec<_> = value
-        .split_whitespace()
-        .map(address)
+    let mut words: Vec<String> = Vec::new();
+    for word in value.split_whitespace() {
+        match words.last_mut() {
+            // ZConfig allows a blank before the port. As two addresses this would be any port of
+            // the host, and this one of all hosts.
+            Some(host) if lacks_port(host) && is_number(word) => host.push_str(word),
+            _ => words.push(word.to_owned()),
+        }
+    }
+    let addresses: Vec<_> = words
+        .iter()
+        .map(|word| address(word))
         .collect::<Result<_, _>>()?;
     if addresses.is_empty() {
         Err(ADDRESS)
@@ -110,13 +142,21 @@ pub(super) fn addresses(value: &str) -> Result<Vec<Address>, &'static str> {
     }
 }
 
+/// Whether a port has to follow. Two colons end an address of IPv6.
+fn lacks_port(host: &str) -> bool {
+    host.ends_with(':') && !host.ends_with("::") && !host.contains('/')
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
 const ADDRESS: &str = "an address (PORT, HOST, HOST:PORT, [IPV6]:PORT, or a path with a '/')";
 
 fn address(value: &str) -> Result<Address, &'static str> {
     if value.contains('/') {
         return Ok(Address::Unix(PathBuf::from(value)));
     }
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let (host, port) = match value.rsplit_once(':') {
         None if is_number(value) => ("", value),
         None => (value, ""),
@@ -216,6 +256,21 @@ mod tests {
             assert!(seconds(value).is_err(), "{value}");
         }
         assert!(positive_seconds("0").is_err());
+    }
+
+    #[test]
+    fn a_blank_before_a_port_does_not_make_two_addresses() {
+        let shown = |value: &str| {
+            let all = addresses(value).unwrap();
+            let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+            all.join(" ")
+        };
+        assert_eq!(shown("127.0.0.1: 8100"), "127.0.0.1:8100");
+        assert_eq!(shown("a: 1 b:2 [::1]: 3"), "a:1 b:2 [::1]:3");
+        assert_eq!(shown(": 8100"), ":8100");
+        assert_eq!(shown(":: 8100"), "[::]:0 :8100");
+        assert_eq!(shown("a: b"), "a:0 b:0");
+        assert_eq!(shown("/run/a: 8100"), "/run/a: :8100");
     }
 
     #[test]

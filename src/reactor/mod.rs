@@ -4,13 +4,14 @@
 //! server's business ([`crate::server`]), which takes bytes and the time and gives back bytes,
 //! jobs and the next deadline.
 
+mod certificates;
 mod connection;
 mod listener;
 mod signals;
 mod timer;
 mod worker;
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,7 +21,8 @@ use mio::{Events, Poll, Token, Waker};
 use sd_notify::NotifyState;
 use slab::Slab;
 
-use self::connection::{Connection, ReadOutcome};
+use self::certificates::Certificates;
+use self::connection::{Connection, ReadError, ReadOutcome};
 use self::listener::{Bound, Listener};
 use self::signals::{Signal, Signals};
 use self::timer::Timers;
@@ -37,7 +39,7 @@ use crate::server::{self, Now, Output, Server};
 use crate::storage::disk::{Disk, OsDisk};
 use crate::storage::memory::MemoryDisk;
 use crate::storage::recover::Progress;
-use crate::storage::{self, FileStorage};
+use crate::storage::{self, FileStorage, PackOptions};
 use crate::zeo::Encoding;
 
 /// Token of the waker; listeners count down from here, where no connection's serial comes.
@@ -45,9 +47,6 @@ const WAKER: Token = Token(usize::MAX);
 
 /// Events taken from the kernel in one poll.
 const EVENTS_PER_POLL: usize = 1024;
-
-/// Slices in one `writev`.
-const SLICES_PER_WRITE: usize = 64;
 
 /// How long a listener rests when the process has no file descriptor left.
 const ACCEPT_REST: Duration = Duration::from_millis(500);
@@ -93,6 +92,8 @@ struct Reactor {
     timers: Timers<Timer>,
     signals: Signals,
     log: logging::Handle,
+    /// How connections are encrypted, if they are.
+    certificates: Option<Certificates>,
     /// What sockets are read into; frames are cut from copies that are just long enough.
     scratch: Vec<u8>,
     /// Connections at a time: files need descriptors, too.
@@ -134,6 +135,8 @@ impl Reactor {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(internal)?);
         // From here on no signal ends the process: opening may take minutes, and would begin anew.
         let signals = Signals::install(waker.clone()).map_err(internal)?;
+        let load = |ssl| Certificates::load(ssl, &waker).map_err(|error| (Exit::Usage, error));
+        let certificates = config.ssl.as_ref().map(load).transpose()?;
         // First, so that no server whose address is in use opens a file, and reads it for minutes;
         // but who can connect shall be served, so listening comes last.
         let mut bound = Vec::new();
@@ -188,6 +191,7 @@ impl Reactor {
             ready: Vec::new(),
             timers,
             log,
+            certificates,
             scratch: vec![0; READ_BYTES_PER_TURN],
             connections_max,
             complained: None,
@@ -227,6 +231,9 @@ impl Reactor {
         let now = now();
         while let Some((tag, done)) = self.workers.take_done() {
             self.server.on_done(tag, done, now);
+        }
+        if let Some(certificates) = &mut self.certificates {
+            certificates.take_loaded();
         }
         self.follow_server();
         for key in std::mem::take(&mut self.ready) {
@@ -307,14 +314,26 @@ impl Reactor {
             && connection.readable
             && self.server.wants_input(client)
         {
-            match connection.read(&mut self.scratch) {
-                Ok(ReadOutcome::Bytes(len)) => {
-                    self.server.receive(client, &self.scratch[..len]);
+            let was_open = connection.is_open();
+            let server = &mut self.server;
+            let outcome = connection.read(&mut self.scratch, |data| server.receive(client, data));
+            match outcome {
+                Ok(ReadOutcome::Received) => {
+                    self.shake_hands(key, was_open);
                     more = self.server.run_calls(client, CALLS_PER_TURN, now);
                 }
                 Ok(ReadOutcome::WouldBlock) => {}
                 Ok(ReadOutcome::End) => return self.server.on_end(client, now),
-                Err(error) => return self.server.on_broken(client, &error, now),
+                Err(ReadError::Socket(error)) => {
+                    return self.server.on_broken(client, &error, now);
+                }
+                Err(ReadError::Tls(error)) if was_open => {
+                    let error = io::Error::other(format!("TLS: {error}"));
+                    return self.server.on_broken(client, &error, now);
+                }
+                Err(ReadError::Tls(error)) => {
+                    return self.server.on_refused(client, &error.to_string(), now);
+                }
             }
         }
         let readable = self
@@ -323,6 +342,20 @@ impl Reactor {
             .is_some_and(|connection| connection.readable);
         if more || (readable && self.server.wants_input(client)) {
             self.queue(key);
+        }
+    }
+
+    /// Sends what TLS has to say of itself; when both sides know each other, it can begin.
+    fn shake_hands(&mut self, key: usize, was_open: bool) {
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        let opened = !was_open && connection.is_open();
+        if opened && let Some(tls) = connection.tls() {
+            log::debug!("{}: {}", connection.client, tls.describe());
+        }
+        if opened || connection.has_unsent() {
+            self.write(key);
         }
     }
 
@@ -336,14 +369,10 @@ impl Reactor {
             return;
         };
         let mut budget = WRITE_BYTES_PER_TURN;
-        while connection.writable && !out.is_empty() && budget > 0 {
-            let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE];
-            let count = out.slices(&mut slices);
-            match connection.write(&slices[..count]) {
-                Ok(len) => {
-                    out.advance(len);
-                    budget = budget.saturating_sub(len);
-                }
+        while connection.writable && budget > 0 {
+            match connection.write(out) {
+                Ok(0) => break,
+                Ok(len) => budget = budget.saturating_sub(len),
                 Err(error) => {
                     self.server.on_broken(client, &error, now());
                     return;
@@ -405,7 +434,14 @@ impl Reactor {
             serial: self.accepted,
             key: slot,
         };
-        let mut connection = Connection::new(stream, client);
+        let tls = match &self.certificates {
+            None => None,
+            Some(certificates) => match certificates.channel() {
+                Some(tls) => Some(tls),
+                None => return,
+            },
+        };
+        let mut connection = Connection::new(stream, tls, client);
         if let Err(error) = connection.register(self.poll.registry(), connection_token(client)) {
             log::error!("{peer}: cannot be polled ({error})");
             return;
@@ -423,12 +459,28 @@ impl Reactor {
 
     fn on_timer(&mut self, timer: Timer, now: Now) {
         match timer {
-            Timer::Register(client) => self.server.on_register_timeout(client, now),
+            Timer::Register(client) => self.on_register_timeout(client, now),
             Timer::Accept(at) => self.acceptable[at] = true,
             Timer::Server => self.server.on_deadline(now),
             Timer::Tick => {
                 self.server.on_tick(now);
                 self.timers.set(Timer::Tick, Some(now.mono + TICK));
+            }
+        }
+    }
+
+    fn on_register_timeout(&mut self, client: ClientId, now: Now) {
+        let connection = self.connections.get(client.key as usize);
+        let connection = connection.filter(|it| it.client == client && !it.is_open());
+        match connection.and_then(Connection::tls) {
+            None => self.server.on_register_timeout(client, now),
+            Some(tls) if tls.has_begun() => {
+                let problem = "the handshake is not done in time";
+                self.server.on_refused(client, problem, now);
+            }
+            Some(_) => {
+                let problem = "it waits for us to begin: a client without <ssl>?";
+                self.server.on_refused(client, problem, now);
             }
         }
     }
@@ -450,10 +502,11 @@ impl Reactor {
         // What is queued was promised; there is no second try.
         self.write(key);
         self.timers.set(Timer::Register(client), None);
-        if let Some(mut connection) = self.connections.try_remove(key)
-            && let Err(error) = connection.deregister(self.poll.registry())
-        {
-            log::warn!("{client}: {error}");
+        if let Some(mut connection) = self.connections.try_remove(key) {
+            connection.say_goodbye();
+            if let Err(error) = connection.deregister(self.poll.registry()) {
+                log::warn!("{client}: {error}");
+            }
         }
         self.server.forget(client);
     }
@@ -469,16 +522,25 @@ impl Reactor {
                     log::info!("hung up by SIGHUP, and there is no log file to reopen");
                     return Some(Exit::HungUp);
                 }
-                Signal::ReopenLog if !self.log.has_files() => {
-                    log::warn!("SIGUSR2: there is no log file to reopen");
-                }
-                Signal::HangUp | Signal::ReopenLog => match self.log.reopen() {
-                    Ok(()) => log::info!("log files reopened"),
-                    Err(error) => log::error!("log files not reopened: {error}"),
-                },
+                Signal::HangUp | Signal::ReopenLog => self.reopen(),
             }
         }
         None
+    }
+
+    /// Opens log files anew, and reads certificates anew: both may have been replaced.
+    fn reopen(&mut self) {
+        if self.log.has_files() {
+            match self.log.reopen() {
+                Ok(()) => log::info!("log files reopened"),
+                Err(error) => log::error!("log files not reopened: {error}"),
+            }
+        } else if self.certificates.is_none() {
+            log::warn!("SIGUSR2: there is no log file to reopen");
+        }
+        if let Some(certificates) = &mut self.certificates {
+            certificates.reload();
+        }
     }
 
     /// Stops in good order: no new connections or calls; what is on its way to the disk gets there
@@ -488,13 +550,14 @@ impl Reactor {
         self.acceptable.clear();
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
         let deadline = now().mono + DRAIN_TIMEOUT;
+        self.server.give_up_packs(now());
         self.server.end_turn(now());
         self.follow_server();
         while self.server.is_writing() && now().mono < deadline {
             self.drain(&mut events, deadline);
         }
         let deadline = now().mono + LAST_REPLIES_TIMEOUT;
-        while self.server.has_output() && now().mono < deadline {
+        while self.has_output() && now().mono < deadline {
             self.drain(&mut events, deadline);
         }
         let Self {
@@ -512,7 +575,9 @@ impl Reactor {
             log::error!("the disk does not answer; stopping without it");
         }
         let closed = server.close(drained);
-        drop(connections);
+        for (_, mut connection) in connections {
+            connection.say_goodbye();
+        }
         if closed {
             exit
         } else {
@@ -522,6 +587,14 @@ impl Reactor {
 }
 
 impl Reactor {
+    /// Whether anything waits for a socket that can still be sent.
+    fn has_output(&self) -> bool {
+        self.connections.iter().any(|(_, connection)| {
+            let queued = connection.is_open() && self.server.has_output(connection.client);
+            queued || connection.has_unsent()
+        })
+    }
+
     /// A turn of a server that stops: it waits for the disk and for sockets, and reads nothing.
     fn drain(&mut self, events: &mut Events, deadline: Instant) {
         // Others are not wanted any more.
@@ -559,13 +632,24 @@ fn open(
             config::LockScope::Storage => storage::LockScope::Storage,
             config::LockScope::Objects => storage::LockScope::Objects,
         },
+        pack: PackOptions::default(),
+        blob_dir: None,
     };
     let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
-        StorageKind::Memory => (Arc::new(MemoryDisk::new()), Path::new("memory")),
+        StorageKind::Memory => {
+            // Nobody could get at it.
+            options.pack.keep_old = false;
+            (Arc::new(MemoryDisk::new()), Path::new("memory"))
+        }
         StorageKind::File(file) => {
             options.read_only = file.read_only;
             options.create = file.create;
             options.quota = file.quota;
+            options.pack = PackOptions {
+                gc: file.pack_gc,
+                keep_old: file.pack_keep_old,
+            };
+            options.blob_dir.clone_from(&file.blob_dir);
             (Arc::new(OsDisk::default()), &file.path)
         }
     };

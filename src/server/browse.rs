@@ -7,9 +7,9 @@ use super::client::Iteration;
 use super::{PendingRead, Server, Wanted};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{HISTORY_ENTRIES_MAX, ITERATORS_MAX};
-use crate::storage::Lookup;
 use crate::storage::error::ReadError;
 use crate::storage::history::{From, Past, Query, Revision, Step, TxnInfo};
+use crate::storage::{Job, Lookup};
 use crate::zeo::errors::RemoteError;
 use crate::zeo::{Value, decode_standalone};
 
@@ -31,8 +31,7 @@ impl Server {
             pos,
             count: usize::try_from(count).unwrap_or(usize::MAX),
         };
-        let storage = &self.storages[at].storage;
-        let job = storage.browse(query, storage.file_len());
+        let job = self.storages[at].storage.view().browse(query);
         self.read(id, msgid, at, Wanted::Log, job)
     }
 
@@ -56,8 +55,7 @@ impl Server {
             end: bounded(end),
             filter: Box::new(move |info| wanted.is_empty() || passes(info, &wanted)),
         };
-        let storage = &self.storages[at].storage;
-        let job = storage.browse(query, storage.file_len());
+        let job = self.storages[at].storage.view().browse(query);
         self.read(id, msgid, at, Wanted::Log, job)
     }
 
@@ -81,7 +79,7 @@ impl Server {
         self.look_up(id, msgid, at, Wanted::NextObject { oid, next }, lookup)
     }
 
-    /// What is committed from now on the iterator does not give, as in ZODB.
+    /// What is committed or packed away from now on the iterator does not see, as in ZODB.
     pub(super) fn iterator_start(
         &mut self,
         id: ClientId,
@@ -90,13 +88,13 @@ impl Server {
         stop: Option<Tid>,
     ) -> Outcome {
         let from = From::Tid(start.unwrap_or_default());
-        let tail = self.storages[at].storage.file_len();
+        let view = self.storages[at].storage.view();
         self.begin_iteration(
             id,
             Iteration::Transactions {
                 from,
                 stop,
-                tail,
+                view,
                 current: None,
             },
         )
@@ -110,9 +108,9 @@ impl Server {
         number: i64,
     ) -> Outcome {
         match self.iteration(id, number) {
-            Some(Iteration::Transactions { from, tail, .. }) => {
-                let query = (Query::Transaction(*from), *tail);
-                self.iterate(id, msgid, at, number, query)
+            Some(Iteration::Transactions { from, view, .. }) => {
+                let job = view.browse(Query::Transaction(*from));
+                self.iterate(id, msgid, at, number, job)
             }
             _ => Outcome::Raise(RemoteError::Key(Value::Int(number))),
         }
@@ -123,11 +121,11 @@ impl Server {
         match self.iteration(id, number) {
             Some(Iteration::Transactions {
                 current: Some(step),
-                tail,
+                view,
                 ..
             }) if step.info.tid == tid => {
-                let (pos, end, tail) = (step.records_pos, step.records_end, *tail);
-                self.begin_iteration(id, Iteration::Records { pos, end, tail })
+                let (pos, end, view) = (step.records_pos, step.records_end, view.clone());
+                self.begin_iteration(id, Iteration::Records { pos, end, view })
             }
             Some(Iteration::Transactions { .. }) => {
                 let text = format!("transaction {tid} is not the one that was returned last");
@@ -145,9 +143,10 @@ impl Server {
         number: i64,
     ) -> Outcome {
         match self.iteration(id, number) {
-            Some(Iteration::Records { pos, end, tail }) => {
-                let (pos, end, tail) = (*pos, *end, *tail);
-                self.iterate(id, msgid, at, number, (Query::Record { pos, end }, tail))
+            Some(Iteration::Records { pos, end, view }) => {
+                let (pos, end) = (*pos, *end);
+                let job = view.browse(Query::Record { pos, end });
+                self.iterate(id, msgid, at, number, job)
             }
             _ => Outcome::Raise(RemoteError::Key(Value::Int(number))),
         }
@@ -211,12 +210,11 @@ impl Server {
         msgid: &Value,
         at: usize,
         number: i64,
-        (query, tail): (Query, u64),
+        job: Job,
     ) -> Outcome {
         if let Some(client) = self.clients.get_mut(&id) {
             client.iterating = true;
         }
-        let job = self.storages[at].storage.browse(query, tail);
         self.read(id, msgid, at, Wanted::Iteration(number), job)
     }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::blobs::BlobCall;
 use super::browse;
 use super::client::{ClientTxn, Pending};
 use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Served, Server, Wanted};
@@ -222,6 +223,35 @@ impl Server {
                 }
                 Outcome::Reply(Value::None)
             }
+            Request::StoreBlobStart => self.store_blob(id, at, None, BlobCall::Start, now),
+            Request::StoreBlobChunk { chunk } => {
+                self.store_blob(id, at, None, BlobCall::Chunk(chunk), now)
+            }
+            Request::StoreBlobEnd {
+                oid,
+                serial,
+                data,
+                txn,
+            } => {
+                let call = BlobCall::End { oid, serial, data };
+                self.store_blob(id, at, Some(txn), call, now)
+            }
+            Request::StoreBlobShared {
+                oid,
+                serial,
+                data,
+                filename: name,
+                txn,
+            } => {
+                let call = BlobCall::Shared {
+                    oid,
+                    serial,
+                    data,
+                    name,
+                };
+                self.store_blob(id, at, Some(txn), call, now)
+            }
+            Request::SendBlob { oid, serial } => self.send_blob(id, msgid, at, oid, serial),
             Request::History { oid, size } => self.history(id, msgid, at, oid, size),
             Request::UndoLog { first, last } => {
                 self.undo_log(id, msgid, at, first, last, Vec::new())
@@ -231,6 +261,7 @@ impl Server {
                 last,
                 filter,
             } => self.undo_log(id, msgid, at, first, last, filter),
+            Request::Pack { time, wait } => self.pack(id, msgid, at, (time, wait), now),
             Request::IteratorStart { start, stop } => self.iterator_start(id, at, start, stop),
             Request::IteratorNext { iterator } => self.iterator_next(id, msgid, at, iterator),
             Request::IteratorRecordStart { iterator, tid } => {
@@ -246,10 +277,6 @@ impl Server {
                 Outcome::Reply(Value::None)
             }
             Request::RecordIternext { oid } => self.record_iternext(id, msgid, at, oid),
-            unserved => {
-                let message = format!("this server does not support {} yet", unserved.name());
-                Outcome::Raise(other("builtins.NotImplementedError", message))
-            }
         }
     }
 
@@ -453,7 +480,7 @@ impl Server {
     /// The file is damaged there, or the disk does not read it.
     pub(super) fn read_failed(&self, at: usize, error: &str) -> Outcome {
         log::error!("{}: {error}", self.storages[at].storage.name());
-        Outcome::Raise(other("ZODB.FileStorage.format.CorruptedDataError", error))
+        Outcome::Raise(other(CORRUPTED, error))
     }
 }
 
@@ -522,9 +549,11 @@ const fn may_be_answered_later(request: &Request) -> bool {
             | Request::History { .. }
             | Request::UndoLog { .. }
             | Request::UndoInfo { .. }
+            | Request::Pack { .. }
             | Request::IteratorNext { .. }
             | Request::IteratorRecordNext { .. }
             | Request::RecordIternext { .. }
+            | Request::SendBlob { .. }
     )
 }
 
@@ -595,7 +624,7 @@ fn not_granted() -> RemoteError {
     other("builtins.AssertionError", message)
 }
 
-fn no_such_txn(current: Option<&ClientTxn>, named: Value) -> RemoteError {
+pub(super) fn no_such_txn(current: Option<&ClientTxn>, named: Value) -> RemoteError {
     let current = current.map_or(Value::None, |txn| txn.handle.clone());
     RemoteError::NotCurrentTransaction {
         current,
@@ -626,9 +655,14 @@ pub(super) const fn is_conflict(refusal: &Refusal) -> bool {
     matches!(refusal, Refusal::Conflict(_) | Refusal::ReadConflict { .. })
 }
 
+/// What FileStorage raises where the file contradicts itself.
+pub(super) const CORRUPTED: &str = "ZODB.FileStorage.format.CorruptedDataError";
+
+/// What FileStorage raises.
+pub(super) const STORAGE: &str = "ZODB.FileStorage.FileStorage.FileStorageError";
+
 /// A refused vote in the form that clients know.
 pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
-    const STORAGE: &str = "ZODB.FileStorage.FileStorage.FileStorageError";
     match refusal {
         Refusal::Conflict(Conflict {
             oid,
@@ -669,6 +703,7 @@ pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
             STORAGE,
             format!("tid {tid} is not above the last one, or too high"),
         ),
+        Refusal::Blob(error) => other("ZODB.blob.BlobStorageError", error),
         Refusal::Disk(error) => other(STORAGE, error),
     }
 }

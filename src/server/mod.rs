@@ -9,10 +9,13 @@
 //! invalidations are queued, then nobody reads an older state. A load that had to wait for the disk
 //! is looked at again before it is answered (`FileStorage::settle`).
 
+mod blobs;
 mod browse;
 mod calls;
 mod client;
 mod invalidation;
+mod packing;
+mod refusals;
 mod stats;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,6 +27,7 @@ use slab::Slab;
 
 use self::client::{Client, ClientTxn, Pending, Who};
 use self::invalidation::InvalidationQueue;
+use self::refusals::{Refusals, Repeated};
 use self::stats::{Moment, Stats};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{
@@ -96,6 +100,7 @@ pub struct Server {
     clients: BTreeMap<ClientId, Client>,
     /// Calls that wait for the disk.
     reads: Slab<PendingRead>,
+    refusals: Refusals,
     outputs: VecDeque<Output>,
     /// Clients for which something was queued in this turn.
     to_send: BTreeSet<ClientId>,
@@ -111,6 +116,8 @@ struct Served {
     owners: BTreeMap<TxnId, ClientId>,
     /// Calls of `new_oids` that wait for a higher ceiling.
     waiting_for_oids: Vec<(ClientId, Value, u64)>,
+    /// The call of `pack` that waits for its end.
+    waiting_for_pack: Option<(ClientId, Value)>,
     stats: Stats,
 }
 
@@ -133,6 +140,8 @@ enum Wanted {
     Log,
     /// The next transaction or record of this iterator.
     Iteration(i64),
+    /// The next piece of a blob. `begun`: it is not the first.
+    Blob { oid: Oid, serial: Tid, begun: bool },
 }
 
 impl Server {
@@ -156,6 +165,7 @@ impl Server {
                 clients: BTreeSet::new(),
                 owners: BTreeMap::new(),
                 waiting_for_oids: Vec::new(),
+                waiting_for_pack: None,
                 stats: Stats::default(),
             })
         });
@@ -164,6 +174,7 @@ impl Server {
             storages: storages.collect::<Result<_, StorageError>>()?,
             clients: BTreeMap::new(),
             reads: Slab::new(),
+            refusals: Refusals::default(),
             outputs: VecDeque::new(),
             to_send: BTreeSet::new(),
         })
@@ -228,6 +239,17 @@ impl Server {
         self.hang_up(id, &Reason::Broken(error.to_string()), now);
     }
 
+    /// The connection is not as safe as it has to be, and `problem` says why: text without the
+    /// peer's words first, and with them in brackets behind it.
+    pub fn on_refused(&mut self, id: ClientId, problem: &str, now: Now) {
+        let Some(client) = self.clients.get(&id) else {
+            return;
+        };
+        let repeated = self.refusals.note(&client.who.peer, problem, now.mono);
+        let problem = problem.to_owned();
+        self.hang_up(id, &Reason::Refused { problem, repeated }, now);
+    }
+
     /// The client has had the time to register.
     pub fn on_register_timeout(&mut self, id: ClientId, now: Now) {
         if self
@@ -253,11 +275,19 @@ impl Server {
             .any(|served| served.storage.is_writing())
     }
 
-    /// Whether anything waits for a client's socket.
-    pub fn has_output(&self) -> bool {
+    /// The server stops: nothing is begun any more that takes long.
+    pub fn give_up_packs(&mut self, now: Now) {
+        for at in 0..self.storages.len() {
+            self.storages[at].storage.give_up_pack(now.mono);
+            self.follow_storage(at, now);
+        }
+    }
+
+    /// Whether anything waits for the client's socket.
+    pub fn has_output(&self, id: ClientId) -> bool {
         self.clients
-            .values()
-            .any(|client| !client.session.out.is_empty())
+            .get(&id)
+            .is_some_and(|client| !client.session.out.is_empty())
     }
 
     /// The client's socket took something.
@@ -271,6 +301,7 @@ impl Server {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
         }
+        self.read_blobs(id);
     }
 
     /// The connection is closed.
@@ -286,19 +317,23 @@ impl Server {
                 Some(key),
                 Done::Looked {
                     lookup,
-                    pos,
+                    place,
                     result,
                 },
             ) => {
                 let pending = self.reads.remove(key);
                 let settled = self.storages[tag.storage]
                     .storage
-                    .settle(lookup, pos, result);
+                    .settle(lookup, place, result);
                 self.answer_lookup(tag.storage, pending, lookup, settled);
             }
             (Some(key), Done::Browsed(result)) => {
                 let pending = self.reads.remove(key);
                 self.answer_browse(tag.storage, pending, result);
+            }
+            (Some(key), Done::BlobRead(result)) => {
+                let pending = self.reads.remove(key);
+                self.on_blob_read(tag.storage, pending, result);
             }
             (_, done) => {
                 self.storages[tag.storage].storage.on_done(done, now.mono);
@@ -402,6 +437,7 @@ impl Server {
                     self.outputs.extend(owner.copied().map(Output::Serve));
                 }
                 Event::OidsRaised { raised } => self.on_oids_raised(at, raised),
+                Event::Packed(ended) => self.on_packed(at, ended),
             }
         }
     }
@@ -478,12 +514,8 @@ impl Server {
             log::debug!(target: LOG, "{who} committed {tid} ({count} objects)");
         }
         let changed = Value::List(oids.iter().map(|oid| Value::from(*oid)).collect());
-        let mut frames = NoticeFrames {
-            encoding: self.options.encoding,
-            name: "invalidateTransaction",
-            args: vec![tid.into(), changed],
-            encoded: [None, None],
-        };
+        let args = vec![tid.into(), changed];
+        let mut frames = NoticeFrames::new(self.options.encoding, "invalidateTransaction", args);
         let mut deaf = Vec::new();
         for id in &served.clients {
             let Some(client) = self.clients.get_mut(id).filter(|client| !client.closing) else {
@@ -543,6 +575,7 @@ impl Server {
             return;
         };
         client.closing = true;
+        client.transfers.clear();
         reason.log(&client.who, client.storage.is_some());
         self.outputs.push_back(Output::Close(id));
         let (storage, txn) = (client.storage, client.txn.take());
@@ -632,6 +665,15 @@ struct NoticeFrames {
 }
 
 impl NoticeFrames {
+    const fn new(encoding: Encoding, name: &'static str, args: Vec<Value>) -> Self {
+        Self {
+            encoding,
+            name,
+            args,
+            encoded: [None, None],
+        }
+    }
+
     fn of(&mut self, dialect: Dialect) -> Bytes {
         let at = usize::from(dialect == Dialect::Python2);
         let encoded = self.encoded[at].get_or_insert_with(|| {
@@ -646,6 +688,11 @@ impl NoticeFrames {
 enum Reason {
     ClientClosed,
     Broken(String),
+    /// TLS does not let it in.
+    Refused {
+        problem: String,
+        repeated: Repeated,
+    },
     NotRegistered,
     /// It takes nothing of what it is told.
     Deaf,
@@ -674,6 +721,14 @@ impl Reason {
             Self::Broken(error) => {
                 log::debug!(target: LOG, "{who} gone before it registered ({error})")
             }
+            Self::Refused { problem, repeated } => match repeated {
+                Repeated::Often => log::debug!(target: LOG, "{who} refused (TLS: {problem})"),
+                Repeated::Again(count) => log::warn!(
+                    target: LOG,
+                    "{who} refused (TLS: {problem}; {count} times since it was last said)"
+                ),
+                Repeated::New => log::warn!(target: LOG, "{who} refused (TLS: {problem})"),
+            },
             Self::NotRegistered => {
                 log::info!(target: LOG, "{who} closed (it did not register in time)")
             }

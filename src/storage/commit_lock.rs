@@ -106,6 +106,19 @@ impl CommitLock {
         (ticket, held)
     }
 
+    /// Whether nobody has the lock, or waits for it.
+    pub(super) fn is_idle(&self) -> bool {
+        let mut tickets = self.tickets.values();
+        tickets.all(|entry| entry.phase == Phase::Finishing)
+    }
+
+    /// Whether it is the turn of this ticket.
+    pub(super) fn is_held(&self, ticket: Ticket) -> bool {
+        self.tickets
+            .get(&ticket)
+            .is_some_and(|entry| entry.phase == Phase::Held)
+    }
+
     /// Whether the ticket, which is held, covers these oids and this claim, too.
     pub(super) fn covers(&self, ticket: Ticket, oids: &[Oid], claim: Claim) -> bool {
         self.tickets.get(&ticket).is_some_and(|entry| {

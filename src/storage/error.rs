@@ -44,6 +44,18 @@ pub enum StorageError {
         /// The tid.
         tid: Tid,
     },
+    /// The blob directory has a layout that is not known.
+    BlobLayout {
+        /// The file that names it.
+        path: PathBuf,
+        /// What it says.
+        found: Vec<u8>,
+    },
+    /// Temporary files of blobs would be on another file system than the blobs.
+    BlobsApart {
+        /// The directory of the temporary files.
+        path: PathBuf,
+    },
     /// The file contradicts itself before its end, and nothing was changed.
     Damaged {
         /// The file.
@@ -106,6 +118,17 @@ impl fmt::Display for StorageError {
             Self::TidTooHigh { path, tid } => write!(
                 f,
                 "{}: the tid of the last transaction, {tid}, leaves none for another",
+                path.display()
+            ),
+            Self::BlobLayout { path, found } => write!(
+                f,
+                "{}: unknown layout \"{}\" of a blob directory (expected \"bushy\" or \"lawn\")",
+                path.display(),
+                found.escape_ascii()
+            ),
+            Self::BlobsApart { path } => write!(
+                f,
+                "{}: on another file system than the blob directory (expected the same)",
                 path.display()
             ),
             Self::Damaged { path, damage } => write!(f, "{}: {damage}", path.display()),
@@ -239,6 +262,18 @@ pub enum Fault {
         /// The position that it has.
         found: u64,
     },
+    /// A transaction is not newer than the one before it.
+    TidOrder {
+        /// Its tid.
+        found: Tid,
+        /// That of the one before.
+        last: Tid,
+    },
+    /// No finished transaction has this status.
+    UnknownStatus {
+        /// The byte.
+        found: u8,
+    },
     /// The object is larger than any client could be sent.
     DataLength {
         /// Length in the header.
@@ -286,6 +321,14 @@ impl fmt::Display for Damage {
             Fault::Pointer { found } => write!(
                 f,
                 "pointer to an earlier record {found} (expected a record before this one)"
+            ),
+            Fault::TidOrder { found, last } => {
+                write!(f, "transaction {found} is not newer than {last} before it")
+            }
+            Fault::UnknownStatus { found } => write!(
+                f,
+                "transaction with status '{}' (expected ' ', 'p' or 'u')",
+                found.escape_ascii()
             ),
             Fault::DataLength { found, max } => {
                 write!(f, "object of {found} bytes (expected at most {max})")

@@ -19,6 +19,10 @@ use super::disk::{Disk, OpenMode};
 use super::format::{FIRST_TXN_POS, POS_END, TXN_HEADER_LEN};
 use super::window::Window;
 use crate::ids::Oid;
+use crate::pickle_opcode::{
+    BINBYTES, BININT, BININT1, BININT2, BINSTRING, LONG1, NONE, PROTO, SHORT_BINBYTES,
+    SHORT_BINSTRING, STOP, TUPLE2,
+};
 
 /// Oids of one chunk, as a power of two.
 const CHUNK_BITS: u32 = 10;
@@ -87,6 +91,20 @@ impl Index {
         let before = Arc::make_mut(chunk).insert(slot, pack(pos));
         if before.is_none() {
             self.len += 1;
+        }
+        before.map(unpack)
+    }
+
+    /// Forgets an object; its position so far.
+    pub fn remove(&mut self, oid: Oid) -> Option<u64> {
+        let (key, slot) = split(oid);
+        let chunk = self.chunks.get_mut(&key)?;
+        chunk.get(slot)?;
+        let chunk = Arc::make_mut(chunk);
+        let before = chunk.remove(slot);
+        self.len -= 1;
+        if chunk.entries(0).next().is_none() {
+            self.chunks.remove(&key);
         }
         before.map(unpack)
     }
@@ -200,6 +218,19 @@ impl Chunk {
         Some(before).filter(|pos| *pos != NO_POS)
     }
 
+    fn remove(&mut self, slot: u16) -> Option<Pos48> {
+        match self {
+            Self::Sparse(entries) => {
+                let at = entries.binary_search_by_key(&slot, |entry| entry.0).ok()?;
+                Some(entries.remove(at).1)
+            }
+            Self::Dense(positions) => {
+                let before = std::mem::replace(&mut positions[usize::from(slot)], NO_POS);
+                Some(before).filter(|pos| *pos != NO_POS)
+            }
+        }
+    }
+
     fn dense(entries: &[(u16, Pos48)]) -> Self {
         let mut positions = Box::new([NO_POS; CHUNK_LEN]);
         for (slot, pos) in entries {
@@ -243,20 +274,6 @@ fn pack(pos: u64) -> Pos48 {
 fn unpack(pos: Pos48) -> u64 {
     BigEndian::read_u48(&pos)
 }
-
-// The opcodes of pickles that an index file is made of.
-const PROTO: u8 = 0x80;
-const STOP: u8 = b'.';
-const NONE: u8 = b'N';
-const TUPLE2: u8 = 0x86;
-const BININT: u8 = b'J';
-const BININT1: u8 = b'K';
-const BININT2: u8 = b'M';
-const LONG1: u8 = 0x8a;
-const SHORT_BINBYTES: u8 = b'C';
-const BINBYTES: u8 = b'B';
-const SHORT_BINSTRING: u8 = b'U';
-const BINSTRING: u8 = b'T';
 
 /// The protocol that ZODB uses, on Python 2 as well.
 const PROTOCOL: u8 = 3;
@@ -478,6 +495,11 @@ mod tests {
         let (mut index, mut model) = mixed();
         for oid in [Oid(5), Oid(10_000), Oid(u64::MAX)] {
             assert_eq!(index.insert(oid, 77), model.insert(oid, 77));
+        }
+        let gone = [Oid(7), Oid(17), Oid(10_007), Oid(1 << 40), Oid(8)];
+        for oid in gone.into_iter().chain((1024..2048).map(Oid)) {
+            assert_eq!(index.remove(oid), model.remove(&oid));
+            assert_eq!(index.remove(oid), None);
         }
         assert_eq!(index.len(), model.len());
         assert!(index.iter().eq(model.iter().map(|(oid, pos)| (*oid, *pos))));

@@ -42,6 +42,11 @@ impl Transaction {
         &self.texts[self.texts.len() - usize::from(self.header.ext_len)..]
     }
 
+    /// User name, description and extension, one behind the other.
+    pub(super) fn texts(&self) -> &[u8] {
+        &self.texts
+    }
+
     /// Position of the first record.
     pub fn records_pos(&self) -> u64 {
         self.pos + self.header.header_len()
@@ -114,6 +119,29 @@ impl Transactions {
             end: txn.records_end(),
             tloc: txn.pos,
         }
+    }
+
+    /// The record at `pos` of a transaction that this iterator gave; `None` behind the last one.
+    pub(super) fn record(
+        &mut self,
+        txn: &Transaction,
+        pos: u64,
+    ) -> Option<Result<Record, ReadError>> {
+        let mut records = self.records(txn);
+        records.pos = pos;
+        records.next()
+    }
+
+    /// Bytes of the file, of which there must be so many; not more than a few at a time.
+    pub(super) fn bytes(&mut self, pos: u64, len: usize) -> Result<&[u8], ReadError> {
+        let bytes = self.window.bytes(pos, len)?;
+        check_len(pos, bytes, len)?;
+        Ok(bytes)
+    }
+
+    /// Goes on with the transaction at `pos`.
+    pub(super) const fn seek(&mut self, pos: u64) {
+        self.pos = pos;
     }
 
     /// Position of the transaction that comes next.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Place;
+use super::blob::{BlobDone, BlobJob, BlobReader, DirectoryMaker, move_in};
 use super::commit::Refusal;
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
@@ -17,6 +19,7 @@ use super::format::{STATUS_POS, Status};
 use super::history::{Past, Query};
 use super::index::Index;
 use super::oids;
+use super::pack::{PackError, Packer, Step};
 use super::read::{Found, Reader, Wait};
 use super::staging::TxnId;
 use super::undo::{Backs, LookBack};
@@ -32,6 +35,10 @@ pub enum Lane {
     Read,
     /// What may take long: the index, and staging of large transactions.
     Housekeeping,
+    /// Slices of a pack: one thread, so that nothing else has to wait for one.
+    Pack,
+    /// Blobs that come in. A few threads, any order.
+    Blob,
 }
 
 /// Something to read for a client.
@@ -145,7 +152,7 @@ pub enum Job {
         /// The data file.
         file: Arc<dyn File>,
         /// Where the object's current record is.
-        pos: u64,
+        place: Place,
         /// The end of what is committed.
         tail: u64,
     },
@@ -169,6 +176,10 @@ pub enum Job {
         /// The end of the transactions that it covers.
         tail: u64,
     },
+    /// Keep a blob that comes in.
+    Blob(BlobJob),
+    /// Read the next piece of a blob for a client.
+    ReadBlob(BlobReader),
     /// Make a higher oid ceiling durable.
     RaiseOids {
         /// Where.
@@ -178,6 +189,8 @@ pub enum Job {
         /// The new ceiling.
         ceiling: Oid,
     },
+    /// Go on with a pack.
+    Pack(Box<Packer>),
 }
 
 /// What one sync brings to the disk: transactions behind the end of the file, and the status that
@@ -194,6 +207,9 @@ pub struct Append {
     pub(super) pos: u64,
     /// Their bytes, with status `'c'`.
     pub(super) parts: Vec<Part>,
+    /// Files of their blobs: where they are, and where they shall be.
+    pub(super) blobs: Vec<(PathBuf, PathBuf)>,
+    pub(super) directory_maker: DirectoryMaker,
 }
 
 /// Bytes of a transaction.
@@ -224,6 +240,8 @@ impl Append {
             self.file
                 .write_at(&mut [IoSlice::new(&status)], pos + STATUS_POS)?;
         }
+        // Their statuses come with the next sync: no finished transaction is without its blobs.
+        move_in(&*self.disk, &self.directory_maker, &self.blobs)?;
         self.write_parts()?;
         self.file.sync()
     }
@@ -308,7 +326,7 @@ pub enum Done {
         /// What.
         lookup: Lookup,
         /// Where the object's current record was.
-        pos: u64,
+        place: Place,
         /// What was found.
         result: Result<Answer, ReadError>,
     },
@@ -321,6 +339,10 @@ pub enum Done {
         /// If it worked.
         result: io::Result<()>,
     },
+    /// Of [`Job::Blob`].
+    Blob(BlobDone),
+    /// Of [`Job::ReadBlob`]: the rest, and a piece.
+    BlobRead(io::Result<(BlobReader, Bytes)>),
     /// Of [`Job::RaiseOids`].
     OidsRaised {
         /// The new ceiling,
@@ -328,19 +350,25 @@ pub enum Done {
         /// if it worked.
         result: Result<(), StorageError>,
     },
+    /// Of [`Job::Pack`]: the pack, and how far it has come.
+    Packed(Box<Packer>, Result<Step, PackError>),
 }
 
 impl Job {
     /// The queue that it belongs in.
-    pub const fn lane(&self) -> Lane {
+    pub fn lane(&self) -> Lane {
         match self {
             Self::Append(_) | Self::Allocate { .. } => Lane::Commit,
             Self::Fetch { .. }
             | Self::LookBack(_)
             | Self::Lookup { .. }
             | Self::Browse { .. }
+            | Self::ReadBlob(_)
             | Self::RaiseOids { .. } => Lane::Read,
+            Self::Blob(_) => Lane::Blob,
             Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
+            Self::Pack(packer) if packer.is_switching() => Lane::Commit,
+            Self::Pack(_) => Lane::Pack,
         }
     }
 
@@ -398,7 +426,7 @@ impl Job {
             Self::Lookup {
                 lookup,
                 file,
-                pos,
+                place,
                 tail,
             } => {
                 let reader = Reader {
@@ -408,8 +436,8 @@ impl Job {
                 };
                 Done::Looked {
                     lookup,
-                    pos,
-                    result: lookup.follow(&reader, pos),
+                    place,
+                    result: lookup.follow(&reader, place.pos),
                 }
             }
             Self::Browse { query, file, tail } => Done::Browsed(query.answer(&file, tail)),
@@ -422,6 +450,8 @@ impl Job {
                 tail,
                 result: index.save(tail, &*disk, &path),
             },
+            Self::Blob(job) => Done::Blob(job.run()),
+            Self::ReadBlob(reader) => Done::BlobRead(reader.read()),
             Self::RaiseOids {
                 disk,
                 path,
@@ -430,6 +460,7 @@ impl Job {
                 ceiling,
                 result: oids::save(&*disk, &path, ceiling),
             },
+            Self::Pack(packer) => packer.run(),
         }
     }
 }
@@ -499,7 +530,10 @@ impl fmt::Debug for Job {
             Self::Lookup { .. } => "Lookup",
             Self::Browse { .. } => "Browse",
             Self::SaveIndex { .. } => "SaveIndex",
+            Self::Blob(_) => "Blob",
+            Self::ReadBlob(_) => "ReadBlob",
             Self::RaiseOids { .. } => "RaiseOids",
+            Self::Pack(_) => "Pack",
         };
         f.write_str(name)
     }

@@ -14,11 +14,15 @@
 //! | `iterate` | transactions in order, and backwards |
 //! | `history` | what clients ask about the past |
 //! | `oids` | object ids, never handed out twice |
+//! | `references` | which objects a record refers to |
 //! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
+//! | `blob` | files of blobs, from their first byte to their place |
 //! | `undo` | transactions that are undone, objects that are restored or deleted |
+//! | `pack`, `references` | dropping what nobody can ask for any more |
 //! | `job` | what workers do |
 
 mod batch;
+pub mod blob;
 mod commit;
 mod commit_lock;
 pub mod disk;
@@ -30,8 +34,10 @@ pub mod iterate;
 mod job;
 pub mod memory;
 pub mod oids;
+mod pack;
 pub mod read;
 pub mod recover;
+pub mod references;
 mod staging;
 #[cfg(test)]
 mod testing;
@@ -45,19 +51,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use batch::Commit;
+pub use blob::{BlobJob, BlobMistake, BlobReader};
 pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
+pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as PackStep};
 pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
 use batch::Finishing;
+use blob::Blobs;
+use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
 use disk::{Disk, File, FileId, with_suffix};
 use error::{ReadError, StorageError};
 use history::Query;
 use index::Index;
 use oids::OidAllocator;
+use pack::Pack;
 use read::{Reader, Wait};
 use recover::{Access, Progress};
 use staging::Txn;
@@ -80,6 +91,10 @@ pub struct Options {
     pub client_resolves: bool,
     /// What a vote excludes.
     pub lock_scope: LockScope,
+    /// How it is packed.
+    pub pack: PackOptions,
+    /// Where blobs are kept; without it there are none.
+    pub blob_dir: Option<PathBuf>,
 }
 
 /// What the storage wants done or known.
@@ -93,13 +108,15 @@ pub enum Event {
     Committed(Commit),
     /// A finish failed in the disk: nobody can know whether the transaction is in the file.
     Lost(TxnId),
-    /// A transaction that was too much for the memory can go on.
+    /// A transaction that was too much for the memory, or waited for its blobs, can go on.
     Spilled(TxnId),
     /// [`FileStorage::allocate_oids`] can go on; or it cannot, because the disk fails.
     OidsRaised {
         /// Whether the ceiling is higher now.
         raised: bool,
     },
+    /// A pack has ended, and how.
+    Packed(Result<Packed, PackError>),
 }
 
 /// Why a lookup has no answer yet, or none at all.
@@ -111,6 +128,31 @@ pub enum Unanswered {
     Failed(ReadError),
 }
 
+/// A position in the data file, which a pack may have replaced since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    generation: u64,
+    pos: u64,
+}
+
+/// The data file as it was at some time, whatever is committed or packed away later.
+#[derive(Clone, Debug)]
+pub struct View {
+    file: Arc<dyn File>,
+    tail: u64,
+}
+
+impl View {
+    /// A job that answers a question about the past.
+    pub fn browse(&self, query: Query) -> Job {
+        Job::Browse {
+            query,
+            file: self.file.clone(),
+            tail: self.tail,
+        }
+    }
+}
+
 /// One data file with its transactions in progress.
 #[derive(Debug)]
 pub struct FileStorage {
@@ -120,6 +162,8 @@ pub struct FileStorage {
     file: Arc<dyn File>,
     /// What stands under `path` as long as nobody replaces it.
     file_id: FileId,
+    /// How often a pack has replaced it: positions are of one generation.
+    generation: u64,
     /// Kept open for the lock that it holds; there is none when read-only.
     _lock: Option<Arc<dyn File>>,
 
@@ -154,12 +198,15 @@ pub struct FileStorage {
     /// Tickets that got the lock and whose votes are to be checked.
     to_check: VecDeque<Ticket>,
     is_checking: bool,
+    /// Where files of blobs are kept, if they are.
+    blobs: Option<Blobs>,
     oids: OidAllocator,
     /// A higher ceiling is on its way to the disk.
     oids_raising: bool,
 
     /// Why no more writes are taken.
     failed: Option<String>,
+    pack: Option<Pack>,
     /// Behind what the saved index covers.
     index_saved: u64,
     index_saving: bool,
@@ -193,6 +240,7 @@ impl FileStorage {
             });
         }
         let ceiling = oids::load(&*disk, path)?;
+        let blobs = open_blobs(&*disk, &options)?;
         Ok(Self {
             file_id: opened
                 .file
@@ -204,8 +252,10 @@ impl FileStorage {
             path: path.to_owned(),
             file: opened.file,
             _lock: opened.lock,
+            generation: 0,
             oids: OidAllocator::new(opened.index.max_oid(), ceiling),
             oids_raising: false,
+            blobs,
             index: opened.index,
             tail: opened.tail,
             last_tid: opened.last_tid,
@@ -223,6 +273,7 @@ impl FileStorage {
             to_check: VecDeque::new(),
             is_checking: false,
             failed: None,
+            pack: None,
             index_saved: opened.index_pos,
             index_saving: false,
             index_looked_at: None,
@@ -247,7 +298,7 @@ impl FileStorage {
 
     /// Whether it takes blobs.
     pub const fn has_blobs(&self) -> bool {
-        false
+        self.blobs.is_some()
     }
 
     /// The last committed tid; zero for an empty storage.
@@ -296,7 +347,7 @@ impl FileStorage {
                 Err(Unanswered::Reading(Box::new(Job::Lookup {
                     lookup,
                     file,
-                    pos,
+                    place: self.place(pos),
                     tail,
                 })))
             }
@@ -314,7 +365,7 @@ impl FileStorage {
     pub fn settle(
         &self,
         lookup: Lookup,
-        pos: u64,
+        place: Place,
         result: Result<Answer, ReadError>,
     ) -> Result<Answer, Unanswered> {
         // What is older than the current revision stays as it is.
@@ -322,18 +373,18 @@ impl FileStorage {
             &result,
             Ok(Answer::Revision { end: Some(_), .. } | Answer::NoneBefore | Answer::Data(_))
         );
-        if !is_past && self.index.get(lookup.oid()) != Some(pos) {
+        let current = self.index.get(lookup.oid()).map(|pos| self.place(pos));
+        if !is_past && current != Some(place) {
             return self.look_up(lookup);
         }
         result.map_err(Unanswered::Failed)
     }
 
-    /// A job that answers a question about the past, as it was when the file had this length.
-    pub fn browse(&self, query: Query, tail: u64) -> Job {
-        Job::Browse {
-            query,
+    /// The file as it is now, for questions about the past.
+    pub fn view(&self) -> View {
+        View {
             file: self.file.clone(),
-            tail,
+            tail: self.tail,
         }
     }
 
@@ -386,10 +437,13 @@ impl FileStorage {
             } => self.on_spilled(txn, pos, &records, result),
             Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
-            Done::Looked { .. } | Done::Browsed(_) => {
+            Done::Packed(packer, result) => self.on_packed(packer, result, now),
+            Done::Blob(done) => self.on_blob_done(done, now),
+            Done::Looked { .. } | Done::Browsed(_) | Done::BlobRead(_) => {
                 debug_assert!(false, "these are for who asked");
             }
         }
+        self.drive_pack(now);
     }
 
     /// Saves the index if it is time. To be called now and then.
@@ -405,21 +459,23 @@ impl FileStorage {
         }
     }
 
-    /// Whether transactions are on their way to the disk.
+    /// Whether transactions are on their way to the disk, or a packed file on its way to its name.
     pub fn is_writing(&self) -> bool {
         let stations = [&self.sealing, &self.written, &self.writing, &self.finishing];
-        stations.into_iter().any(|batch| !batch.is_empty())
+        stations.into_iter().any(|batch| !batch.is_empty()) || self.is_switching()
     }
 
-    /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone;
-    /// those that are have to be waited for before ([`Self::is_writing`]).
+    /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone,
+    /// and so is a pack; what has to be waited for tells [`Self::is_writing`].
     pub fn close(self) -> io::Result<()> {
+        self.forget_pack();
         if let Some(reason) = self.failed {
             return Err(io::Error::other(reason));
         }
         if self.options.read_only {
             return Ok(());
         }
+        self.discard_all_blobs();
         if self.allocated_end > self.tail {
             // Gives back the space that was reserved ahead.
             self.file.set_len(self.tail)?;
@@ -429,6 +485,13 @@ impl FileStorage {
                 .save(self.tail, &*self.disk, &with_suffix(&self.path, ".index"))?;
         }
         Ok(())
+    }
+
+    const fn place(&self, pos: u64) -> Place {
+        Place {
+            generation: self.generation,
+            pos,
+        }
     }
 
     /// Reads what is committed, if that needs no wait.
@@ -449,7 +512,8 @@ impl FileStorage {
     }
 
     fn save_index(&mut self) {
-        if self.options.read_only || self.index_saving || self.failed.is_some() {
+        let of_no_use = self.options.read_only || self.failed.is_some();
+        if of_no_use || self.index_saving || self.is_switching() {
             return;
         }
         self.index_saving = true;
@@ -479,4 +543,18 @@ impl FileStorage {
         }
         self.events.push_back(Event::OidsRaised { raised });
     }
+}
+
+/// The directory of the blobs. Only called with the data file locked: it is that file's.
+fn open_blobs(disk: &dyn Disk, options: &Options) -> Result<Option<Blobs>, StorageError> {
+    let Some(path) = &options.blob_dir else {
+        return Ok(None);
+    };
+    let writable = !options.read_only;
+    if writable && options.create {
+        // They are of the data file that was there before.
+        disk.remove_tree(path)
+            .map_err(StorageError::io("remove", path))?;
+    }
+    Ok(Some(Blobs::new(BlobDirectory::open(disk, path, writable)?)))
 }

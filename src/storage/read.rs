@@ -148,6 +148,12 @@ impl Reader<'_> {
         Ok(self.record(pos, oid, HEAD_LEN)?.header)
     }
 
+    /// The data that the record at `pos` has or leads to; `None` if the object does not exist as of
+    /// it.
+    pub(super) fn data_at(&self, pos: u64, oid: Oid) -> Result<Option<Bytes>, ReadError> {
+        self.data(self.record(pos, oid, GUESS_LEN)?)
+    }
+
     /// The record that the transaction `tid` wrote of the object.
     pub(super) fn find(&self, pos: u64, oid: Oid, tid: Tid) -> Result<Option<u64>, ReadError> {
         let (found, _) = self.walk(pos, oid, |found| found <= tid)?;

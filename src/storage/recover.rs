@@ -29,6 +29,7 @@ use super::format::{
 use super::index::{Index, UnusableIndex};
 use super::iterate::{Backwards, Transactions};
 use super::oids;
+use super::pack;
 use super::window::Window;
 use crate::ids::{Oid, Tid};
 
@@ -95,6 +96,9 @@ pub fn open(
         create(disk, path)?;
     }
     let file = open_data(disk, path, writable)?;
+    if writable {
+        remove_leftovers(disk, path)?;
+    }
     let size = read_magic(&*file, path, writable)?;
 
     let index_path = with_suffix(path, ".index");
@@ -189,6 +193,16 @@ fn lock_name(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn File>, StorageError
         .and_then(|()| file.set_len(pid.len() as u64))
         .map_err(StorageError::io("write", &path))?;
     Ok(file)
+}
+
+/// A pack that was killed leaves a file that is of no use to anybody, and may be large.
+fn remove_leftovers(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
+    for suffix in [pack::NEW_SUFFIX, pack::LINK_SUFFIX] {
+        let path = with_suffix(path, suffix);
+        disk.remove(&path)
+            .map_err(StorageError::io("remove", &path))?;
+    }
+    Ok(())
 }
 
 fn is_error<T>(result: &io::Result<T>, kind: io::ErrorKind) -> bool {

@@ -12,8 +12,8 @@ use super::disk::{Disk, File, OpenMode, OsDisk};
 use super::format::{DataHeader, MAGIC, Status, TXN_HEADER_LEN, TxnHeader};
 use super::memory::MemoryDisk;
 use super::{
-    Answer, Done, Event, FileStorage, Job, LockScope, Lookup, Metadata, Options, TxnId, Unanswered,
-    Vote,
+    Answer, Done, Event, FileStorage, Job, LockScope, Lookup, Metadata, Options, PackOptions,
+    TxnId, Unanswered, Vote,
 };
 use crate::ids::{Oid, Tid};
 
@@ -155,13 +155,16 @@ impl Rig {
         Self::on(disk, options())
     }
 
+    fn on(disk: MemoryDisk, options: Options) -> Self {
+        Self::at(Arc::new(disk), Path::new("Data.fs"), options)
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "an Instant can be had in no other way"
     )]
-    fn on(disk: MemoryDisk, options: Options) -> Self {
-        let disk = Arc::new(disk);
-        let storage = FileStorage::open(disk, Path::new("Data.fs"), options, &mut |_| ()).unwrap();
+    pub(super) fn at(disk: Arc<dyn Disk>, path: &Path, options: Options) -> Self {
+        let storage = FileStorage::open(disk, path, options, &mut |_| ()).unwrap();
         let wall = Duration::from_secs(1_800_000_000);
         Self {
             storage,
@@ -220,7 +223,8 @@ impl Rig {
 
     /// Votes and finishes.
     pub(super) fn end(&mut self, id: TxnId) -> Tid {
-        let events = self.vote(id);
+        let mut events = self.vote(id);
+        events.retain(|event| !matches!(event, Event::Spilled(_)));
         assert!(
             matches!(events[..], [Event::Voted(_, Vote::Granted)]),
             "{events:?}"
@@ -275,5 +279,7 @@ pub(super) fn options() -> Options {
         quota: None,
         client_resolves: true,
         lock_scope: LockScope::Storage,
+        pack: PackOptions::default(),
+        blob_dir: None,
     }
 }

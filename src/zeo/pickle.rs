@@ -9,7 +9,6 @@
 //! counts what it makes: a pickle of a few bytes can describe a value of any size, or one that
 //! contains itself.
 
-mod opcode;
 mod write;
 
 use std::collections::BTreeMap;
@@ -17,12 +16,12 @@ use std::str;
 
 use bytes::Bytes;
 
-use self::opcode::*;
 pub use self::write::encode_standalone;
 pub(super) use self::write::{Reader, encode_message};
 use super::value::{DecodeError, Value};
 use crate::cursor::Cursor;
 use crate::limits::{VALUE_DEPTH_MAX, VALUES_PER_MESSAGE_MAX};
+use crate::pickle_opcode::*;
 
 /// Reads one pickle, which must fill `bytes`.
 pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {

@@ -57,6 +57,8 @@ pub enum Incoming {
 pub enum SessionError {
     /// The first frame is not a greeting of ours.
     Greeting(Bytes),
+    /// The first bytes are those of TLS, which we do not speak here.
+    Tls,
     /// The bytes are not frames.
     Frame(FrameError),
     /// A frame is not a message.
@@ -102,7 +104,7 @@ impl Session {
     ///
     /// The connection has to be closed.
     pub fn next_call(&mut self) -> Result<Option<Incoming>, SessionError> {
-        while let Some(frame) = self.frames.next().map_err(SessionError::Frame)? {
+        while let Some(frame) = self.next_frame()? {
             if self.phase == Phase::Greeting {
                 if frame == b"ruok"[..] {
                     return Ok(Some(Incoming::Status));
@@ -137,6 +139,21 @@ impl Session {
             return Ok(Some(Incoming::Call(call)));
         }
         Ok(None)
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Bytes>, SessionError> {
+        let next = self.frames.next();
+        next.map_err(|error| self.frame_error(error))
+    }
+
+    /// A handshake of TLS begins with the type 22, the version (3 and a minor one) and a length
+    /// (RFC 8446, section 5.1): taken for the length of a frame, that is far too long.
+    const fn frame_error(&self, error: FrameError) -> SessionError {
+        let FrameError::TooLong { len, .. } = error;
+        match self.phase {
+            Phase::Greeting if matches!(len >> 8, 0x16_03_00..=0x16_03_04) => SessionError::Tls,
+            _ => SessionError::Frame(error),
+        }
     }
 
     /// The client is registered: from now on it may call all but `register`.
@@ -196,6 +213,7 @@ impl fmt::Display for SessionError {
                     shown.escape_ascii()
                 )
             }
+            Self::Tls => write!(f, "it speaks TLS, and <zeo> has no <ssl>"),
             Self::Frame(error) => write!(f, "{error}"),
             Self::Protocol(error) => write!(f, "{error}"),
             Self::OutOfOrder(name) => write!(f, "{name} has no place here"),
@@ -204,3 +222,23 @@ impl fmt::Display for SessionError {
 }
 
 impl std::error::Error for SessionError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_speaks_tls_is_told_from_noise() {
+        for (bytes, expected) in [
+            (&[0x16, 3, 1, 2, 0, 1][..], "it speaks TLS"),
+            (&[0x16, 3, 3, 0, 0xf4, 1], "it speaks TLS"),
+            (&[0x16, 4, 1, 2, 0, 1], "a frame of"),
+            (b"GET / HTTP", "a frame of"),
+        ] {
+            let mut session = Session::new(Encoding::Z);
+            session.receive(bytes);
+            let error = session.next_call().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

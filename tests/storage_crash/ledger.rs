@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use standby::ids::{Oid, Tid};
+use standby::storage::blob::layout::{BlobDirectory, Layout};
 use standby::storage::disk::{Disk, OpenMode};
 use standby::storage::error::ReadError;
 use standby::storage::format::Status;
@@ -20,6 +21,16 @@ pub(crate) struct Txn {
     pub(crate) tid: Tid,
     pub(crate) texts: [Bytes; 3],
     pub(crate) records: Vec<(Oid, State)>,
+    /// What is in its files, which the data file does not know.
+    pub(crate) blobs: Vec<(Oid, Bytes)>,
+}
+
+impl Txn {
+    /// Whether the data file says the same of both.
+    fn is_like(&self, other: &Self) -> bool {
+        let in_file = |txn: &Self| (txn.tid, txn.texts.clone(), txn.records.clone());
+        in_file(self) == in_file(other)
+    }
 }
 
 /// What an object is as of a transaction; `None` if it does not exist.
@@ -35,10 +46,22 @@ pub(crate) struct Entry {
     pub(crate) committed: Option<usize>,
 }
 
+/// A pack that keeps all objects, and the steps of the disk around it.
+#[derive(Clone, Debug)]
+pub(crate) struct Pack {
+    pub(crate) until: Tid,
+    /// Steps before it began.
+    pub(crate) begun: usize,
+    /// Steps before somebody was told that it is done, or before that was seen in the file.
+    pub(crate) done: Option<usize>,
+}
+
 /// All that was promised, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ledger {
+    /// As they were before any pack.
     pub(crate) entries: Vec<Entry>,
+    pub(crate) packs: Vec<Pack>,
     /// Oids that were handed out, each after so many steps.
     pub(crate) oids: Vec<(usize, Range<u64>)>,
 }
@@ -48,7 +71,15 @@ impl Ledger {
     pub(crate) fn at(&self, step: usize) -> Self {
         let entries = self.entries.iter().filter(|entry| entry.finished <= step);
         let oids = self.oids.iter().filter(|(after, _)| *after <= step);
+        let packs = self.packs.iter().filter(|pack| pack.begun <= step);
         Self {
+            packs: packs
+                .map(|pack| Pack {
+                    until: pack.until,
+                    begun: 0,
+                    done: pack.done.filter(|after| *after <= step).map(|_| 0),
+                })
+                .collect(),
             entries: entries
                 .map(|entry| Entry {
                     txn: entry.txn.clone(),
@@ -118,30 +149,99 @@ impl Ledger {
     }
 
     /// Compares with a file that was just opened: what was committed is there, and of what was in
-    /// flight a prefix. Whatever is there counts as committed from now on.
+    /// flight a prefix; packs that are done have been made, and those that had begun may have.
+    /// Whatever is there counts as committed, or done, from now on.
     pub(crate) fn settle(&mut self, found: &[Txn], step: usize) -> Result<(), String> {
-        let committed = self.committed().count();
-        if !(committed..=self.entries.len()).contains(&found.len()) {
+        let done = self.packs.iter().filter(|pack| pack.done.is_some()).count();
+        let mut wrong = String::new();
+        for packs in done..=self.packs.len() {
+            match self.settle_packed(found, packs) {
+                Ok(count) => {
+                    self.entries.truncate(count);
+                    for entry in &mut self.entries {
+                        entry.committed.get_or_insert(step);
+                    }
+                    self.packs.truncate(packs);
+                    for pack in &mut self.packs {
+                        pack.done.get_or_insert(step);
+                    }
+                    return Ok(());
+                }
+                Err(what) => wrong = format!("{wrong}({packs} packs) {what} "),
+            }
+        }
+        Err(wrong)
+    }
+
+    /// How many entries there are in a file that had so many packs.
+    fn settle_packed(&self, found: &[Txn], packs: usize) -> Result<usize, String> {
+        let all = packed(&self.entries, &self.packs[..packs]);
+        let dropped = self.entries.len() - all.len();
+        let committed = self.committed().count() - dropped;
+        if !(committed..=all.len()).contains(&found.len()) {
             return Err(format!(
                 "{} transactions; {committed} were committed and {} finished",
                 found.len(),
-                self.entries.len()
+                all.len()
             ));
         }
-        for (found, entry) in found.iter().zip(&self.entries) {
-            if *found != entry.txn {
-                return Err(format!(
-                    "{} instead of {}",
-                    sketch(found),
-                    sketch(&entry.txn)
-                ));
+        match found
+            .iter()
+            .zip(&all)
+            .find(|(found, txn)| !found.is_like(txn))
+        {
+            Some((found, txn)) => Err(format!("{} instead of {}", sketch(found), sketch(txn))),
+            None => Ok(found.len() + dropped),
+        }
+    }
+
+    /// What is in the blob of the revision with these data, if it has one.
+    pub(crate) fn blob_of(&self, oid: Oid, data: &Bytes) -> Option<Bytes> {
+        let is_it = |(other, state): &(Oid, State)| *other == oid && state.as_ref() == Some(data);
+        let mut txns = self.entries.iter().map(|entry| &entry.txn);
+        let txn = txns.find(|txn| txn.records.iter().any(is_it))?;
+        let (_, content) = txn.blobs.iter().find(|(other, _)| *other == oid)?;
+        Some(content.clone())
+    }
+
+    /// Whether each committed transaction has its blobs, and none is left in the making.
+    pub(crate) fn check_blobs(&self, disk: &dyn Disk, directory: &Path) -> Result<(), String> {
+        let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);
+        for txn in self.left() {
+            for (oid, content) in &txn.blobs {
+                let path = directory.file(*oid, txn.tid);
+                match disk.read(&path) {
+                    Ok(found) if found == *content => {}
+                    Ok(_) => return Err(format!("blob {} has other bytes", path.display())),
+                    Err(error) => return Err(format!("blob {}: {error}", path.display())),
+                }
             }
         }
-        self.entries.truncate(found.len());
-        for entry in &mut self.entries {
-            entry.committed.get_or_insert(step);
+        match disk.names(&directory.temporary()) {
+            Ok(names) if names.is_empty() => Ok(()),
+            other => Err(format!("temporary files of blobs: {other:?}")),
         }
-        Ok(())
+    }
+
+    /// What is left of the committed transactions when all packs are done that had begun.
+    fn left(&self) -> Vec<Txn> {
+        let committed = self.committed().count();
+        packed(&self.entries[..committed], &self.packs)
+    }
+
+    /// Whether a blob that has been packed away is still there.
+    pub(crate) fn has_dropped_blob(&self, disk: &dyn Disk, directory: &Path) -> bool {
+        let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);
+        let left = self.left();
+        let is_left = |oid: Oid, tid: Tid| {
+            let has = |(left, _): &(Oid, Bytes)| *left == oid;
+            left.iter()
+                .any(|txn| txn.tid == tid && txn.blobs.iter().any(has))
+        };
+        self.committed()
+            .flat_map(|txn| txn.blobs.iter().map(|(oid, _)| (*oid, txn.tid)))
+            .filter(|(oid, tid)| !is_left(*oid, *tid))
+            .any(|(oid, tid)| disk.read(&directory.file(oid, tid)).is_ok())
     }
 
     /// Whether all that was committed, and nothing else, can be read.
@@ -151,24 +251,37 @@ impl Ledger {
             Err(error) => Err(format!("{lookup:?}: {error:?}")),
         };
         let current = self.current();
-        if storage.object_count() != current.len() as u64 {
-            let count = storage.object_count();
-            return Err(format!("{count} objects instead of {}", current.len()));
-        }
         let last_tid = self.committed().last().map_or(Tid::ZERO, |txn| txn.tid);
         if storage.last_tid() != last_tid {
             let found = storage.last_tid();
             return Err(format!("last tid {found} instead of {last_tid}"));
         }
-        for txn in self.committed() {
-            for (oid, state) in &txn.records {
-                let lookup = Lookup::Serial(*oid, txn.tid);
-                let expected = state.clone().map_or(Answer::Missing, Answer::Data);
-                if look_up(lookup)? != expected {
-                    return Err(format!("{lookup:?} gives other data"));
+        let committed = self.committed().count();
+        let done = self.packs.iter().filter(|pack| pack.done.is_some()).count();
+        let read_all = |packs: usize| {
+            let txns = packed(&self.entries[..committed], &self.packs[..packs]);
+            let records = txns.iter().flat_map(|txn| &txn.records);
+            let oids: BTreeSet<Oid> = records.map(|(oid, _)| *oid).collect();
+            let count = storage.object_count();
+            if count != oids.len() as u64 {
+                return Err(format!("{count} objects instead of {}", oids.len()));
+            }
+            for txn in txns {
+                for (oid, state) in &txn.records {
+                    let lookup = Lookup::Serial(*oid, txn.tid);
+                    let expected = state.clone().map_or(Answer::Missing, Answer::Data);
+                    if look_up(lookup)? != expected {
+                        return Err(format!("{lookup:?} gives other data"));
+                    }
                 }
             }
+            Ok(())
+        };
+        let mut found = read_all(done);
+        for packs in done + 1..=self.packs.len() {
+            found = found.or_else(|_| read_all(packs));
         }
+        found?;
         let all = self.entries.iter().flat_map(|entry| &entry.txn.records);
         let all: BTreeSet<Oid> = all.map(|(oid, _)| *oid).collect();
         for oid in all {
@@ -203,14 +316,17 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, 
     let mut records_of = Transactions::from_pos(file, 4, tail);
     for txn in &mut txns {
         let txn = txn.map_err(damaged)?;
-        if txn.header.status != Status::Finished {
-            return Err(format!("status {:?} at {}", txn.header.status, txn.pos));
-        }
+        let is_packed = match txn.header.status {
+            Status::Finished => false,
+            Status::Packed => true,
+            status => return Err(format!("status {status:?} at {}", txn.pos)),
+        };
         let mut records = records_of.records(&txn);
         let mut contents = Vec::new();
         while let Some(record) = records.next().transpose().map_err(damaged)? {
             let header = record.header;
-            let prev = positions.insert(header.oid, record.pos).unwrap_or(0);
+            let prev = positions.insert(header.oid, record.pos);
+            let prev = prev.filter(|_| !is_packed).unwrap_or(0);
             if (header.tid, header.prev) != (txn.header.tid, prev) {
                 return Err(format!("record at {}: {header:?}", record.pos));
             }
@@ -229,9 +345,35 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, 
             tid: txn.header.tid,
             texts: [txn.user(), txn.descr(), txn.ext()].map(Bytes::copy_from_slice),
             records: contents,
+            blobs: Vec::new(),
         });
     }
     Ok(found)
+}
+
+/// What is left of these after packs that keep all objects.
+fn packed(entries: &[Entry], packs: &[Pack]) -> Vec<Txn> {
+    let mut txns: Vec<Txn> = entries.iter().map(|entry| entry.txn.clone()).collect();
+    for pack in packs {
+        let past = |txn: &&Txn| txn.tid <= pack.until;
+        let current: BTreeMap<Oid, Tid> = { txns.iter().filter(past) }
+            .flat_map(|txn| txn.records.iter().map(|(oid, _)| (*oid, txn.tid)))
+            .collect();
+        txns.retain_mut(|txn| {
+            let tid = txn.tid;
+            if tid <= pack.until {
+                // A deletion says nothing any more when all before it is gone.
+                let stays =
+                    |oid: &Oid, state: &State| current.get(oid) == Some(&tid) && state.is_some();
+                txn.records.retain(|(oid, state)| stays(oid, state));
+                let records = &txn.records;
+                let has = |oid: &Oid| records.iter().any(|(other, _)| other == oid);
+                txn.blobs.retain(|(oid, _)| has(oid));
+            }
+            tid > pack.until || !txn.records.is_empty()
+        });
+    }
+    txns
 }
 
 fn sketch(txn: &Txn) -> String {

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::{env, fs};
 
 use disk::{Failure, Lie, Model, Op, Pick, SimDisk};
-use driver::{Driver, Stop};
+use driver::{Driver, Seen, Stop};
 use images::Kinds;
 use ledger::Ledger;
 use random::Random;
@@ -39,6 +39,8 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.settle()?;
     driver.commit(&[(root, 5000), (Oid(1), 40)])?;
     driver.commit(&[])?;
+    let with_blobs: Vec<_> = driver.allocate(3)?.map(Oid).collect();
+    driver.commit_blobs(&[(root, 30)], &[(with_blobs[0], 700), (with_blobs[1], 0)])?;
     driver.wait()?;
     driver.settle()?;
     driver.finish_together(3)?;
@@ -56,6 +58,20 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.finish_together(2)?;
     driver.settle()?;
     go_back(driver, 4)?;
+    // Blobs of two transactions in one batch, in one directory and in another.
+    let one = driver.begin_with_blobs(&[], &[(with_blobs[0], 900), (with_blobs[2], 20)])?;
+    let far = Oid(0x1234);
+    let other = driver.begin_with_blobs(&[(root, 90)], &[(far, 1500)])?;
+    driver.finish(one)?;
+    driver.finish(other)?;
+    driver.turn()?;
+    driver.settle()?;
+    driver.commit_blobs(&[], &[(with_blobs[0], 400)])?;
+    driver.undo_at(driver.ledger.entries.len() - 1)?;
+    driver.settle()?;
+    // One that is never finished.
+    driver.begin_with_blobs(&[], &[(with_blobs[0], 300)])?;
+    driver.settle()?;
     driver.close()?;
 
     driver.open()?;
@@ -105,6 +121,7 @@ fn the_workload_has_all_that_it_should() {
         assert!(seen.shared_batches > 5 && seen.overlapping > 10, "{seen:?}");
         assert!(seen.conflicts > 0 && seen.aborts > 0, "{seen:?}");
         assert!(seen.indexes > 1 && seen.ceilings > 1, "{seen:?}");
+        assert!(seen.blobs > 4 && seen.blobs_undone > 0, "{seen:?}");
         assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
         assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
         assert_eq!(seen.refusals, 0);
@@ -172,14 +189,19 @@ fn a_failed_write_or_sync_ends_writing_and_loses_nothing() {
             }
             let kinds = [io::ErrorKind::Other, io::ErrorKind::StorageFull];
             let kind = kinds[(seed as usize + step) % 2];
-            if let Err(error) = fail(seed, step, kind) {
+            if let Err(error) = fail(seed, step, kind, workload) {
                 panic!("CRASH_SEED={seed} CRASH_STEP={step} ({kind}): {error}");
             }
         }
     }
 }
 
-fn fail(seed: u64, step: usize, kind: io::ErrorKind) -> Result<(), String> {
+fn fail(
+    seed: u64,
+    step: usize,
+    kind: io::ErrorKind,
+    workload: fn(&mut Driver) -> Result<(), Stop>,
+) -> Result<Seen, String> {
     let failure = Failure { step, kind, seed };
     let disk = SimDisk::new(Model::default(), Some(failure));
     let mut driver = Driver::new(disk.clone(), Ledger::default(), Random::new(seed));
@@ -192,6 +214,10 @@ fn fail(seed: u64, step: usize, kind: io::ErrorKind) -> Result<(), String> {
     }
     if let Some(what) = disk.reckless() {
         return Err(about(what));
+    }
+    let removal_failed = matches!(disk.log()[step], Op::Remove { .. });
+    if disk.exists("Data.fs.pack") && !removal_failed {
+        return Err(about("something is left of a pack".to_owned()));
     }
     driver.kill();
     let ledger = driver.ledger.at(usize::MAX);
@@ -206,7 +232,86 @@ fn fail(seed: u64, step: usize, kind: io::ErrorKind) -> Result<(), String> {
         sweep::check(disk, &ledger, &setting)
             .map_err(|what| about(format!("then a power cut, {pick:?}: {what}")))?;
     }
+    Ok(driver.seen)
+}
+
+/// Packs beside transactions, one after the other.
+fn packing(driver: &mut Driver) -> Result<(), Stop> {
+    let root = Oid(0);
+    driver.open()?;
+    driver.commit(&[(root, 20)])?;
+    let with_blobs: Vec<_> = driver.allocate(2)?.map(Oid).collect();
+    for _ in 0..4 {
+        driver.finish_together(2)?;
+        driver.settle()?;
+        driver.commit_blobs(&[(root, 700)], &[(with_blobs[0], 50)])?;
+    }
+    driver.commit_blobs(&[], &[(with_blobs[1], 20)])?;
+    driver.delete()?;
+    driver.undo()?;
+    driver.wait()?;
+    driver.settle()?;
+    for _ in 0..2 {
+        driver.pack()?;
+        // As many as it takes, and more.
+        for _ in 0..7 {
+            driver.finish_together(1)?;
+            driver.run_job()?;
+        }
+        driver.wait()?;
+        driver.settle()?;
+        driver.commit_blobs(&[], &[(with_blobs[0], 30)])?;
+        driver.finish_together(2)?;
+        driver.undo()?;
+        driver.settle()?;
+    }
+    driver.close()?;
+    driver.open()?;
+    driver.commit(&[(root, 30)])?;
+    driver.pack()?;
+    driver.settle()?;
+    driver.finish_together(1)?;
+    driver.run_job()?;
     Ok(())
+}
+
+#[test]
+fn a_power_cut_during_a_pack_leaves_the_old_file_or_the_new_one() {
+    let mut states = 0;
+    for seed in seeds() {
+        let setting = Setting::new(seed);
+        let recording = record(&setting, packing).unwrap();
+        let seen = recording.seen;
+        assert!(seen.packs == 3 && seen.packs_failed == 0, "{seen:?}");
+        assert!(seen.beside_packs > 3, "{seen:?}");
+        let mut sweep = Sweep::new(setting);
+        sweep.only_step = from_env("CRASH_STEP");
+        if let Err(error) = sweep.run(&recording) {
+            panic!("CRASH_SEED={seed} {error}");
+        }
+        states += sweep.state_count();
+    }
+    assert!(states > 500, "{states}");
+}
+
+#[test]
+fn a_pack_that_meets_a_failing_disk_costs_nothing_but_itself() {
+    let mut failed = 0;
+    for seed in seeds() {
+        let steps = record(&Setting::new(seed), packing).unwrap().log.len();
+        for step in 0..steps {
+            if from_env("CRASH_STEP").is_some_and(|only| only != step) {
+                continue;
+            }
+            for kind in [io::ErrorKind::Other, io::ErrorKind::StorageFull] {
+                match fail(seed, step, kind, packing) {
+                    Ok(seen) => failed += seen.packs_failed,
+                    Err(error) => panic!("CRASH_SEED={seed} CRASH_STEP={step} ({kind}): {error}"),
+                }
+            }
+        }
+    }
+    assert!(failed > 50, "{failed}");
 }
 
 #[test]
@@ -245,6 +350,7 @@ fn the_checks_notice_a_disk_that_lies() {
     noticed(Lie::SyncsStatusesOnly, "were committed");
     noticed(Lie::SyncsAllButTheLast, "were committed");
     noticed(Lie::ForgetsNames, "were handed out before");
+    noticed(Lie::ForgetsNamesBelow, "blob blobs/0x00");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use super::opcode::*;
+use crate::pickle_opcode::*;
 use crate::zeo::frame::Sink;
 use crate::zeo::value::{Value, shortest_integer_len};
 

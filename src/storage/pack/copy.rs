@@ -1,0 +1,436 @@
+//! Writing the packed file.
+//!
+//! Of the time before the pack time the kept records are copied, each with its data and without a
+//! way to an earlier revision, as ZODB does it. What is behind is copied as it is: it keeps its
+//! lengths, so that each position in it moves by the same distance, and only pointers change.
+
+use std::io::{self, IoSlice};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::super::blob::is_blob_record;
+use super::super::disk::File;
+use super::super::error::{Damage, Fault, ReadError, StorageError};
+use super::super::format::{
+    DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, POINTER_LEN, POS_END, Status, TXN_HEADER_LEN,
+    TxnHeader,
+};
+use super::super::index::Index;
+use super::super::iterate::{Record, Transaction, Transactions};
+use super::super::read::Reader;
+use super::mark::Marks;
+use super::walk::{Piece, Walk};
+use super::{PackError, SLICE_LEN};
+use crate::ids::{Oid, Tid};
+
+/// Bytes written at once.
+const WRITE_LEN: usize = 1 << 20;
+
+/// Data up to this length are copied from what was read along with their record.
+const SHORT_LEN: u64 = 64 * 1024;
+
+/// The new file in the making.
+#[derive(Debug)]
+pub(super) struct Copier {
+    walk: Walk,
+    output: Output,
+    /// Position of each object's current record in the new file.
+    index: Index,
+    /// Where the new file's transactions from after the pack time begin.
+    new_pack_pos: u64,
+    /// Position of the transaction that is being copied, if it has records that are kept.
+    tloc: Option<u64>,
+    /// The records of that transaction, which are current when all of it is there.
+    entries: Vec<(Oid, u64)>,
+    /// Revisions with blobs that are dropped; `None` if there are no blobs at all.
+    dropped: Option<Vec<(Oid, Tid)>>,
+    /// Those of the transaction that is being copied.
+    dropped_here: Vec<(Oid, Tid)>,
+}
+
+impl Copier {
+    /// `file` is empty.
+    pub(super) fn new(
+        file: Arc<dyn File>,
+        path: PathBuf,
+        magic: &[u8],
+        has_blobs: bool,
+    ) -> Result<Self, PackError> {
+        let mut output = Output {
+            file,
+            path,
+            written: 0,
+            unsynced: 0,
+            buf: Vec::with_capacity(2 * WRITE_LEN),
+        };
+        output.put(magic)?;
+        Ok(Self {
+            walk: Walk::new(),
+            output,
+            index: Index::new(),
+            new_pack_pos: FIRST_TXN_POS,
+            tloc: None,
+            entries: Vec::new(),
+            dropped: has_blobs.then(Vec::new),
+            dropped_here: Vec::new(),
+        })
+    }
+
+    /// Up to which position of the old file it has come.
+    pub(super) fn pos(&self) -> u64 {
+        self.walk.pos()
+    }
+
+    /// Copies some of what is kept from before the pack time, which `reader` ends at. `true` if
+    /// that is done.
+    pub(super) fn copy_past(
+        &mut self,
+        file: &Arc<dyn File>,
+        reader: &Reader<'_>,
+        marks: &mut Marks,
+    ) -> Result<bool, PackError> {
+        let mut txns = Transactions::from_pos(file.clone(), self.pos(), reader.tail);
+        let slice = self.slice();
+        while let Some(piece) = self.walk.next(&mut txns).map_err(PackError::Read)? {
+            match piece {
+                Piece::Record(record) if marks.keeps(record.header.oid, record.pos) => {
+                    let tloc = self.begin_kept()?;
+                    let new_pos = self.copy_kept(&record, tloc, reader, &mut txns)?;
+                    marks.note_moved(record.pos, new_pos);
+                }
+                Piece::Record(record) => self.note_dropped(&record, reader, &mut txns)?,
+                Piece::Begin(_) => {}
+                Piece::End(_) => self.end_kept()?,
+            }
+            if self.is_over(&slice) {
+                return Ok(false);
+            }
+        }
+        self.new_pack_pos = self.output.end();
+        Ok(true)
+    }
+
+    /// Where the new file's transactions from after the pack time begin.
+    pub(super) const fn new_pack_pos(&self) -> u64 {
+        self.new_pack_pos
+    }
+
+    /// The head of the transaction that the walk is in, before its first record that is kept;
+    /// where it stands in the new file.
+    fn begin_kept(&mut self) -> Result<u64, PackError> {
+        if let (None, Some(txn)) = (self.tloc, self.walk.inside()) {
+            self.tloc = Some(self.output.end());
+            // Its length is put right when it is known.
+            let header = TxnHeader {
+                status: Status::Packed,
+                ..txn.header
+            };
+            self.output.put(&header.encode())?;
+            self.output.put(txn.texts())?;
+        }
+        Ok(self.tloc.unwrap_or_default())
+    }
+
+    /// One record that is kept; its position in the new file.
+    fn copy_kept(
+        &mut self,
+        record: &Record,
+        tloc: u64,
+        reader: &Reader<'_>,
+        txns: &mut Transactions,
+    ) -> Result<u64, PackError> {
+        let oid = record.header.oid;
+        let own = record.pos + DATA_HEADER_LEN as u64;
+        let place = match record.back {
+            None => Some((own, record.header.data_len)),
+            Some(_) => {
+                let source = reader.source(record.pos, oid).map_err(PackError::Read)?;
+                source.map(|source| (source.data_pos, source.data_len))
+            }
+        };
+        let new_pos = self.output.end();
+        let header = DataHeader {
+            prev: 0,
+            tloc,
+            data_len: place.map_or(0, |(_, len)| len),
+            ..record.header
+        };
+        self.output.put(&header.encode())?;
+        match place {
+            None => self.output.put(&[0; POINTER_LEN])?,
+            Some((pos, len)) if pos == own => self.copy_data(txns, reader.file, pos, len)?,
+            Some((pos, len)) => self.output.put_from(reader.file, pos, len)?,
+        }
+        self.index.insert(oid, new_pos);
+        Ok(new_pos)
+    }
+
+    /// Notes a record that is not kept, if a blob belongs to it.
+    fn note_dropped(
+        &mut self,
+        record: &Record,
+        reader: &Reader<'_>,
+        txns: &mut Transactions,
+    ) -> Result<(), PackError> {
+        const HEAD_LEN: u64 = 64;
+
+        if self.dropped.is_none() {
+            return Ok(());
+        }
+        let oid = record.header.oid;
+        let (pos, len) = match record.back {
+            None => (record.pos + DATA_HEADER_LEN as u64, record.header.data_len),
+            Some(_) => match reader.source(record.pos, oid).map_err(PackError::Read)? {
+                Some(source) => (source.data_pos, source.data_len),
+                None => return Ok(()),
+            },
+        };
+        let len = len.min(HEAD_LEN) as usize;
+        let mut head = [0; HEAD_LEN as usize];
+        if record.back.is_none() {
+            head[..len].copy_from_slice(txns.bytes(pos, len).map_err(PackError::Read)?);
+        } else {
+            let read = reader.file.read_at(&mut head[..len], pos);
+            read.map_err(|error| PackError::Read(error.into()))?;
+        }
+        if is_blob_record(&head[..len]) {
+            self.dropped_here.push((oid, record.header.tid));
+        }
+        Ok(())
+    }
+
+    /// Revisions with blobs that are not in the new file, for which this is asked once.
+    pub(super) fn take_dropped(&mut self) -> Vec<(Oid, Tid)> {
+        self.dropped.take().unwrap_or_default()
+    }
+
+    fn end_kept(&mut self) -> Result<(), PackError> {
+        let mut dropped = std::mem::take(&mut self.dropped_here);
+        // A transaction may have two records of an object, with one blob.
+        dropped.retain(|(oid, _)| match (self.tloc, self.index.get(*oid)) {
+            (Some(tloc), Some(kept)) => kept < tloc,
+            _ => true,
+        });
+        if let Some(all) = &mut self.dropped {
+            all.append(&mut dropped);
+        }
+        let Some(tloc) = self.tloc.take() else {
+            return Ok(());
+        };
+        let len = self.output.end() - tloc;
+        self.output.patch(tloc + LEN_POS, len)?;
+        self.output.put(&len.to_be_bytes())
+    }
+
+    /// Copies some of what is behind the pack time, up to `tail`. `limited` is false when it has to
+    /// be all. `true` if nothing is left.
+    pub(super) fn copy_rest(
+        &mut self,
+        file: &Arc<dyn File>,
+        tail: u64,
+        pack_pos: u64,
+        marks: &Marks,
+        limited: bool,
+    ) -> Result<bool, PackError> {
+        // Begun anew each time: what was read ahead of the tail then has changed since.
+        let mut txns = Transactions::from_pos(file.clone(), self.pos(), tail);
+        let slice = self.slice();
+        while let Some(piece) = self.walk.next(&mut txns).map_err(PackError::Read)? {
+            match piece {
+                Piece::Begin(txn) => {
+                    self.tloc = Some(self.output.end());
+                    self.output.put(&txn.header.encode())?;
+                    self.output.put(txn.texts())?;
+                }
+                Piece::Record(record) => {
+                    let back = match record.back {
+                        None => None,
+                        Some(0) => Some(0),
+                        Some(back) if back >= pack_pos => Some(back - pack_pos + self.new_pack_pos),
+                        Some(back) => Some(marks.moved(back).ok_or(PackError::Undone {
+                            oid: record.header.oid,
+                        })?),
+                    };
+                    self.copy_later(&record, back, &mut txns, &**file)?;
+                }
+                Piece::End(txn) => self.end_later(&txn)?,
+            }
+            if limited && self.is_over(&slice) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn copy_later(
+        &mut self,
+        record: &Record,
+        back: Option<u64>,
+        txns: &mut Transactions,
+        file: &dyn File,
+    ) -> Result<(), PackError> {
+        let oid = record.header.oid;
+        let new_pos = self.output.end();
+        let header = DataHeader {
+            prev: self.index.get(oid).unwrap_or(0),
+            tloc: self.tloc.unwrap_or_default(),
+            ..record.header
+        };
+        self.output.put(&header.encode())?;
+        match back {
+            Some(back) => self.output.put(&back.to_be_bytes())?,
+            None => {
+                let pos = record.pos + DATA_HEADER_LEN as u64;
+                self.copy_data(txns, file, pos, record.header.data_len)?;
+            }
+        }
+        self.entries.push((oid, new_pos));
+        Ok(())
+    }
+
+    fn end_later(&mut self, txn: &Transaction) -> Result<(), PackError> {
+        self.tloc = None;
+        let entries = std::mem::take(&mut self.entries);
+        if txn.header.status != Status::Undone {
+            for (oid, pos) in entries {
+                self.index.insert(oid, pos);
+            }
+        }
+        self.output.put(&txn.header.len.to_be_bytes())
+    }
+
+    fn copy_data(
+        &mut self,
+        txns: &mut Transactions,
+        file: &dyn File,
+        pos: u64,
+        len: u64,
+    ) -> Result<(), PackError> {
+        if len > SHORT_LEN {
+            return self.output.put_from(file, pos, len);
+        }
+        let bytes = txns.bytes(pos, len as usize).map_err(PackError::Read)?;
+        self.output.put(bytes)
+    }
+
+    /// Returns when all that was copied is on stable storage.
+    pub(super) fn sync(&mut self) -> Result<(), PackError> {
+        self.output.sync()
+    }
+
+    /// The file, the index of all its objects, and its length.
+    pub(super) fn finish(self) -> (Arc<dyn File>, Index, u64) {
+        let end = self.output.end();
+        (self.output.file, self.index, end)
+    }
+
+    fn slice(&self) -> (u64, u64) {
+        (self.walk.pos() + SLICE_LEN, self.output.end() + SLICE_LEN)
+    }
+
+    fn is_over(&self, (pos, end): &(u64, u64)) -> bool {
+        self.walk.pos() >= *pos || self.output.end() >= *end
+    }
+}
+
+/// Where the length stands in a transaction's header.
+const LEN_POS: u64 = 8;
+
+const _: () = assert!(LEN_POS as usize + 8 < TXN_HEADER_LEN);
+
+/// A file that is written from front to back, and synced now and then, so that there is never much
+/// to be synced.
+#[derive(Debug)]
+struct Output {
+    file: Arc<dyn File>,
+    path: PathBuf,
+    /// Bytes in the file; those in `buf` follow.
+    written: u64,
+    unsynced: u64,
+    buf: Vec<u8>,
+}
+
+impl Output {
+    fn end(&self) -> u64 {
+        self.written + self.buf.len() as u64
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        self.buf.extend_from_slice(bytes);
+        self.write_if_much()
+    }
+
+    /// Copies from another file, in pieces: objects may be long.
+    fn put_from(&mut self, file: &dyn File, mut pos: u64, len: u64) -> Result<(), PackError> {
+        let mut left = len;
+        while left > 0 {
+            let piece = usize::try_from(left).unwrap_or(WRITE_LEN).min(WRITE_LEN);
+            let from = self.buf.len();
+            self.buf.resize(from + piece, 0);
+            let filled = file.read_at(&mut self.buf[from..], pos);
+            let filled = filled.map_err(|error| PackError::Read(error.into()))?;
+            if filled < piece {
+                let (needed, found) = (piece as u64, filled as u64);
+                let fault = Fault::Short { needed, found };
+                return Err(PackError::Read(ReadError::from(Damage { pos, fault })));
+            }
+            left -= piece as u64;
+            pos += piece as u64;
+            self.write_if_much()?;
+        }
+        Ok(())
+    }
+
+    /// Changes a number that was put before.
+    fn patch(&mut self, pos: u64, number: u64) -> Result<(), PackError> {
+        let bytes = number.to_be_bytes();
+        let at = pos.checked_sub(self.written);
+        if let Some(at) = at.and_then(|at| usize::try_from(at).ok()) {
+            self.buf[at..at + bytes.len()].copy_from_slice(&bytes);
+            return Ok(());
+        }
+        self.write()?;
+        let written = self.file.write_at(&mut [IoSlice::new(&bytes)], pos);
+        written.map_err(|error| self.failed("write", error))
+    }
+
+    fn write_if_much(&mut self) -> Result<(), PackError> {
+        if self.buf.len() < WRITE_LEN {
+            return Ok(());
+        }
+        self.write()?;
+        if self.unsynced >= SLICE_LEN {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), PackError> {
+        if self.end() >= POS_END {
+            return Err(PackError::TooLong);
+        }
+        let written = self
+            .file
+            .write_at(&mut [IoSlice::new(&self.buf)], self.written);
+        written.map_err(|error| self.failed("write", error))?;
+        self.written = self.end();
+        self.unsynced += self.buf.len() as u64;
+        self.buf.clear();
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), PackError> {
+        if !self.buf.is_empty() {
+            self.write()?;
+        }
+        self.file
+            .sync()
+            .map_err(|error| self.failed("sync", error))?;
+        self.unsynced = 0;
+        Ok(())
+    }
+
+    fn failed(&self, action: &'static str, error: io::Error) -> PackError {
+        PackError::Storage(StorageError::io(action, &self.path)(error))
+    }
+}
