@@ -86,7 +86,7 @@ class Server:
         if process.poll() is None:
             process.send_signal(sig)
         try:
-            process.wait(2)
+            process.wait(.2 if self.command is REFERENCE else 2)
         except subprocess.TimeoutExpired:
             # The Python server may take the signal, but sleep on until something happens.
             try:
