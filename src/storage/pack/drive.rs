@@ -163,6 +163,12 @@ impl FileStorage {
         matches!(state, Some(State::Switching { .. }))
     }
 
+    /// Whether the file is being replaced, or will be as soon as nobody has the commit lock.
+    pub(in super::super) fn is_about_to_switch(&self) -> bool {
+        let state = self.pack.as_ref().map(|pack| &pack.state);
+        matches!(state, Some(State::Waiting { .. } | State::Switching { .. }))
+    }
+
     /// Looks whether a pack that waits can go on. To be called whenever something has ended that
     /// it may have waited for.
     pub(in super::super) fn drive_pack(&mut self, now: Instant) {
@@ -177,6 +183,8 @@ impl FileStorage {
         let order = match ticket {
             _ if pack.given_up || self.failed.is_some() => Order::GiveUp,
             None if left > LAST_LEN => Order::Slice { tail: self.tail },
+            // That of a large index takes seconds.
+            None if self.index_saving => return,
             None => {
                 let by_object = self.options.lock_scope == LockScope::Objects;
                 if by_object && !self.lock.is_idle() && now < since + PATIENCE {
@@ -295,7 +303,8 @@ impl FileStorage {
             tail,
             synced,
         } = switched;
-        self.file = file;
+        let old = std::mem::replace(&mut self.file, file);
+        self.events.push_back(Event::Run(Job::Close(old)));
         self.file_id = id;
         self.generation += 1;
         self.index = index;
@@ -828,6 +837,53 @@ mod tests {
         let tids: Vec<u64> = rig.contents().iter().map(|(tid, ..)| *tid).collect();
         assert_eq!(tids[..4], [10, 30, 50, serial]);
         assert_eq!(tids.len(), 5);
+    }
+
+    #[test]
+    fn no_index_is_saved_while_the_commit_lock_is_taken_for_a_pack() {
+        let mut rig = Rig::new(&small());
+        rig.storage.save_index();
+        rig.collect();
+        let saving = rig.jobs.remove(0);
+        rig.storage.pack(Tid(50), rig.now).unwrap();
+        assert!(rig.settle().is_empty(), "the pack waits");
+        // Without the lock, and without a place in its queue.
+        let id = rig.begin(1, 50);
+        rig.vote(id);
+        assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
+        rig.run(saving);
+        rig.now += PATIENCE;
+        rig.storage.drive_pack(rig.now);
+        // It is in the queue now, and nothing is begun that it would have to wait for.
+        rig.storage.save_index();
+        rig.collect();
+        assert!(rig.jobs.is_empty());
+        rig.storage.abort(id, rig.now);
+        assert!(matches!(rig.settle()[..], [Event::Packed(Ok(_))]));
+        assert_eq!(rig.names(), ["Data.fs", "Data.fs.index", "Data.fs.old"]);
+    }
+
+    #[test]
+    fn large_files_are_not_freed_while_commits_wait_nor_by_who_drives_the_storage() {
+        for keep_old in [true, false] {
+            let mut rig = Rig::with(&small(), PackOptions { gc: true, keep_old });
+            rig.disk
+                .replace(Path::new("Data.fs.old"), &[b"of an earlier pack"])
+                .unwrap();
+            rig.storage.pack(Tid(50), rig.now).unwrap();
+            let switch = rig.until_switch();
+            assert_eq!(rig.names(), ["Data.fs", "Data.fs.pack"]);
+            let done = switch.run();
+            // The pack, which may go on with blobs, has let go of it.
+            assert_eq!(Arc::strong_count(&rig.storage.file), 1);
+            rig.storage.on_done(done, rig.now);
+            rig.collect();
+            let closes = rig.jobs.iter().filter_map(|job| match job {
+                Job::Close(file) => Some(Arc::strong_count(file)),
+                _ => None,
+            });
+            assert_eq!(closes.collect::<Vec<_>>(), [1]);
+        }
     }
 
     #[test]

@@ -322,6 +322,11 @@ impl Packer {
 
     /// Makes the new file, which is locked before it can get the name of the old one.
     fn begin_copy(&mut self, tail: u64) -> Result<(), PackError> {
+        // One from an earlier pack takes room, as ZODB knows; and while commits wait is no time to
+        // free the space of a large file.
+        let old = with_suffix(&self.path, OLD_SUFFIX);
+        let removed = self.disk.remove(&old);
+        removed.map_err(PackError::io("remove", &old))?;
         let needed = self.marks.kept_len() + (tail - self.pack_pos);
         if let Some(free) = self.disk.free_len(&self.path)
             && free < needed
@@ -410,13 +415,8 @@ impl Packer {
             let (disk, blobs) = (self.disk.clone(), blobs.clone());
             self.sweep = Some(Sweep::new(disk, blobs, self.keep_old, dropped));
         }
-        let old = with_suffix(path, OLD_SUFFIX);
-        // One from an earlier pack takes room, and is not what it was there for any more.
-        if !self.keep_old
-            && let Err(error) = self.disk.remove(&old)
-        {
-            log::warn!("{}: cannot be removed: {error}", old.display());
-        }
+        // Whoever drops the last handle frees the space of the old one; see `Job::Close`.
+        self.file = file.clone();
         Ok(Switched {
             file,
             id,
