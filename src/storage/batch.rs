@@ -119,6 +119,7 @@ impl FileStorage {
         let append = Append {
             parts,
             blobs,
+            directory_maker: self.directory_maker(),
             disk: self.disk.clone(),
             path: self.path.clone(),
             file: self.file.clone(),

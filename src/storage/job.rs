@@ -11,7 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Place;
-use super::blob::{BlobDone, BlobJob, BlobReader, move_in};
+use super::blob::{BlobDone, BlobJob, BlobReader, DirectoryMaker, move_in};
 use super::commit::Refusal;
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
@@ -212,6 +212,7 @@ pub struct Append {
     pub(super) parts: Vec<Part>,
     /// Files of their blobs: where they are, and where they shall be.
     pub(super) blobs: Vec<(PathBuf, PathBuf)>,
+    pub(super) directory_maker: DirectoryMaker,
 }
 
 /// Bytes of a transaction.
@@ -243,7 +244,7 @@ impl Append {
                 .write_at(&mut [IoSlice::new(&status)], pos + STATUS_POS)?;
         }
         // Their statuses come with the next sync: no finished transaction is without its blobs.
-        move_in(&*self.disk, &self.blobs)?;
+        move_in(&*self.disk, &self.directory_maker, &self.blobs)?;
         self.write_parts()?;
         self.file.sync()
     }

@@ -530,9 +530,13 @@ fn same(a: Content<'_>, b: Content<'_>) -> Result<bool, ReadError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::limits::STAGED_LEN_IN_MEMORY_MAX;
+    use crate::storage::disk::{Disk, OpenMode};
     use crate::storage::format::FIRST_TXN_POS;
+    use crate::storage::memory::MemoryDisk;
     use crate::storage::testing::Content::{Back, Data as Own};
     use crate::storage::testing::{DataFile, Rig, metadata, options};
     use crate::storage::{Answer, Event, LockScope, Lookup, Metadata, Options, Unanswered, Vote};
@@ -984,6 +988,58 @@ mod tests {
             Refusal::Disk(reason) => assert!(reason.contains(&a.to_string()), "{reason}"),
             refusal => panic!("{refusal:?}"),
         }
+    }
+
+    #[test]
+    fn no_damage_makes_looking_back_fail_in_another_way_than_by_saying_so() {
+        let mut file = DataFile::new();
+        let a = file.txn(10, Status::Finished, "", &[(1, Own(b"a")), (2, Own(b"x"))]);
+        file.txn(20, Status::Finished, "", &[(1, Own(b"b")), (2, Back(0))]);
+        file.txn(
+            30,
+            Status::Finished,
+            "",
+            &[(1, Back(a[0])), (2, Back(a[1]))],
+        );
+        let mut index = Index::new();
+        for (oid, pos) in &file.current {
+            index.insert(Oid(*oid), *pos);
+        }
+        let (mut good, mut bad) = (0, 0);
+        for at in 0..file.bytes.len() {
+            for flip in [0x01, 0x20, 0xff] {
+                let mut bytes = file.bytes.clone();
+                bytes[at] ^= flip;
+                let disk = MemoryDisk::new();
+                disk.replace(Path::new("Data.fs"), &[&bytes]).unwrap();
+                let hint = Hint {
+                    at: 0,
+                    oid: Oid(1),
+                    pos: file.current[&1],
+                    tid: Tid(10),
+                    data: Data::memory(Bytes::from_static(b"a")),
+                };
+                let look_back = LookBack {
+                    txn: TxnId(0),
+                    file: disk.open(Path::new("Data.fs"), OpenMode::Read).unwrap(),
+                    tail: file.end(),
+                    staging_file: None,
+                    undos: [30, 20, 10].map(|tid| Some(Tid(tid))).to_vec(),
+                    index: index.snapshot(),
+                    own: Vec::new(),
+                    hints: vec![hint],
+                };
+                match look_back.run() {
+                    Ok(backs) => {
+                        let backs = backs.undone.iter().filter_map(|undone| undone.back);
+                        assert!({ backs }.all(|back| back < file.end()));
+                        good += 1;
+                    }
+                    Err(_) => bad += 1,
+                }
+            }
+        }
+        assert!(good > 100 && bad > 100, "{good} {bad}");
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::random::Random;
 pub(crate) const DATA_PATH: &str = "Data.fs";
 pub(crate) const BLOB_DIR: &str = "blobs";
 
+/// How the record of a blob begins.
+const BLOB_RECORD: &[u8] = b"\x80\x03cZODB.blob\nBlob\nq\x00.";
+
 /// Why a run ended early.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -60,6 +63,7 @@ pub(crate) struct Seen {
     /// Transactions committed while a pack was on its way.
     pub(crate) beside_packs: usize,
     pub(crate) blobs: usize,
+    pub(crate) blobs_undone: usize,
 }
 
 /// Clients, reactor and workers in one.
@@ -244,7 +248,10 @@ impl Driver {
                     return Err(Stop::Wrong("a blob was not packed away".to_owned()));
                 }
             }
-            Ok(packed) => return Err(Stop::Wrong(format!("{packed:?}"))),
+            // There was nothing to be dropped.
+            Ok(_) => {
+                self.ledger.packs.pop();
+            }
             Err(PackError::BlobsLeft(_)) => {
                 pack.done.get_or_insert(step);
                 self.seen.packs_failed += 1;
@@ -262,8 +269,23 @@ impl Driver {
 
     /// Begins to pack to the time of an earlier transaction.
     pub(crate) fn pack(&mut self) -> Result<(), Stop> {
-        let tids: Vec<Tid> = self.ledger.committed().map(|txn| txn.tid).collect();
-        let until = tids[tids.len() * 2 / 3];
+        let txns: Vec<&Txn> = self.ledger.committed().collect();
+        let mut place = txns.len() * 2 / 3;
+        // Not between a transaction and its undo: the revision before both would be kept for the
+        // undo's back pointer, which the ledger does not know of.
+        let leads_back = |place: usize| {
+            let (past, future) = txns.split_at(place + 1);
+            let past: Vec<_> = past.iter().flat_map(|txn| &txn.records).collect();
+            let is_old = |record: &(Oid, ledger::State)| {
+                let of_it = past.iter().rev().filter(|(oid, _)| *oid == record.0);
+                of_it.skip(1).any(|it| *it == record)
+            };
+            future.iter().flat_map(|txn| &txn.records).any(is_old)
+        };
+        while leads_back(place) {
+            place -= 1;
+        }
+        let until = txns[place].tid;
         let begun = self.disk.step_count();
         let done = None;
         self.ledger.packs.push(ledger::Pack { until, begun, done });
@@ -345,10 +367,10 @@ impl Driver {
     ) -> Result<(TxnId, Txn), Stop> {
         let (id, mut txn) = self.begin(stores);
         for (oid, len) in blobs {
-            let (data, content) = (self.bytes(30), self.bytes(*len));
-            let data = Bytes::from([b"\x80\x03cZODB.blob\nBlob\n", &data[..]].concat());
+            let data: Bytes = [BLOB_RECORD, &self.bytes(8)].concat().into();
+            let content = self.bytes(*len);
             let current = self.ledger.current();
-            let serial = Some(current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid));
+            let serial = current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid);
             let mistake = |mistake| Stop::Wrong(format!("a blob was refused: {mistake}"));
             self.storage().begin_blob(id).map_err(mistake)?;
             let pieces: Vec<_> = content.chunks(BLOB_WRITE_LEN).collect();
@@ -356,7 +378,9 @@ impl Driver {
                 let piece = Bytes::copy_from_slice(piece);
                 self.storage().add_to_blob(id, piece).map_err(mistake)?;
             }
-            let end = self.storage().end_blob(id, *oid, serial, data.clone());
+            let end = self
+                .storage()
+                .end_blob(id, *oid, Some(serial), data.clone());
             end.map_err(mistake)?;
             self.turn()?;
             txn.records.push((*oid, Some(data)));
@@ -475,6 +499,13 @@ impl Driver {
             };
         };
         self.seen.undos += 1;
+        // Where a record is a blob's, that comes back, too.
+        let blobs = undone.iter().filter_map(|(oid, state)| {
+            let content = self.ledger.blob_of(*oid, state.as_ref()?)?;
+            Some((*oid, content))
+        });
+        txn.blobs.extend(blobs);
+        self.seen.blobs_undone += txn.blobs.len();
         txn.records.extend(undone);
         self.finish((id, txn))?;
         self.turn()
@@ -491,6 +522,8 @@ impl Driver {
         let mut older: Vec<(Tid, Bytes)> = revisions
             .filter(|(_, (other, _))| *other == oid)
             .filter_map(|(tid, (_, state))| Some((tid, state.clone()?)))
+            // Over ZEO no blob comes with it.
+            .filter(|(_, state)| !state.starts_with(BLOB_RECORD))
             .collect();
         let (state, hint) = match self.random.below(4) {
             0 => (None, None),

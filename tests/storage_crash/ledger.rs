@@ -195,6 +195,15 @@ impl Ledger {
         }
     }
 
+    /// What is in the blob of the revision with these data, if it has one.
+    pub(crate) fn blob_of(&self, oid: Oid, data: &Bytes) -> Option<Bytes> {
+        let is_it = |(other, state): &(Oid, State)| *other == oid && state.as_ref() == Some(data);
+        let mut txns = self.entries.iter().map(|entry| &entry.txn);
+        let txn = txns.find(|txn| txn.records.iter().any(is_it))?;
+        let (_, content) = txn.blobs.iter().find(|(other, _)| *other == oid)?;
+        Some(content.clone())
+    }
+
     /// Whether each committed transaction has its blobs, and none is left in the making.
     pub(crate) fn check_blobs(&self, disk: &dyn Disk, directory: &Path) -> Result<(), String> {
         let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);

@@ -87,18 +87,14 @@ impl BlobDirectory {
 
     fn prepare(&self, disk: &dyn Disk) -> Result<(), StorageError> {
         let temporary = self.temporary();
-        let created = disk
-            .create_directories(&temporary)
-            .map_err(StorageError::io("create", &temporary))?;
-        for path in &created {
-            disk.sync_directory_of(path)
-                .map_err(StorageError::io("sync the directory of", path))?;
-        }
+        create(disk, &self.base)?;
         let marker = self.base.join(MARKER);
         if is_missing(disk, &marker)? {
             disk.replace(&marker, &[self.layout.name().as_bytes()])
                 .map_err(StorageError::io("write", &marker))?;
         }
+        // Only now: a directory with something in it and no marker would be taken for a lawn.
+        create(disk, &temporary)?;
         let device = |path: &Path| match disk.identify(path) {
             Ok(id) => Ok(id.device),
             Err(error) => Err(StorageError::io("identify", path)(error)),
@@ -195,6 +191,18 @@ fn choose(disk: &dyn Disk, base: &Path) -> Result<Layout, StorageError> {
     }
 }
 
+/// Makes a directory durable, with those above it that were not there.
+fn create(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
+    let created = disk
+        .create_directories(path)
+        .map_err(StorageError::io("create", path))?;
+    for path in &created {
+        disk.sync_directory_of(path)
+            .map_err(StorageError::io("sync the directory of", path))?;
+    }
+    Ok(())
+}
+
 fn is_missing(disk: &dyn Disk, path: &Path) -> Result<bool, StorageError> {
     match disk.identify(path) {
         Ok(_) => Ok(false),
@@ -243,6 +251,19 @@ mod tests {
         assert_eq!(opened.layout(), Layout::Bushy);
         assert_eq!(std::fs::read(base.join(".layout")).unwrap(), b"bushy");
         assert!(base.join("tmp").is_dir());
+    }
+
+    #[test]
+    fn nothing_is_created_before_the_marker_can_be_written() {
+        let dir = TestDir::new();
+        let base = dir.path("blobs");
+        // In the way of a new marker.
+        std::fs::create_dir_all(base.join(".layout.new")).unwrap();
+        BlobDirectory::open(&OsDisk::default(), &base, true).unwrap_err();
+        assert!(!base.join("tmp").exists());
+        std::fs::remove_dir(base.join(".layout.new")).unwrap();
+        let opened = BlobDirectory::open(&OsDisk::default(), &base, true).unwrap();
+        assert_eq!(opened.layout(), Layout::Bushy);
     }
 
     #[test]

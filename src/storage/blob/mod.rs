@@ -4,7 +4,7 @@
 //!  storeBlobStart, Chunk ...  ──►  tmp/standby-7.tmp     written, and synced now and then
 //!  storeBlobEnd               ──►      "                 complete: read-only, synced
 //!  vote                       ──►                        the object's directory made and synced
-//!  finish                     ──►  0x00/.../0x01/0x040d27462eea6211.blob   renamed, directory synced
+//!  finish                     ──►  0x00/.../0x01/0x040d27462eea6211.blob   renamed, synced
 //!                                  then the status of the transaction (see `batch`)
 //! ```
 //!
@@ -29,7 +29,7 @@ use bytes::Bytes;
 use self::layout::BlobDirectory;
 pub(super) use self::staging::TxnBlobs;
 pub(super) use self::work::move_in;
-pub use self::work::{BlobDone, BlobJob, BlobReader};
+pub use self::work::{BlobDone, BlobJob, BlobReader, DirectoryMaker};
 use self::work::{CopyBack, Outcome, Task};
 use super::commit::Refusal;
 use super::staging::{Txn, TxnId};
@@ -42,13 +42,15 @@ pub(super) struct Blobs {
     directory: BlobDirectory,
     /// Temporary files so far: their names.
     files_begun: u64,
+    maker: DirectoryMaker,
 }
 
 impl Blobs {
-    pub(super) const fn new(directory: BlobDirectory) -> Self {
+    pub(super) fn new(directory: BlobDirectory) -> Self {
         Self {
             directory,
             files_begun: 0,
+            maker: DirectoryMaker::default(),
         }
     }
 
@@ -167,7 +169,8 @@ impl FileStorage {
     ) -> Result<(), BlobMistake> {
         let blobs = self.blobs.as_mut().ok_or(BlobMistake::NotSupported)?;
         let name = shared_name(name).ok_or(BlobMistake::BadName)?;
-        let directory = blobs.directory.directory_of(oid);
+        let from = blobs.directory.directory_of(oid).join(name);
+        let base = blobs.directory.base().to_owned();
         let path = blobs.temporary_file();
         if !self.store(id, oid, serial, data) {
             return Err(BlobMistake::Voted);
@@ -176,14 +179,13 @@ impl FileStorage {
             return Err(BlobMistake::Voted);
         };
         let replaced = txn.blobs.expect(oid, path.clone());
-        let from = directory.join(name);
         self.run_blob_job(
             id,
             Task::TakeOver {
                 from,
                 path,
                 oid,
-                directory,
+                base,
             },
         );
         self.discard(id, replaced.into_iter().collect());
@@ -217,9 +219,19 @@ impl FileStorage {
     }
 
     fn run_blob_job(&mut self, txn: TxnId, task: Task) {
-        let disk = self.disk.clone();
-        let job = BlobJob { disk, txn, task };
+        let job = BlobJob {
+            disk: self.disk.clone(),
+            maker: self.directory_maker(),
+            txn,
+            task,
+        };
         self.events.push_back(Event::Run(Job::Blob(job)));
+    }
+
+    /// What who gives blobs their names needs.
+    pub(super) fn directory_maker(&self) -> DirectoryMaker {
+        let blobs = self.blobs.as_ref();
+        blobs.map(|blobs| blobs.maker.clone()).unwrap_or_default()
     }
 
     /// Has these temporary files removed.
@@ -256,6 +268,7 @@ impl FileStorage {
             return false;
         };
         let (mut copies, mut unwanted) = (Vec::new(), Vec::new());
+        let base = blobs.directory.base().to_owned();
         for undone in &txn.undone {
             let oid = undone.oid;
             let Some(tid) = undone.data_tid.filter(|_| undone.is_blob) else {
@@ -272,11 +285,11 @@ impl FileStorage {
             });
         }
         self.discard(id, unwanted);
-        let waits = !copies.is_empty();
-        if waits {
-            self.run_blob_job(id, Task::CopyBack(copies));
+        if copies.is_empty() {
+            return false;
         }
-        waits
+        self.run_blob_job(id, Task::CopyBack { copies, base });
+        true
     }
 
     pub(super) fn on_blob_done(&mut self, done: BlobDone, now: Instant) {

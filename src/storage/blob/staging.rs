@@ -149,7 +149,7 @@ impl TxnBlobs {
             pos: upload.len,
             chunks: upload.queued,
             oid,
-            directory: directory.directory_of(oid),
+            base: directory.base().to_owned(),
         };
         (Some(task), replaced)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -12,10 +12,28 @@ use crate::limits::{BLOB_READ_LEN, BLOB_WRITE_LEN};
 use crate::storage::disk::{Disk, File, OpenMode};
 use crate::storage::staging::TxnId;
 
+/// The right to make directories for blobs, which whoever makes some keeps until their names are
+/// durable. So to one who has it a directory that is there is one that stays; without it a pack
+/// could remove an empty one that a vote relies on, and another transaction make it again, and the
+/// finish would take that for the durable one. Removing needs no right: what is missing is seen.
+#[derive(Clone, Debug, Default)]
+pub struct DirectoryMaker(Arc<Mutex<()>>);
+
+impl DirectoryMaker {
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        // It guards nothing in memory.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Objects whose directories are made at a time: a finish may have to wait that long.
+const DIRECTORIES_AT_ONCE: usize = 64;
+
 /// Work on the files of a transaction's blobs, until it is finished.
 #[derive(Debug)]
 pub struct BlobJob {
     pub(super) disk: Arc<dyn Disk>,
+    pub(super) maker: DirectoryMaker,
     pub(super) txn: TxnId,
     pub(super) task: Task,
 }
@@ -39,15 +57,15 @@ pub(super) enum Task {
         pos: u64,
         chunks: Vec<Bytes>,
         oid: Oid,
-        /// The object's directory.
-        directory: PathBuf,
+        /// The blob directory, whose readers may read it.
+        base: PathBuf,
     },
     /// Take over a file that a client has put into the object's directory itself.
     TakeOver {
         from: PathBuf,
         path: PathBuf,
         oid: Oid,
-        directory: PathBuf,
+        base: PathBuf,
     },
     /// Make directories, and their names durable.
     Prepare {
@@ -55,7 +73,10 @@ pub(super) enum Task {
         directories: Vec<Vec<PathBuf>>,
     },
     /// Make copies of committed blobs for transactions that were undone.
-    CopyBack(Vec<CopyBack>),
+    CopyBack {
+        copies: Vec<CopyBack>,
+        base: PathBuf,
+    },
     /// Remove files that nobody wants any more.
     Discard(Vec<PathBuf>),
 }
@@ -111,7 +132,12 @@ impl Outcome {
 
 impl BlobJob {
     pub(crate) fn run(self) -> BlobDone {
-        let Self { disk, txn, task } = self;
+        let Self {
+            disk,
+            maker,
+            txn,
+            task,
+        } = self;
         let outcome = match task {
             Task::Write {
                 path,
@@ -134,11 +160,10 @@ impl BlobJob {
                 pos,
                 chunks,
                 oid,
-                directory,
+                base,
             } => {
                 let result = write(&*disk, &path, file, pos, &chunks).and_then(|file| {
-                    disk.create_directories(&directory)?;
-                    disk.set_read_only(&path, &directory)?;
+                    disk.set_read_only(&path, &base)?;
                     file.sync()
                 });
                 Outcome::Staged { path, oid, result }
@@ -147,18 +172,20 @@ impl BlobJob {
                 from,
                 path,
                 oid,
-                directory,
+                base,
             } => {
-                let result = take_over(&*disk, &from, &path, &directory);
+                let result = take_over(&*disk, &from, &path, &base);
                 Outcome::Staged { path, oid, result }
             }
-            Task::Prepare { directories } => Outcome::Prepared(prepare(&*disk, &directories)),
-            Task::CopyBack(copies) => {
-                let result = copies.iter().try_for_each(|it| copy_back(&*disk, it));
-                let result = result.and_then(|()| {
-                    let directories = copies.iter().flat_map(|it| &it.directories);
-                    sync_parents(&*disk, directories)
-                });
+            Task::Prepare { directories } => {
+                Outcome::Prepared(prepare(&*disk, &maker, &directories))
+            }
+            Task::CopyBack { copies, base } => {
+                let result = copies
+                    .iter()
+                    .try_for_each(|it| copy_back(&*disk, it, &base));
+                let directories: Vec<_> = copies.iter().map(|it| it.directories.clone()).collect();
+                let result = result.and_then(|()| prepare(&*disk, &maker, &directories));
                 let files = copies.into_iter().map(|it| (it.oid, it.path)).collect();
                 Outcome::CopiedBack { files, result }
             }
@@ -193,30 +220,22 @@ fn write(
 
 /// The file is moved away from where its client can reach it by the name that it has told, looked
 /// at, and synced: a client has no reason to have done that.
-fn take_over(disk: &dyn Disk, from: &Path, path: &Path, directory: &Path) -> io::Result<()> {
+fn take_over(disk: &dyn Disk, from: &Path, path: &Path, base: &Path) -> io::Result<()> {
     // Before it is moved: what is no file of a client's should stay where it is.
     drop(disk.open(from, OpenMode::ReadRegular)?);
     disk.rename(from, path)?;
     let file = disk.open(path, OpenMode::ReadRegular)?;
-    disk.set_read_only(path, directory)?;
+    disk.set_read_only(path, base)?;
     file.sync()
 }
 
 /// A second name for the same file if the file system has such: a committed blob is never written.
-fn copy_back(disk: &dyn Disk, copy: &CopyBack) -> io::Result<()> {
-    let CopyBack {
-        from,
-        path,
-        directories,
-        ..
-    } = copy;
+fn copy_back(disk: &dyn Disk, copy: &CopyBack, base: &Path) -> io::Result<()> {
+    let CopyBack { from, path, .. } = copy;
     let named = |error: io::Error| {
         let text = format!("{}: {error}", from.display());
         io::Error::new(error.kind(), text)
     };
-    if let Some(directory) = directories.first() {
-        disk.create_directories(directory)?;
-    }
     match disk.link(from, path) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(named(error)),
@@ -234,26 +253,29 @@ fn copy_back(disk: &dyn Disk, copy: &CopyBack) -> io::Result<()> {
         file.write_at(&mut [IoSlice::new(&piece[..len])], pos)?;
         pos += len as u64;
     }
-    if let Some(directory) = directories.first() {
-        disk.set_read_only(path, directory)?;
-    }
+    disk.set_read_only(path, base)?;
     file.sync()
 }
 
-fn prepare(disk: &dyn Disk, directories: &[Vec<PathBuf>]) -> io::Result<()> {
-    for directory in directories.iter().filter_map(|all| all.first()) {
-        disk.create_directories(directory)?;
+fn prepare(
+    disk: &dyn Disk,
+    maker: &DirectoryMaker,
+    directories: &[Vec<PathBuf>],
+) -> io::Result<()> {
+    for some in directories.chunks(DIRECTORIES_AT_ONCE) {
+        let _right = maker.lock();
+        for directory in some.iter().filter_map(|all| all.first()) {
+            disk.create_directories(directory)?;
+        }
+        // Also of those that were there: whoever made them, a client, or a process that was killed,
+        // may not have synced them.
+        sync_parents(disk, some.iter().flatten())?;
     }
-    // Also of those that were there: whoever made them, another transaction, a client, or a
-    // process that was killed, may not have synced them.
-    sync_parents(disk, directories.iter().flatten())
+    Ok(())
 }
 
 /// Makes the names of all these durable; each directory is synced once.
-pub(in crate::storage) fn sync_parents<'a>(
-    disk: &dyn Disk,
-    paths: impl Iterator<Item = &'a PathBuf>,
-) -> io::Result<()> {
+fn sync_parents<'a>(disk: &dyn Disk, paths: impl Iterator<Item = &'a PathBuf>) -> io::Result<()> {
     let mut synced: BTreeSet<Option<&Path>> = BTreeSet::new();
     for path in paths {
         if synced.insert(path.parent()) {
@@ -264,7 +286,15 @@ pub(in crate::storage) fn sync_parents<'a>(
 }
 
 /// Gives files of finished transactions their names as blobs, and makes these durable.
-pub(in crate::storage) fn move_in(disk: &dyn Disk, moves: &[(PathBuf, PathBuf)]) -> io::Result<()> {
+pub(in crate::storage) fn move_in(
+    disk: &dyn Disk,
+    maker: &DirectoryMaker,
+    moves: &[(PathBuf, PathBuf)],
+) -> io::Result<()> {
+    if moves.is_empty() {
+        return Ok(());
+    }
+    let _right = maker.lock();
     let mut created = Vec::new();
     for (from, to) in moves {
         let result = disk.rename(from, to);
