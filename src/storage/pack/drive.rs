@@ -467,6 +467,15 @@ mod tests {
             std::mem::take(&mut self.events)
         }
 
+        fn run_all_but_the_pack(&mut self) {
+            self.collect();
+            let other = |jobs: &[Job]| jobs.iter().position(|job| !matches!(job, Job::Pack(_)));
+            while let Some(at) = other(&self.jobs) {
+                let job = self.jobs.remove(at);
+                self.run(job);
+            }
+        }
+
         /// Runs jobs until the one that switches the files is next, and takes that.
         fn until_switch(&mut self) -> Job {
             self.collect();
@@ -1049,6 +1058,52 @@ mod tests {
                 rig.vote(id);
                 assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
             }
+        }
+    }
+
+    #[test]
+    fn what_is_undone_while_it_is_packed_leads_to_what_was_kept() {
+        let mut file = DataFile::new();
+        let objects = [object(&[1]), object(&[]), object(&[0])];
+        let root = (0, Data(&objects[0]));
+        txn(&mut file, 10, &[root, (1, Data(&objects[2]))]);
+        txn(&mut file, 20, &[(1, Data(&objects[1]))]);
+        txn(&mut file, 30, &[(1, Data(&objects[2]))]);
+        // The undo of the last one leads to a record that is kept, or to one that is not.
+        for (until, is_kept) in [(20, true), (30, false)] {
+            let mut rig = Rig::new(&file);
+            rig.storage.pack(Tid(until), rig.now).unwrap();
+            rig.collect();
+            // When this is there it has been decided what is kept.
+            while rig.disk.identify(Path::new("Data.fs.pack")).is_err() {
+                let job = rig.jobs.remove(0);
+                rig.run(job);
+            }
+            let id = rig.begin(3, 0);
+            assert!(rig.storage.undo(id, Some(Tid(30))));
+            rig.vote(id);
+            rig.run_all_but_the_pack();
+            rig.finish(id);
+            rig.run_all_but_the_pack();
+            let events = rig.settle();
+            let [
+                Event::Voted(_, Vote::Granted),
+                Event::Committed(_),
+                Event::Packed(ended),
+            ] = &events[..]
+            else {
+                panic!("{events:?}");
+            };
+            match ended {
+                Ok(_) => assert!(is_kept),
+                Err(PackError::Undone { oid }) => assert!(*oid == Oid(1) && !is_kept),
+                Err(error) => panic!("{error}"),
+            }
+            let answer = rig.storage.look_up(Lookup::Before(Oid(1), Tid::MAX));
+            let Ok(Answer::Revision { data, .. }) = answer else {
+                panic!("{answer:?}");
+            };
+            assert_eq!(&data[..], &objects[1][..]);
         }
     }
 
