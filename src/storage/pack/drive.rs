@@ -27,6 +27,10 @@ use crate::ids::Tid;
 /// Bytes that are left to be copied under the commit lock; that takes a few milliseconds.
 const LAST_LEN: u64 = 512 * 1024;
 
+/// How often more than that may have been committed while the rest was copied. After that as much
+/// as a slice is copied under the lock: where so much is written at all times there would be no end.
+const ROUNDS_MAX: u32 = 32;
+
 /// How long a pack waits for a moment in which nobody has the lock, if transactions only exclude
 /// those that write the same objects: all would have to wait behind it for the slowest of those
 /// that have it. After that it takes its place in the queue: the moment may never come.
@@ -44,6 +48,8 @@ pub(in super::super) struct Pack {
     /// Length of the file when it began.
     len: u64,
     locked_in_vain: u32,
+    /// How often all was copied that was committed before.
+    rounds: u32,
     /// Nobody wants it any more.
     given_up: bool,
 }
@@ -127,6 +133,7 @@ impl FileStorage {
             begun: now,
             len: self.tail,
             locked_in_vain: 0,
+            rounds: 0,
             given_up: false,
         });
         let packer = Packer::new(Assignment {
@@ -180,9 +187,13 @@ impl FileStorage {
             return;
         };
         let left = self.tail - pos;
+        let last_len = match pack.rounds {
+            ..ROUNDS_MAX => LAST_LEN,
+            _ => SLICE_LEN,
+        };
         let order = match ticket {
             _ if pack.given_up || self.failed.is_some() => Order::GiveUp,
-            None if left > LAST_LEN => Order::Slice { tail: self.tail },
+            None if left > last_len => Order::Slice { tail: self.tail },
             // That of a large index takes seconds.
             None if self.index_saving => return,
             None => {
@@ -254,6 +265,7 @@ impl FileStorage {
                 self.send_packer(packer, Order::Slice { tail: self.tail });
             }
             Ok(Step::Level { pos }) if !given_up => {
+                pack.rounds += 1;
                 pack.state = State::Waiting {
                     packer,
                     ticket: None,
@@ -806,6 +818,30 @@ mod tests {
         let id = rig.begin(1, serial);
         rig.vote(id);
         assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
+    }
+
+    #[test]
+    fn a_pack_ends_though_much_is_committed_all_the_time() {
+        let mut rig = Rig::new(&small());
+        rig.storage.pack(Tid(50), rig.now).unwrap();
+        rig.collect();
+        let mut slices = 0;
+        while !matches!(&rig.jobs[0], Job::Pack(packer) if packer.is_switching()) {
+            let slice = rig.jobs.remove(0);
+            // While this is in the hands of a worker.
+            let id = rig.begin(1000 + slices, 0);
+            let long = Bytes::from(vec![b'x'; LAST_LEN as usize + 1]);
+            assert!(rig.storage.store(id, Oid(1000 + slices), None, long));
+            rig.vote(id);
+            rig.run_all_but_the_pack();
+            rig.finish(id);
+            rig.run_all_but_the_pack();
+            rig.run(slice);
+            slices += 1;
+            assert!(slices < 100, "it goes on and on");
+        }
+        assert!(matches!(rig.settle().last(), Some(Event::Packed(Ok(_)))));
+        assert_eq!(rig.storage.object_count(), 3 + slices);
     }
 
     #[test]
