@@ -35,6 +35,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blob::DirectoryMaker;
 use super::blob::layout::BlobDirectory;
 use super::disk::{Disk, File, FileId, OpenMode, with_suffix};
 use super::error::{ReadError, StorageError};
@@ -103,6 +104,7 @@ pub struct Packer {
     copier: Option<Copier>,
     /// Where blobs are, if there are any.
     blobs: Option<BlobDirectory>,
+    maker: DirectoryMaker,
     /// What is to be done with them after the switch.
     sweep: Option<Sweep>,
 }
@@ -171,6 +173,7 @@ pub(super) struct Assignment {
     pub(super) options: PackOptions,
     pub(super) references: References,
     pub(super) blobs: Option<BlobDirectory>,
+    pub(super) maker: DirectoryMaker,
 }
 
 impl Packer {
@@ -184,6 +187,7 @@ impl Packer {
             options,
             references,
             blobs,
+            maker,
         } = assignment;
         Box::new(Self {
             disk,
@@ -200,6 +204,7 @@ impl Packer {
             marks: Marks::new(options.gc, references),
             copier: None,
             blobs,
+            maker,
             sweep: None,
         })
     }
@@ -412,8 +417,8 @@ impl Packer {
         let synced = self.disk.sync_directory_of(path);
         // Else it may be the old file that comes back.
         if let (Some(blobs), Ok(())) = (&self.blobs, &synced) {
-            let (disk, blobs) = (self.disk.clone(), blobs.clone());
-            self.sweep = Some(Sweep::new(disk, blobs, self.keep_old, dropped));
+            let (disk, blobs, maker) = (self.disk.clone(), blobs.clone(), self.maker.clone());
+            self.sweep = Some(Sweep::new(disk, blobs, maker, self.keep_old, dropped));
         }
         // Whoever drops the last handle frees the space of the old one; see `Job::Close`.
         self.file = file.clone();
