@@ -28,7 +28,7 @@ use crate::ids::Tid;
 const LAST_LEN: u64 = 512 * 1024;
 
 /// How often more than that may have been committed while the rest was copied. After that as much
-/// as a slice is copied under the lock: where so much is written at all times there would be no end.
+/// as a slice is copied under the lock: where much is written at all times there would be no end.
 const ROUNDS_MAX: u32 = 32;
 
 /// How long a pack waits for a moment in which nobody has the lock, if transactions only exclude
