@@ -191,6 +191,9 @@ pub enum Job {
     },
     /// Go on with a pack.
     Pack(Box<Packer>),
+    /// Let go of a file that has no name any more: its space is freed by that, which takes seconds
+    /// if it is large.
+    Close(Arc<dyn File>),
 }
 
 /// What one sync brings to the disk: transactions behind the end of the file, and the status that
@@ -352,6 +355,8 @@ pub enum Done {
     },
     /// Of [`Job::Pack`]: the pack, and how far it has come.
     Packed(Box<Packer>, Result<Step, PackError>),
+    /// Of [`Job::Close`].
+    Closed,
 }
 
 impl Job {
@@ -368,7 +373,7 @@ impl Job {
             Self::Blob(_) => Lane::Blob,
             Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
             Self::Pack(packer) if packer.is_switching() => Lane::Commit,
-            Self::Pack(_) => Lane::Pack,
+            Self::Pack(_) | Self::Close(_) => Lane::Pack,
         }
     }
 
@@ -461,6 +466,10 @@ impl Job {
                 result: oids::save(&*disk, &path, ceiling),
             },
             Self::Pack(packer) => packer.run(),
+            Self::Close(file) => {
+                drop(file);
+                Done::Closed
+            }
         }
     }
 }
@@ -534,6 +543,7 @@ impl fmt::Debug for Job {
             Self::ReadBlob(_) => "ReadBlob",
             Self::RaiseOids { .. } => "RaiseOids",
             Self::Pack(_) => "Pack",
+            Self::Close(_) => "Close",
         };
         f.write_str(name)
     }

@@ -439,6 +439,7 @@ impl FileStorage {
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
             Done::Packed(packer, result) => self.on_packed(packer, result, now),
             Done::Blob(done) => self.on_blob_done(done, now),
+            Done::Closed => {}
             Done::Looked { .. } | Done::Browsed(_) | Done::BlobRead(_) => {
                 debug_assert!(false, "these are for who asked");
             }
@@ -513,7 +514,8 @@ impl FileStorage {
 
     fn save_index(&mut self) {
         let of_no_use = self.options.read_only || self.failed.is_some();
-        if of_no_use || self.index_saving || self.is_switching() {
+        // A pack removes the file soon, and must not wait for it with the commit lock in hands.
+        if of_no_use || self.index_saving || self.is_about_to_switch() {
             return;
         }
         self.index_saving = true;

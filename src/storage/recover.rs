@@ -96,10 +96,11 @@ pub fn open(
         create(disk, path)?;
     }
     let file = open_data(disk, path, writable)?;
-    if writable {
-        remove_leftovers(disk, path)?;
-    }
     let size = read_magic(&*file, path, writable)?;
+    if writable {
+        let is_lost = access != Access::Create && size == FIRST_TXN_POS;
+        remove_leftovers(disk, path, is_lost)?;
+    }
 
     let index_path = with_suffix(path, ".index");
     let known = match load_index(disk, &index_path, &file, size) {
@@ -195,10 +196,20 @@ fn lock_name(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn File>, StorageError
     Ok(file)
 }
 
-/// A pack that was killed leaves a file that is of no use to anybody, and may be large.
-fn remove_leftovers(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
+/// A pack that was killed leaves a file that is of no use to anybody, and may be large. But no pack
+/// was made of a file without transactions: if that is what we found, or had to create, the right
+/// one `is_lost`, and somebody may need what is left. ZODB's pack is without a data file for a
+/// moment.
+fn remove_leftovers(disk: &dyn Disk, path: &Path, is_lost: bool) -> Result<(), StorageError> {
     for suffix in [pack::NEW_SUFFIX, pack::LINK_SUFFIX] {
         let path = with_suffix(path, suffix);
+        if is_lost {
+            if disk.identify(&path).is_ok() {
+                let path = path.display();
+                warn!("{path}: left by a pack, but the data file is empty: not removed");
+            }
+            continue;
+        }
         disk.remove(&path)
             .map_err(StorageError::io("remove", &path))?;
     }
@@ -709,6 +720,29 @@ mod tests {
             assert_eq!(dir.names(), ["Data.fs", "Data.fs.lock"]);
             drop(opened);
             write(&path, &two_txns().bytes);
+        }
+    }
+
+    #[test]
+    fn what_a_pack_left_is_removed_unless_the_data_file_is_lost() {
+        let dir = TestDir::new();
+        let left = dir.path("Data.fs.pack");
+        for (contents, access, stays) in [
+            (Some(&two_txns().bytes[..]), Access::ReadWrite, false),
+            (Some(&two_txns().bytes), Access::ReadOnly, true),
+            (Some(&two_txns().bytes), Access::Create, false),
+            (Some(&b"FS21"[..]), Access::ReadWrite, true),
+            (None, Access::ReadWrite, true),
+        ] {
+            let path = dir.path("Data.fs");
+            OsDisk::default().remove(&path).unwrap();
+            if let Some(contents) = contents {
+                OsDisk::default().replace(&path, &[contents]).unwrap();
+            }
+            OsDisk::default().replace(&left, &[b"packed"]).unwrap();
+            open(&OsDisk::default(), &path, access, &mut |_| ()).unwrap();
+            let is_there = OsDisk::default().identify(&left).is_ok();
+            assert_eq!(is_there, stays, "{access:?}");
         }
     }
 

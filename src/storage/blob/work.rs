@@ -15,12 +15,14 @@ use crate::storage::staging::TxnId;
 /// The right to make directories for blobs, which whoever makes some keeps until their names are
 /// durable. So to one who has it a directory that is there is one that stays; without it a pack
 /// could remove an empty one that a vote relies on, and another transaction make it again, and the
-/// finish would take that for the durable one. Removing needs no right: what is missing is seen.
+/// finish would take that for the durable one. Who removes empty ones needs it, too: else one could
+/// go between its making and its first use, and a failed finish is the end of all writing. What was
+/// removed before is seen to be missing.
 #[derive(Clone, Debug, Default)]
 pub struct DirectoryMaker(Arc<Mutex<()>>);
 
 impl DirectoryMaker {
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    pub(in crate::storage) fn lock(&self) -> MutexGuard<'_, ()> {
         // It guards nothing in memory.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::super::blob::DirectoryMaker;
 use super::super::blob::layout::BlobDirectory;
 use super::super::disk::{Disk, with_suffix};
 use super::OLD_SUFFIX;
@@ -25,6 +26,7 @@ const BLOB_SUFFIX: &[u8] = b".blob";
 pub(super) struct Sweep {
     disk: Arc<dyn Disk>,
     directory: BlobDirectory,
+    maker: DirectoryMaker,
     keep_old: bool,
     begun: bool,
     /// Revisions that were dropped.
@@ -37,6 +39,7 @@ impl Sweep {
     pub(super) fn new(
         disk: Arc<dyn Disk>,
         directory: BlobDirectory,
+        maker: DirectoryMaker,
         keep_old: bool,
         dropped: Vec<(Oid, Tid)>,
     ) -> Self {
@@ -50,6 +53,7 @@ impl Sweep {
                 false => Vec::new(),
             },
             directory,
+            maker,
         }
     }
 
@@ -106,6 +110,7 @@ impl Sweep {
             self.disk.discard(&path)?;
         }
         // A transaction that has use for one makes it again when its blob comes.
+        let _right = self.maker.lock();
         for directory in path.ancestors().skip(1) {
             if directory == self.directory.base() || !self.disk.remove_if_empty(directory)? {
                 break;
@@ -157,8 +162,11 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::storage::blob::layout::Layout;
+    use crate::storage::blob::move_in;
     use crate::storage::disk::OsDisk;
     use crate::storage::testing::TestDir;
 
@@ -197,7 +205,8 @@ mod tests {
         let gone = directory.directory_of(Oid(0x0102));
         let missing = (Oid(9), Tid(9));
         let dropped = vec![(Oid(1), Tid(10)), (Oid(0x0102), Tid(10)), missing];
-        let mut sweep = Sweep::new(disk, directory, keep_old, dropped);
+        let maker = DirectoryMaker::default();
+        let mut sweep = Sweep::new(disk, directory, maker, keep_old, dropped);
         while !sweep.run().unwrap() {}
         let old = dir.path("blobs.old");
         let old = old.exists().then(|| files(&old));
@@ -211,6 +220,39 @@ mod tests {
             assert_eq!((files.len(), old, is_there), (3, None, false), "{files:?}");
             assert!(files.iter().any(|path| path.ends_with("0x14.blob")));
         }
+    }
+
+    #[test]
+    fn a_finish_finds_or_makes_the_directory_that_a_pack_removes() {
+        let dir = TestDir::new();
+        let base = dir.path("blobs");
+        let disk = Arc::new(OsDisk::default());
+        std::fs::create_dir_all(&base).unwrap();
+        std::fs::write(base.join(".layout"), Layout::Bushy.name()).unwrap();
+        let directory = BlobDirectory::open(&*disk, &base, false).unwrap();
+        let maker = DirectoryMaker::default();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let dropped = vec![(Oid(1), Tid(10))];
+                    let (directory, maker) = (directory.clone(), maker.clone());
+                    let mut sweep = Sweep::new(disk.clone(), directory, maker, false, dropped);
+                    while !sweep.run().unwrap() {}
+                }
+            });
+            let new = dir.path("new");
+            let mut failed = 0;
+            for _ in 0..300 {
+                std::fs::write(&new, b"blob").unwrap();
+                let place = directory.file(Oid(1), Tid(20));
+                let moved = move_in(&*disk, &maker, &[(new.clone(), place.clone())]);
+                failed += u32::from(moved.is_err());
+                let _ = std::fs::remove_file(place);
+            }
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, 0);
+        });
     }
 
     #[test]

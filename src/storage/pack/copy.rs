@@ -17,7 +17,7 @@ use super::super::format::{
 };
 use super::super::index::Index;
 use super::super::iterate::{Record, Transaction, Transactions};
-use super::super::read::Reader;
+use super::super::read::{Reader, Wait};
 use super::mark::Marks;
 use super::walk::{Piece, Walk};
 use super::{PackError, SLICE_LEN};
@@ -247,9 +247,10 @@ impl Copier {
                         None => None,
                         Some(0) => Some(0),
                         Some(back) if back >= pack_pos => Some(back - pack_pos + self.new_pack_pos),
-                        Some(back) => Some(marks.moved(back).ok_or(PackError::Undone {
-                            oid: record.header.oid,
-                        })?),
+                        Some(back) => Some(match marks.moved(back) {
+                            Some(moved) => moved,
+                            None => self.find_moved(record.header.oid, back, &**file, tail)?,
+                        }),
                     };
                     self.copy_later(&record, back, &mut txns, &**file)?;
                 }
@@ -260,6 +261,41 @@ impl Copier {
             }
         }
         Ok(true)
+    }
+
+    /// Where the record at `back`, from before the pack time, stands in the new file, if it was
+    /// kept: for an undo of which nobody knew when that was decided. Nearly all lead to what was
+    /// current at the pack time.
+    fn find_moved(
+        &mut self,
+        oid: Oid,
+        back: u64,
+        file: &dyn File,
+        tail: u64,
+    ) -> Result<u64, PackError> {
+        self.output.write()?;
+        let wait = Wait::Yes;
+        let old = Reader { file, wait, tail };
+        let new = Reader {
+            file: &*self.output.file,
+            wait,
+            tail: self.output.written,
+        };
+        let find = || {
+            let Some(current) = self.index.get(oid) else {
+                return Ok(None);
+            };
+            let tid = old.record_tid(back, oid)?;
+            let found = new.find(current, oid, tid)?;
+            let Some(pos) = found.filter(|pos| *pos < self.new_pack_pos) else {
+                return Ok(None);
+            };
+            // A transaction may have had two records of the object.
+            let is_same = old.data_at(back, oid)? == new.data_at(pos, oid)?;
+            Ok(is_same.then_some(pos))
+        };
+        let found = find().map_err(PackError::Read)?;
+        found.ok_or(PackError::Undone { oid })
     }
 
     fn copy_later(

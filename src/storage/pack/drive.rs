@@ -27,6 +27,10 @@ use crate::ids::Tid;
 /// Bytes that are left to be copied under the commit lock; that takes a few milliseconds.
 const LAST_LEN: u64 = 512 * 1024;
 
+/// How often more than that may have been committed while the rest was copied. After that as much
+/// as a slice is copied under the lock: where much is written at all times there would be no end.
+const ROUNDS_MAX: u32 = 32;
+
 /// How long a pack waits for a moment in which nobody has the lock, if transactions only exclude
 /// those that write the same objects: all would have to wait behind it for the slowest of those
 /// that have it. After that it takes its place in the queue: the moment may never come.
@@ -44,6 +48,8 @@ pub(in super::super) struct Pack {
     /// Length of the file when it began.
     len: u64,
     locked_in_vain: u32,
+    /// How often all was copied that was committed before.
+    rounds: u32,
     /// Nobody wants it any more.
     given_up: bool,
 }
@@ -127,6 +133,7 @@ impl FileStorage {
             begun: now,
             len: self.tail,
             locked_in_vain: 0,
+            rounds: 0,
             given_up: false,
         });
         let packer = Packer::new(Assignment {
@@ -138,6 +145,7 @@ impl FileStorage {
             options: self.options.pack,
             references,
             blobs: self.blob_directory().cloned(),
+            maker: self.directory_maker(),
         });
         self.send_packer(packer, Order::Slice { tail: self.tail });
         Ok(())
@@ -163,6 +171,12 @@ impl FileStorage {
         matches!(state, Some(State::Switching { .. }))
     }
 
+    /// Whether the file is being replaced, or will be as soon as nobody has the commit lock.
+    pub(in super::super) fn is_about_to_switch(&self) -> bool {
+        let state = self.pack.as_ref().map(|pack| &pack.state);
+        matches!(state, Some(State::Waiting { .. } | State::Switching { .. }))
+    }
+
     /// Looks whether a pack that waits can go on. To be called whenever something has ended that
     /// it may have waited for.
     pub(in super::super) fn drive_pack(&mut self, now: Instant) {
@@ -174,9 +188,15 @@ impl FileStorage {
             return;
         };
         let left = self.tail - pos;
+        let last_len = match pack.rounds {
+            ..ROUNDS_MAX => LAST_LEN,
+            _ => SLICE_LEN,
+        };
         let order = match ticket {
             _ if pack.given_up || self.failed.is_some() => Order::GiveUp,
-            None if left > LAST_LEN => Order::Slice { tail: self.tail },
+            None if left > last_len => Order::Slice { tail: self.tail },
+            // That of a large index takes seconds.
+            None if self.index_saving => return,
             None => {
                 let by_object = self.options.lock_scope == LockScope::Objects;
                 if by_object && !self.lock.is_idle() && now < since + PATIENCE {
@@ -246,6 +266,7 @@ impl FileStorage {
                 self.send_packer(packer, Order::Slice { tail: self.tail });
             }
             Ok(Step::Level { pos }) if !given_up => {
+                pack.rounds += 1;
                 pack.state = State::Waiting {
                     packer,
                     ticket: None,
@@ -295,7 +316,8 @@ impl FileStorage {
             tail,
             synced,
         } = switched;
-        self.file = file;
+        let old = std::mem::replace(&mut self.file, file);
+        self.events.push_back(Event::Run(Job::Close(old)));
         self.file_id = id;
         self.generation += 1;
         self.index = index;
@@ -456,6 +478,15 @@ mod tests {
                 self.run(job);
             }
             std::mem::take(&mut self.events)
+        }
+
+        fn run_all_but_the_pack(&mut self) {
+            self.collect();
+            let other = |jobs: &[Job]| jobs.iter().position(|job| !matches!(job, Job::Pack(_)));
+            while let Some(at) = other(&self.jobs) {
+                let job = self.jobs.remove(at);
+                self.run(job);
+            }
         }
 
         /// Runs jobs until the one that switches the files is next, and takes that.
@@ -803,6 +834,30 @@ mod tests {
     }
 
     #[test]
+    fn a_pack_ends_though_much_is_committed_all_the_time() {
+        let mut rig = Rig::new(&small());
+        rig.storage.pack(Tid(50), rig.now).unwrap();
+        rig.collect();
+        let mut slices = 0;
+        while !matches!(&rig.jobs[0], Job::Pack(packer) if packer.is_switching()) {
+            let slice = rig.jobs.remove(0);
+            // While this is in the hands of a worker.
+            let id = rig.begin(1000 + slices, 0);
+            let long = Bytes::from(vec![b'x'; LAST_LEN as usize + 1]);
+            assert!(rig.storage.store(id, Oid(1000 + slices), None, long));
+            rig.vote(id);
+            rig.run_all_but_the_pack();
+            rig.finish(id);
+            rig.run_all_but_the_pack();
+            rig.run(slice);
+            slices += 1;
+            assert!(slices < 100, "it goes on and on");
+        }
+        assert!(matches!(rig.settle().last(), Some(Event::Packed(Ok(_)))));
+        assert_eq!(rig.storage.object_count(), 3 + slices);
+    }
+
+    #[test]
     fn the_files_are_switched_between_transactions_and_votes_wait_for_it() {
         let mut rig = Rig::new(&small());
         let voted = rig.begin(1, 50);
@@ -840,6 +895,53 @@ mod tests {
         let tids: Vec<u64> = rig.contents().iter().map(|(tid, ..)| *tid).collect();
         assert_eq!(tids[..4], [10, 30, 50, serial]);
         assert_eq!(tids.len(), 5);
+    }
+
+    #[test]
+    fn no_index_is_saved_while_the_commit_lock_is_taken_for_a_pack() {
+        let mut rig = Rig::new(&small());
+        rig.storage.save_index();
+        rig.collect();
+        let saving = rig.jobs.remove(0);
+        rig.storage.pack(Tid(50), rig.now).unwrap();
+        assert!(rig.settle().is_empty(), "the pack waits");
+        // Without the lock, and without a place in its queue.
+        let id = rig.begin(1, 50);
+        rig.vote(id);
+        assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
+        rig.run(saving);
+        rig.now += PATIENCE;
+        rig.storage.drive_pack(rig.now);
+        // It is in the queue now, and nothing is begun that it would have to wait for.
+        rig.storage.save_index();
+        rig.collect();
+        assert!(rig.jobs.is_empty());
+        rig.storage.abort(id, rig.now);
+        assert!(matches!(rig.settle()[..], [Event::Packed(Ok(_))]));
+        assert_eq!(rig.names(), ["Data.fs", "Data.fs.index", "Data.fs.old"]);
+    }
+
+    #[test]
+    fn large_files_are_not_freed_while_commits_wait_nor_by_who_drives_the_storage() {
+        for keep_old in [true, false] {
+            let mut rig = Rig::with(&small(), PackOptions { gc: true, keep_old });
+            rig.disk
+                .replace(Path::new("Data.fs.old"), &[b"of an earlier pack"])
+                .unwrap();
+            rig.storage.pack(Tid(50), rig.now).unwrap();
+            let switch = rig.until_switch();
+            assert_eq!(rig.names(), ["Data.fs", "Data.fs.pack"]);
+            let done = switch.run();
+            // The pack, which may go on with blobs, has let go of it.
+            assert_eq!(Arc::strong_count(&rig.storage.file), 1);
+            rig.storage.on_done(done, rig.now);
+            rig.collect();
+            let closes = rig.jobs.iter().filter_map(|job| match job {
+                Job::Close(file) => Some(Arc::strong_count(file)),
+                _ => None,
+            });
+            assert_eq!(closes.collect::<Vec<_>>(), [1]);
+        }
     }
 
     #[test]
@@ -1005,6 +1107,52 @@ mod tests {
                 rig.vote(id);
                 assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
             }
+        }
+    }
+
+    #[test]
+    fn what_is_undone_while_it_is_packed_leads_to_what_was_kept() {
+        let mut file = DataFile::new();
+        let objects = [object(&[1]), object(&[]), object(&[0])];
+        let root = (0, Data(&objects[0]));
+        txn(&mut file, 10, &[root, (1, Data(&objects[2]))]);
+        txn(&mut file, 20, &[(1, Data(&objects[1]))]);
+        txn(&mut file, 30, &[(1, Data(&objects[2]))]);
+        // The undo of the last one leads to a record that is kept, or to one that is not.
+        for (until, is_kept) in [(20, true), (30, false)] {
+            let mut rig = Rig::new(&file);
+            rig.storage.pack(Tid(until), rig.now).unwrap();
+            rig.collect();
+            // When this is there it has been decided what is kept.
+            while rig.disk.identify(Path::new("Data.fs.pack")).is_err() {
+                let job = rig.jobs.remove(0);
+                rig.run(job);
+            }
+            let id = rig.begin(3, 0);
+            assert!(rig.storage.undo(id, Some(Tid(30))));
+            rig.vote(id);
+            rig.run_all_but_the_pack();
+            rig.finish(id);
+            rig.run_all_but_the_pack();
+            let events = rig.settle();
+            let [
+                Event::Voted(_, Vote::Granted),
+                Event::Committed(_),
+                Event::Packed(ended),
+            ] = &events[..]
+            else {
+                panic!("{events:?}");
+            };
+            match ended {
+                Ok(_) => assert!(is_kept),
+                Err(PackError::Undone { oid }) => assert!(*oid == Oid(1) && !is_kept),
+                Err(error) => panic!("{error}"),
+            }
+            let answer = rig.storage.look_up(Lookup::Before(Oid(1), Tid::MAX));
+            let Ok(Answer::Revision { data, .. }) = answer else {
+                panic!("{answer:?}");
+            };
+            assert_eq!(&data[..], &objects[1][..]);
         }
     }
 

@@ -35,6 +35,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blob::DirectoryMaker;
 use super::blob::layout::BlobDirectory;
 use super::disk::{Disk, File, FileId, OpenMode, with_suffix};
 use super::error::{ReadError, StorageError};
@@ -103,6 +104,7 @@ pub struct Packer {
     copier: Option<Copier>,
     /// Where blobs are, if there are any.
     blobs: Option<BlobDirectory>,
+    maker: DirectoryMaker,
     /// What is to be done with them after the switch.
     sweep: Option<Sweep>,
 }
@@ -171,6 +173,7 @@ pub(super) struct Assignment {
     pub(super) options: PackOptions,
     pub(super) references: References,
     pub(super) blobs: Option<BlobDirectory>,
+    pub(super) maker: DirectoryMaker,
 }
 
 impl Packer {
@@ -184,6 +187,7 @@ impl Packer {
             options,
             references,
             blobs,
+            maker,
         } = assignment;
         Box::new(Self {
             disk,
@@ -200,6 +204,7 @@ impl Packer {
             marks: Marks::new(options.gc, references),
             copier: None,
             blobs,
+            maker,
             sweep: None,
         })
     }
@@ -322,6 +327,11 @@ impl Packer {
 
     /// Makes the new file, which is locked before it can get the name of the old one.
     fn begin_copy(&mut self, tail: u64) -> Result<(), PackError> {
+        // One from an earlier pack takes room, as ZODB knows; and while commits wait is no time to
+        // free the space of a large file.
+        let old = with_suffix(&self.path, OLD_SUFFIX);
+        let removed = self.disk.remove(&old);
+        removed.map_err(PackError::io("remove", &old))?;
         let needed = self.marks.kept_len() + (tail - self.pack_pos);
         if let Some(free) = self.disk.free_len(&self.path)
             && free < needed
@@ -407,16 +417,11 @@ impl Packer {
         let synced = self.disk.sync_directory_of(path);
         // Else it may be the old file that comes back.
         if let (Some(blobs), Ok(())) = (&self.blobs, &synced) {
-            let (disk, blobs) = (self.disk.clone(), blobs.clone());
-            self.sweep = Some(Sweep::new(disk, blobs, self.keep_old, dropped));
+            let (disk, blobs, maker) = (self.disk.clone(), blobs.clone(), self.maker.clone());
+            self.sweep = Some(Sweep::new(disk, blobs, maker, self.keep_old, dropped));
         }
-        let old = with_suffix(path, OLD_SUFFIX);
-        // One from an earlier pack takes room, and is not what it was there for any more.
-        if !self.keep_old
-            && let Err(error) = self.disk.remove(&old)
-        {
-            log::warn!("{}: cannot be removed: {error}", old.display());
-        }
+        // Whoever drops the last handle frees the space of the old one; see `Job::Close`.
+        self.file = file.clone();
         Ok(Switched {
             file,
             id,
