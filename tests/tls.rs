@@ -387,7 +387,7 @@ fn a_configured_certificate_lets_its_client_in() {
         &setup,
         &other,
         AlertDescription::UnknownCA,
-        "the client's certificate is not known (CN=self; neither",
+        "the client's certificate is not known (CN=self; it is not among those of 'authenticate'",
     );
 }
 
@@ -434,6 +434,23 @@ fn a_client_that_is_let_in_lets_in_no_others() {
         AlertDescription::UnknownCA,
         "is not known (CN=friend",
     );
+    // Nor does one that OpenSSL made an authority without being asked.
+    let mut params = authority("openssl");
+    params.key_usages = Vec::new();
+    let openssl = Signer::root(params);
+    let setup = directory.setup(&openssl.pem);
+    let friend = openssl.sign(&client("friend"));
+    let text = "but does not say that it may sign others";
+    refused(&setup, &friend, AlertDescription::UnknownCA, text);
+    // Nor one whose key may sign certificates, but that is no authority.
+    for is_ca in [IsCa::NoCa, IsCa::ExplicitNoCa] {
+        let mut params = authority("half");
+        params.is_ca = is_ca;
+        let half = Signer::root(params);
+        let setup = directory.setup(&half.pem);
+        let friend = half.sign(&client("friend"));
+        refused(&setup, &friend, AlertDescription::UnknownCA, text);
+    }
     // Nor one that may sign others, but no certificates.
     let mut params = authority("signer");
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -544,7 +561,7 @@ fn certificates_count_in_their_time_only() {
         &setup,
         &old.sign(&client("young")),
         AlertDescription::UnknownCA,
-        "one of these has expired",
+        "but has expired or is not valid yet",
     );
 }
 
@@ -673,6 +690,13 @@ fn plain_bytes_pass_whatever_the_pieces_are() {
             pair.piece_len = piece_len;
             pair.run().unwrap();
             let (mut to_client, mut to_server) = (&sent[..], &sent[..]);
+            // A record may be of one byte.
+            for _ in 0..3 {
+                assert_eq!(pair.channel.encrypt(&[IoSlice::new(&to_client[..1])]), 1);
+                assert_eq!(pair.client.writer().write(&to_server[..1]).unwrap(), 1);
+                (to_client, to_server) = (&to_client[1..], &to_server[1..]);
+                pair.run().unwrap();
+            }
             while !to_client.is_empty() || !to_server.is_empty() {
                 let (first, second) = to_client.split_at(to_client.len() / 3);
                 let len = pair

@@ -203,10 +203,12 @@ impl Uses {
         Ok(uses)
     }
 
-    /// Whether it may sign other certificates.
+    /// Whether it may sign other certificates, and says so in both ways. That it is an authority
+    /// is not enough: every self-signed certificate says that if OpenSSL made it without options.
+    /// OpenSSL, too, asks for both when it is strict, as it is in runzeo.
     pub(super) fn signs_others(&self) -> bool {
         let signs = |usage: &KeyUsage| usage.key_cert_sign();
-        self.is_ca && self.key_usage.as_ref().is_none_or(signs)
+        self.is_ca && self.key_usage.as_ref().is_some_and(signs)
     }
 
     /// Whether a client may show it, by the rule of OpenSSL's purpose `sslclient`.

@@ -411,7 +411,11 @@ impl fmt::Display for Problem {
             Self::Pem(error) => write!(f, "{error}"),
             Self::NoCertificate => write!(f, "there is no certificate in it"),
             Self::BadCertificate(n) => write!(f, "certificate {n} in it cannot be read"),
-            Self::BadRevocationList(n) => write!(f, "revocation list {n} in it cannot be read"),
+            Self::BadRevocationList(n) => write!(
+                f,
+                "revocation list {n} in it cannot be read: it has to be of version 2, with a \
+                 number ('crlnumber' in openssl.cnf)"
+            ),
             Self::Key(error) => write!(f, "{error}"),
             Self::UnusableKey(why) => write!(
                 f,

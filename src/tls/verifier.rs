@@ -11,6 +11,7 @@
 //! A configured certificate that must not sign others is trusted for itself alone; webpki, which
 //! does not ask its trust anchors, never sees it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::HandshakeSignatureValid;
@@ -36,6 +37,8 @@ pub(super) struct Verifier {
     algorithms: WebPkiSupportedAlgorithms,
     known: Vec<CertificateDer<'static>>,
     authorities: Vec<Authority>,
+    /// Subjects of the others.
+    individuals: BTreeSet<Vec<u8>>,
     revoked: Vec<CertRevocationList<'static>>,
     /// Whose certificate was refused last, and why, for the log: rustls passes on only a kind of
     /// error. A handshake step and the look at this follow each other in one thread.
@@ -63,6 +66,7 @@ impl Verifier {
             algorithms,
             known: Vec::new(),
             authorities: Vec::new(),
+            individuals: BTreeSet::new(),
             revoked: Vec::new(),
             refused: Arc::default(),
         }
@@ -79,6 +83,8 @@ impl Verifier {
                 public_key: SubjectPublicKeyInfoDer::from(certificate.public_key.to_vec()),
                 is_restricted: certificate.uses.is_restricted,
             });
+        } else {
+            self.individuals.insert(certificate.subject.to_vec());
         }
         self.known.push(der);
         Ok(())
@@ -219,33 +225,38 @@ impl Verifier {
         Ok(())
     }
 
-    /// Notes for the log who was refused, and why.
+    /// Notes for the log who was refused, and what may help.
     fn note(&self, der: &CertificateDer<'_>, refusal: &Refusal, now: UnixTime) {
-        let who = match Certificate::read(der) {
+        let text = match Certificate::read(der) {
+            Err(Unreadable) => "nothing in it can be read".to_owned(),
             Ok(certificate) => {
                 let subject = certificate.subject_text();
-                if certificate.period.contains(now) {
-                    subject
-                } else {
+                if !certificate.period.contains(now) {
                     format!("{subject}, {}", certificate.period)
+                } else if matches!(refusal, Refusal::UnknownIssuer) {
+                    format!("{subject}; {}", self.hint(&certificate, now))
+                } else {
+                    subject
                 }
             }
-            Err(Unreadable) => "a certificate that cannot be read".to_owned(),
         };
-        let mut issuers = self.authorities.iter();
-        let expired = issuers.any(|it| !it.period.contains(now));
-        let hint = match refusal {
-            Refusal::UnknownIssuer if expired => {
-                "; it is not among those of 'authenticate', and one of these has expired, or is \
-                 not valid yet"
-            }
-            Refusal::UnknownIssuer => {
-                "; neither is it among those of 'authenticate', nor signed by one of these"
-            }
-            _ => "",
-        };
-        let text = format!("{who}{hint}");
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+
+    /// Why an issuer may be unknown.
+    fn hint(&self, certificate: &Certificate<'_>, now: UnixTime) -> &'static str {
+        let is_issuer = |it: &&Authority| it.anchor.subject.as_ref() == certificate.issuer;
+        let mut issuers = self.authorities.iter().filter(is_issuer);
+        if issuers.any(|it| !it.period.contains(now)) {
+            "its issuer is among those of 'authenticate', but has expired or is not valid yet"
+        } else if certificate.issuer != certificate.subject
+            && self.individuals.contains(certificate.issuer)
+        {
+            "its issuer is among those of 'authenticate', but does not say that it may sign \
+             others (basicConstraints with CA:TRUE, keyUsage with keyCertSign, version 3)"
+        } else {
+            "it is not among those of 'authenticate', nor signed by one of these"
+        }
     }
 }
 

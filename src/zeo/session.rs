@@ -146,8 +146,8 @@ impl Session {
         next.map_err(|error| self.frame_error(error))
     }
 
-    /// A handshake of TLS begins with the type 22, the version (3 and a minor one) and a length (RFC
-    /// 8446, section 5.1): taken for the length of a frame, that is far too long.
+    /// A handshake of TLS begins with the type 22, the version (3 and a minor one) and a length
+    /// (RFC 8446, section 5.1): taken for the length of a frame, that is far too long.
     const fn frame_error(&self, error: FrameError) -> SessionError {
         let FrameError::TooLong { len, .. } = error;
         match self.phase {

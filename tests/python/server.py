@@ -31,10 +31,11 @@ class Server:
     """One server on one port (or Unix socket), that can be stopped and started again."""
 
     def __init__(self, directory, storages=STORAGE, address=None, msgpack=False,
-                 command=None, wrapper=(), **options):
+                 command=None, wrapper=(), zeo='', **options):
         self.directory = directory
         self.address = address or ('127.0.0.1', free_port())
         self.storages = storages
+        self.zeo = zeo                  # sections in <zeo>
         self.options = dict({'client-conflict-resolution': 'true'}, **options)
         if msgpack:
             self.options['msgpack'] = 'true'
@@ -49,7 +50,7 @@ class Server:
         lines = ['<zeo>', 'address %s' % (
             address if isinstance(address, str) else '%s:%d' % address)]
         lines += ['%s %s' % (k.replace('_', '-'), v) for k, v in self.options.items()]
-        lines += ['</zeo>', self.storages]
+        lines += [self.zeo, '</zeo>', self.storages]
         conf = os.path.join(self.directory, 'zeo.conf')
         with open(conf, 'w') as f:
             f.write('\n'.join(lines))

@@ -51,7 +51,7 @@ def certificates():
                 '-addext', 'basicConstraints=critical,CA:FALSE',
                 '-addext', 'subjectAltName=DNS:localhost', '-out', name + '.pem')
     openssl('req', '-new', '-x509', '-key', 'key-pkcs8.pem', '-subj', '/O=Standby/CN=test CA',
-            '-days', 36500, '-out', 'ca.pem')
+            '-addext', 'keyUsage=critical,keyCertSign', '-days', 36500, '-out', 'ca.pem')
     openssl('req', '-new', '-key', 'key-rsa.pem', '-subj', '/O=Standby/CN=old client',
             '-out', 'request.pem')
     openssl('x509', '-req', '-in', 'request.pem', '-CA', 'ca.pem', '-CAkey', 'key-pkcs8.pem',
