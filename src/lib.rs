@@ -24,6 +24,8 @@ pub mod zeo;
 pub mod manual {
     #[doc = include_str!("manual/architecture.md")]
     pub mod architecture {}
+    #[doc = include_str!("manual/blobs.md")]
+    pub mod blobs {}
     #[doc = include_str!("manual/data_file.md")]
     pub mod data_file {}
     #[doc = include_str!("manual/pack.md")]

@@ -108,6 +108,23 @@ pub const UNDO_ERRORS_MAX: usize = 1000;
 /// file.
 pub const STAGED_LEN_IN_MEMORY_MAX: usize = 8 << 20;
 
+/// Bytes of a blob that are written at once. As much again is taken from its client meanwhile,
+/// then no more is read: at most three times as much is in memory, and one frame.
+pub const BLOB_WRITE_LEN: usize = 256 * 1024;
+
+/// Bytes of a blob that are written without a sync. What is not synced is what others' syncs may
+/// have to wait for, since a file system has one journal.
+pub const BLOB_SYNC_LEN: u64 = 8 << 20;
+
+/// Blobs of one transaction that are completed at a time; each is a sync, and they share it.
+pub const BLOB_JOBS_MAX: usize = 8;
+
+/// Bytes of a blob in one message to a client: what ZEO sends, and clients are used to.
+pub const BLOB_CHUNK_LEN: usize = 59_000;
+
+/// Bytes of a blob that are read at once, of one blob a client at a time.
+pub const BLOB_READ_LEN: usize = 4 * BLOB_CHUNK_LEN;
+
 /// Bytes of user name, of description and of extension in the file format (2-byte lengths).
 pub const METADATA_LEN_MAX: usize = u16::MAX as usize;
 
@@ -154,4 +171,6 @@ const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);
 // A connection that is stopped has little left to send in comparison.
 const _: () = assert!(TLS_BUFFER_LEN <= OUTPUT_RESUME_LEN);
+// Sending blobs alone never keeps a client's calls from being read.
+const _: () = assert!(OUTPUT_RESUME_LEN + 2 * BLOB_READ_LEN < OUTPUT_PAUSE_LEN);
 const _: () = assert!(OIDS_PER_CALL_MAX < OID_RESERVE);

@@ -36,9 +36,6 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return refuse(error),
     };
-    if let Err(error) = config::refuse_unsupported(&config) {
-        return refuse(error);
-    }
     let log = match logging::install(&config.log) {
         Ok(log) => log,
         Err(error) => return refuse(error),

@@ -52,7 +52,6 @@ fn option(line: &str) -> Option<&str> {
 #[test]
 fn the_sample_is_a_configuration_as_it_stands() {
     let config = read(SAMPLE);
-    assert!(config::refuse_unsupported(&config).is_ok());
     assert_eq!(config.addresses[0].to_string(), "127.0.0.1:8100");
     assert_eq!(config.storages.len(), 1);
 }
@@ -66,9 +65,8 @@ fn the_sample_shows_options_that_exist_with_their_defaults() {
     // Those without a default have an example.
     assert!(all.invalidation_age.is_some() && all.pid_file.is_some());
     assert!(all.ssl.as_ref().unwrap().password.is_some());
-    assert_eq!(all.storages.len(), 2);
+    assert_eq!(all.storages.len(), 3);
     assert_eq!(all.log.outputs.len(), 1);
-    assert_eq!(all.unsupported.len(), 1, "{:?}", all.unsupported);
     let expected = Config {
         invalidation_age: all.invalidation_age,
         transaction_timeout: all.transaction_timeout,
@@ -76,7 +74,6 @@ fn the_sample_shows_options_that_exist_with_their_defaults() {
         ssl: all.ssl.clone(),
         storages: all.storages.clone(),
         log: all.log.clone(),
-        unsupported: all.unsupported.clone(),
         ..given
     };
     assert_eq!(all, expected);

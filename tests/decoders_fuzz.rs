@@ -20,6 +20,7 @@ use standby::storage::disk::Disk;
 use standby::storage::index::Index;
 use standby::storage::memory::MemoryDisk;
 use standby::storage::oids;
+use standby::storage::references::references;
 use standby::zeo::{Encoding, FrameReader, decode_standalone, message, msgpack};
 
 #[test]
@@ -51,6 +52,32 @@ fn nasty_inputs_are_decoded_or_refused() {
         };
         check_decoders(&input);
         check_frames(&mut random, &input);
+    }
+}
+
+#[test]
+fn mutated_records_are_searched_or_refused() {
+    let records = lines_in_hex("references.txt", 3);
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) {
+        let mut input = random.choose(&records).clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut random, &mut input, &records);
+        }
+        let _report = Report {
+            name: format!("FUZZ_SEED={seed} round {round}"),
+            input: &input,
+        };
+        check_references(&input);
+    }
+    for (name, input) in nasty() {
+        let _report = Report {
+            name: name.to_owned(),
+            input: &input[..input.len().min(100)],
+        };
+        check_references(&input);
+        check_references(&[b"N.", &input[..]].concat());
     }
 }
 
@@ -259,6 +286,15 @@ fn check_decoders(input: &[u8]) {
     }
 }
 
+fn check_references(record: &[u8]) {
+    // A value takes 32 bytes; the stack doubles when it grows, and so does the memo.
+    check_memory("references", 160 * record.len() + 4096, || {
+        let mut found = Vec::new();
+        // An error must also be able to say what it is.
+        references(record, &mut found).map_err(|error| error.to_string())
+    });
+}
+
 /// The input as a stream, and behind its length, in random pieces.
 fn check_frames(random: &mut Random, input: &[u8]) {
     let mut stream = input.to_vec();
@@ -319,7 +355,8 @@ fn mutate(random: &mut Random, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
         5 => {
             // Opcodes that the captures do not have.
             let opcodes =
-                b"012()]}aesutldqhpgrj\x94\x85\x86\x87b\x81Rc.NIJKLMFGSTUVXBC\x8a\x8b\x8c";
+                b"012()]}aesutldqhpgrj\x94\x85\x86\x87b\x81Rc.NIJKLMFGSTUVXBC\x8a\x8b\x8c\
+                PQio\x91\x92\x93";
             input.insert(pos, *random.choose(opcodes));
         }
         6 => input.insert(pos, random.byte()),
@@ -347,16 +384,26 @@ fn corpus() -> Vec<Vec<u8>> {
             }
         }
     }
-    let pickles = fs::read_to_string(data.join("pickles.txt")).unwrap();
-    for line in pickles.lines() {
-        let hex = line.split('\t').nth(2).unwrap();
-        let byte = |pos| u8::from_str_radix(&hex[pos..pos + 2], 16).unwrap();
-        corpus.push((0..hex.len()).step_by(2).map(byte).collect());
-    }
+    corpus.append(&mut lines_in_hex("pickles.txt", 2));
     // The two pieces of a blob would only take time.
     corpus.retain(|input| !input.is_empty() && input.len() < 2000);
     assert!(corpus.len() > 1500);
     corpus
+}
+
+/// The bytes in one field of each line of a file in `tests/data`.
+fn lines_in_hex(name: &str, field: usize) -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let text = fs::read_to_string(path.join(name)).unwrap();
+    let fields = text
+        .lines()
+        .map(|line| line.split('\t').nth(field).unwrap());
+    fields
+        .map(|hex| {
+            let byte = |pos| u8::from_str_radix(&hex[pos..pos + 2], 16).unwrap();
+            (0..hex.len()).step_by(2).map(byte).collect()
+        })
+        .collect()
 }
 
 fn number_from_env(name: &str, default: u64) -> u64 {

@@ -89,10 +89,10 @@ def venv(requirements, python=None, directory=None):
     return inside
 
 
-def site(requirements, python):
+def site(requirements, python, *options):
     """A directory for PYTHONPATH with the packages of *requirements*, for *python*.
 
-    Unlike a virtual environment this works for Python 2.7 as well.
+    Unlike a virtual environment this works for Python 2.7 as well. *options* are pip's.
     """
     directory = place('site', requirements, python)
 
@@ -101,7 +101,8 @@ def site(requirements, python):
         environ = dict(os.environ)
         if version_of(python) == (2, 7):
             environ['PYTHONPATH'] = pip_for_python_2(python)
-        pip([python, '-m', 'pip', 'install', '--target', directory], requirements, environ)
+        pip([python, '-m', 'pip', 'install', '--target', directory, *options], requirements,
+            environ)
         # Python 2 finds the packages `zope.*` by .pth files, which PYTHONPATH alone ignores.
         with open(os.path.join(directory, 'sitecustomize.py'), 'w') as f:
             f.write('import os, site\nsite.addsitedir(os.path.dirname(__file__))\n')
@@ -113,7 +114,9 @@ def site(requirements, python):
 def pip_for_python_2(python):
     """A directory with the last pip for it: the one that comes with it finds no wheels."""
     directory = os.path.join(cache(), 'pip-for-python-2')
-    if not os.path.exists(directory):
+    with locked(directory + '.lock'):
+        if os.path.exists(directory):
+            return directory
         new = directory + '.new'
         shutil.rmtree(new, ignore_errors=True)
         if not run_quietly([python, '-m', 'pip', 'install', '--target', new, 'pip==20.3.4']):

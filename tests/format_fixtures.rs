@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -394,12 +395,6 @@ impl Disk for Memory {
     fn remove(&self, _path: &Path) -> io::Result<()> {
         read_only()
     }
-    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
-        read_only()
-    }
-    fn link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
-        read_only()
-    }
     fn identify(&self, _path: &Path) -> io::Result<FileId> {
         read_only()
     }
@@ -407,6 +402,27 @@ impl Disk for Memory {
         read_only()
     }
     fn open_unnamed(&self, _path: &Path) -> io::Result<Arc<dyn File>> {
+        read_only()
+    }
+    fn names(&self, _directory: &Path) -> io::Result<Vec<OsString>> {
+        read_only()
+    }
+    fn create_directories(&self, _path: &Path) -> io::Result<Vec<PathBuf>> {
+        read_only()
+    }
+    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn link(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn discard(&self, _path: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn remove_tree(&self, _path: &Path) -> io::Result<()> {
+        read_only()
+    }
+    fn set_read_only(&self, _path: &Path, _directory: &Path) -> io::Result<()> {
         read_only()
     }
 }

@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use standby::ids::{ClientId, Tid};
 use standby::server::{Now, Output, Server};
+use standby::storage::blob::layout::{BlobDirectory, Layout};
 use standby::storage::disk::{Disk, File, FileId, OpenMode};
 use standby::storage::memory::MemoryDisk;
 use standby::storage::{FileStorage, LockScope, Options, PackOptions};
@@ -27,8 +29,10 @@ use standby::zeo::{
     Encoding, FrameReader, Message, ProtocolError, Request, Value, message, msgpack, pickle,
 };
 
+const BLOB_DIR: &str = "DIR/blobs";
+
 /// What the server serves already.
-const SCENARIOS: [&str; 14] = [
+const SCENARIOS: [&str; 16] = [
     "connect",
     "ruok",
     "load",
@@ -43,12 +47,12 @@ const SCENARIOS: [&str; 14] = [
     "undo",
     "restore_delete",
     "pack",
+    "blob",
+    "blob_shared",
 ];
 
-/// Calls whose answers are not compared: these are not served yet, ...
-const NOT_COMPARED: [&str; 2] = ["sendBlob", WRONG_ARGUMENTS];
-
-/// ... and runzeo looks at the object before it looks at the other arguments.
+/// Calls whose answers are not compared: runzeo looks at the object before it looks at the other
+/// arguments.
 const WRONG_ARGUMENTS: &str = "a call with wrong arguments";
 
 /// In an answer of runzeo on Python 3 to `undoInfo` with a `ZopeUndo.Prefix`, which it cannot
@@ -103,14 +107,6 @@ impl Disk for ColdDisk {
         self.0.remove(path)
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.link(from, to)
-    }
-
     fn identify(&self, path: &Path) -> io::Result<FileId> {
         self.0.identify(path)
     }
@@ -121,6 +117,34 @@ impl Disk for ColdDisk {
 
     fn open_unnamed(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         self.0.open_unnamed(path)
+    }
+
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        self.0.names(directory)
+    }
+
+    fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        self.0.create_directories(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.link(from, to)
+    }
+
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        self.0.discard(path)
+    }
+
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_tree(path)
+    }
+
+    fn set_read_only(&self, path: &Path, directory: &Path) -> io::Result<()> {
+        self.0.set_read_only(path, directory)
     }
 }
 
@@ -179,6 +203,8 @@ struct Conversation {
     encoding: Encoding,
     connections: Vec<Recorded>,
     server: Server,
+    /// Of the storage whose clients share its blobs.
+    disk: Arc<dyn Disk>,
     start: Instant,
     wall: Duration,
     last_tid: Tid,
@@ -223,7 +249,14 @@ impl Conversation {
             transaction_timeout: None,
             start: "Sat Nov 21 00:00:00 2026".to_owned(),
         };
-        let storage = |name: &str, read_only, quota| {
+        let new_disk = || -> Arc<dyn Disk> {
+            let memory = MemoryDisk::new();
+            match cold {
+                false => Arc::new(memory),
+                true => Arc::new(ColdDisk(memory)),
+            }
+        };
+        let storage = |disk: Arc<dyn Disk>, name: &str, read_only, quota| {
             let options = Options {
                 name: name.to_owned(),
                 read_only,
@@ -232,13 +265,9 @@ impl Conversation {
                 client_resolves: true,
                 lock_scope: LockScope::Storage,
                 pack: PackOptions::default(),
+                blob_dir: (name == "1").then(|| BLOB_DIR.into()),
             };
             // A read-only storage does not create its file.
-            let memory = MemoryDisk::new();
-            let disk: Arc<dyn Disk> = match cold {
-                false => Arc::new(memory),
-                true => Arc::new(ColdDisk(memory)),
-            };
             let writable = Options {
                 read_only: false,
                 ..options.clone()
@@ -254,10 +283,11 @@ impl Conversation {
             .unwrap();
             FileStorage::open(disk, Path::new("DIR/Data.fs"), options, &mut |_| ()).unwrap()
         };
+        let disk = new_disk();
         let storages = vec![
-            storage("1", false, None),
-            storage("frozen", true, None),
-            storage("small", false, Some(3000)),
+            storage(disk.clone(), "1", false, None),
+            storage(new_disk(), "frozen", true, None),
+            storage(new_disk(), "small", false, Some(3000)),
         ];
         let start = Instant::now();
         let wall = Duration::from_secs(1_795_222_000);
@@ -267,6 +297,7 @@ impl Conversation {
             encoding,
             connections,
             server: Server::new(serving, storages, now).unwrap(),
+            disk,
             start,
             wall,
             last_tid: Tid::ZERO,
@@ -371,6 +402,7 @@ impl Conversation {
 
     fn replay(&mut self, at: usize) {
         let tid = self.tid_told(&self.connections[at]);
+        self.share_file(at);
         let connection = &mut self.connections[at];
         let frame = connection.sent[connection.replayed].clone();
         connection.replayed += 1;
@@ -387,6 +419,19 @@ impl Conversation {
             while self.server.run_calls(id, 3, self.now()) {}
         }
         self.settle();
+    }
+
+    /// A client that shares the directory of the blobs has put a file there before it says so.
+    fn share_file(&self, at: usize) {
+        let connection = &self.connections[at];
+        let call = self.call(&connection.sent[connection.replayed]);
+        if let Some(Request::StoreBlobShared { oid, filename, .. }) = call.map(|call| call.request)
+        {
+            let directory = BlobDirectory::new(BLOB_DIR.into(), Layout::Bushy).directory_of(oid);
+            let path = directory.join(str::from_utf8(&filename).unwrap());
+            self.disk.create_directories(&directory).unwrap();
+            self.disk.open(&path, OpenMode::CreateNew).unwrap();
+        }
     }
 
     fn now(&self) -> Now {
@@ -490,7 +535,7 @@ impl Conversation {
             };
         };
         let method = calls.get(&format!("{:?}", parts[0])).copied();
-        if let Some(name) = method.filter(|name| NOT_COMPARED.contains(name)) {
+        if let Some(name) = method.filter(|name| *name == WRONG_ARGUMENTS) {
             return format!("the answer to {name}");
         }
         let result = std::mem::replace(&mut parts[3], Value::None);
@@ -554,6 +599,13 @@ fn may_differ(method: Option<&'static str>, name: &Value, result: Value) -> Valu
                 other => other,
             });
             Value::Tuple(keys.collect())
+        }
+        // The path of the file, which is the server's business.
+        (Some("sendBlob"), Value::Tuple(mut error)) => {
+            if let Some(Value::Tuple(arguments)) = error.get_mut(1) {
+                arguments[0] = Value::text("No blob file");
+            }
+            Value::Tuple(error)
         }
         (_, result) => result,
     }

@@ -53,8 +53,6 @@ pub struct Config {
     pub log: LogConfig,
     /// Keys of `<runner>`, which concern zeoctl alone.
     pub runner_keys: Vec<String>,
-    /// Items that are understood but that this version cannot honour; see [`refuse_unsupported`].
-    pub unsupported: Vec<ConfigError>,
 }
 
 /// What a voted transaction excludes.
@@ -203,15 +201,6 @@ pub fn read(args: &Args, around: &dyn Surroundings) -> Result<Config, ConfigErro
     Ok(config)
 }
 
-/// Refuses what this version cannot honour. Apart from [`read`], so that all that can be said is
-/// understood and tested before it can be done.
-pub fn refuse_unsupported(config: &Config) -> Result<(), ConfigError> {
-    match config.unsupported.first() {
-        Some(error) => Err(error.clone()),
-        None => Ok(()),
-    }
-}
-
 impl Config {
     /// What holds if nothing is said; without addresses and storages.
     fn new(around: &dyn Surroundings) -> Self {
@@ -230,7 +219,6 @@ impl Config {
             storages: Vec::new(),
             log: LogConfig::stderr(LevelFilter::Info),
             runner_keys: Vec::new(),
-            unsupported: Vec::new(),
         }
     }
 }

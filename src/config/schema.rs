@@ -22,7 +22,6 @@ pub(super) fn fill(
     root: Section,
     around: &dyn Surroundings,
 ) -> Result<(), ConfigError> {
-    config.unsupported = unsupported(&root);
     let place = root.place.clone();
     let mut file = Items::new(root)?;
     let sections = file.take_sections();
@@ -58,35 +57,6 @@ pub(super) fn fill(
         return Err(place.refuse(Problem::MissingSection("storage, such as <filestorage>")));
     }
     Ok(())
-}
-
-/// The items that this version understands but cannot honour: section, key or section in it, and
-/// what to say. A key without a value asks for nothing.
-const UNSUPPORTED: [(&str, &str, &str); 1] = [(
-    "filestorage",
-    "blob-dir",
-    "blob-dir: blobs are not supported yet",
-)];
-
-fn unsupported(root: &Section) -> Vec<ConfigError> {
-    let mut errors = Vec::new();
-    for (kind, item, why) in UNSUPPORTED {
-        for section in root.sections.iter().filter(|section| section.kind == kind) {
-            let keys = section
-                .keys
-                .iter()
-                .filter(|key| key.name == item && !key.value.is_empty());
-            let sections = section
-                .sections
-                .iter()
-                .filter(|section| section.kind == item);
-            let places = keys
-                .map(|key| &key.place)
-                .chain(sections.map(|section| &section.place));
-            errors.extend(places.map(|place| place.refuse(Problem::Unsupported(why))));
-        }
-    }
-    errors
 }
 
 fn zeo(
@@ -171,10 +141,7 @@ fn storage(section: Section, around: &dyn Surroundings) -> Result<StorageConfig,
     let kind = match section.kind.as_str() {
         "filestorage" => StorageKind::File(filestorage(section, around)?),
         "mappingstorage" => mappingstorage(section)?,
-        "blobstorage" => {
-            let why = "<blobstorage> is not supported: give its <filestorage> a blob-dir instead";
-            return Err(place.refuse(Problem::Unsupported(why)));
-        }
+        "blobstorage" => StorageKind::File(blobstorage(section, around)?),
         "demostorage" | "zeoclient" | "clientstorage" | "zlibstorage" | "relstorage" => {
             let why = "only <filestorage> and <mappingstorage> can be served";
             return Err(place.refuse(Problem::Unsupported(why)));
@@ -208,6 +175,31 @@ fn filestorage(
         one_of(&[""], "empty (functions of Python cannot be called)"),
     )?;
     items.finish()?;
+    Ok(file)
+}
+
+/// A wrapper of former times around a `<filestorage>`, which has a `blob-dir` of its own now.
+fn blobstorage(
+    section: Section,
+    around: &dyn Surroundings,
+) -> Result<FileStorageConfig, ConfigError> {
+    let place = section.place.clone();
+    let mut items = Items::new(section)?;
+    let blob_dir = items.required("blob-dir", |value| path(value, around))?;
+    let mut inner = items.take_sections();
+    items.finish()?;
+    let inner = match (inner.pop(), inner.is_empty()) {
+        (Some(inner), true) if inner.kind == "filestorage" => inner,
+        _ => {
+            let why = "<blobstorage> is served around one <filestorage> only";
+            return Err(place.refuse(Problem::Unsupported(why)));
+        }
+    };
+    let mut file = filestorage(inner, around)?;
+    if file.blob_dir.replace(blob_dir).is_some() {
+        let why = "<blobstorage> around a <filestorage> that has a blob-dir";
+        return Err(place.refuse(Problem::Unsupported(why)));
+    }
     Ok(file)
 }
 
@@ -470,7 +462,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::testing::Files;
-    use super::super::{Address, LockScope, read, refuse_unsupported};
+    use super::super::{Address, LockScope, read};
     use super::*;
     use crate::args::Args;
 
@@ -533,7 +525,6 @@ mod tests {
             storages: vec![storage],
             log: LogConfig::stderr(LevelFilter::Info),
             runner_keys: Vec::new(),
-            unsupported: Vec::new(),
         };
         assert_eq!(config, expected);
     }
@@ -692,7 +683,7 @@ mod tests {
 
     #[test]
     fn storages_of_python_are_refused() {
-        for kind in ["demostorage", "zeoclient", "blobstorage", "zlibstorage"] {
+        for kind in ["demostorage", "zeoclient", "zlibstorage"] {
             let error = storage_error(&format!("<{kind}>\n</{kind}>"));
             assert!(error.contains("<filestorage>"), "{error}");
         }
@@ -701,17 +692,36 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_yet_is_understood_and_refused_apart() {
-        let blobs = format!("{ZEO}<filestorage>\npath A.fs\nblob-dir blobs\n</filestorage>");
-        let config_with_blobs = config(&blobs).unwrap();
-        let error = refuse_unsupported(&config_with_blobs).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "zeo.conf:6: blob-dir: blobs are not supported yet"
-        );
-
-        let none = format!("{ZEO}<filestorage>\npath A.fs\nblob-dir\n</filestorage>");
-        assert!(refuse_unsupported(&config(&none).unwrap()).is_ok());
+    fn blobs_are_an_option_of_the_file_or_a_section_around_it() {
+        let file = |text: &str| match config(&format!("{ZEO}{text}")) {
+            Ok(config) => match config.storages.into_iter().next() {
+                Some(StorageConfig {
+                    kind: StorageKind::File(file),
+                    name,
+                }) => Ok((name, file.path, file.blob_dir)),
+                other => panic!("{other:?}"),
+            },
+            Err(error) => Err(error),
+        };
+        let wanted = |blob_dir: Option<&str>| {
+            let blob_dir = blob_dir.map(PathBuf::from);
+            Ok(("main".to_owned(), PathBuf::from("A.fs"), blob_dir))
+        };
+        let plain = "<filestorage main>\npath A.fs\nblob-dir blobs\n</filestorage>";
+        assert_eq!(file(plain), wanted(Some("blobs")));
+        let none = "<filestorage main>\npath A.fs\nblob-dir\n</filestorage>";
+        assert_eq!(file(none), wanted(None));
+        let around = |inner: &str| {
+            let key = "blob-dir blobs\n";
+            file(&format!("<blobstorage main>\n{key}{inner}\n</blobstorage>"))
+        };
+        let inner = "<filestorage>\npath A.fs\n</filestorage>";
+        assert_eq!(around(inner), wanted(Some("blobs")));
+        for wrong in ["", "<mappingstorage>\n</mappingstorage>", plain] {
+            let error = around(wrong).unwrap_err();
+            assert!(error.contains("<blobstorage>"), "{error}");
+        }
+        assert!(around(&format!("{inner}\n{inner}")).is_err());
     }
 
     #[test]

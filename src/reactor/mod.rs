@@ -633,6 +633,7 @@ fn open(
             config::LockScope::Objects => storage::LockScope::Objects,
         },
         pack: PackOptions::default(),
+        blob_dir: None,
     };
     let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
         StorageKind::Memory => {
@@ -648,6 +649,7 @@ fn open(
                 gc: file.pack_gc,
                 keep_old: file.pack_keep_old,
             };
+            options.blob_dir.clone_from(&file.blob_dir);
             (Arc::new(OsDisk::default()), &file.path)
         }
     };

@@ -1,8 +1,8 @@
 //! The threads that may wait for the disk.
 //!
 //! Each storage has one thread for appends and syncs, whose order matters. Reads share a pool; one
-//! thread does the housekeeping of all, and one packs. What is done comes back through a channel;
-//! the waker ends the reactor's poll.
+//! thread does the housekeeping of all, one packs, and a few take blobs in. What is done comes back
+//! through a channel; the waker ends the reactor's poll.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -17,6 +17,10 @@ use crate::storage::{Done, Job, Lane};
 /// Threads that read: as many reads of one disk as are worth having at a time.
 const READERS: usize = 4;
 
+/// Threads that take blobs in: so many can be synced at a time, and a long one does not keep the
+/// others waiting.
+const BLOB_WRITERS: usize = 3;
+
 /// Stack of a worker; they recurse nowhere.
 const STACK_LEN: usize = 128 * 1024;
 
@@ -29,6 +33,7 @@ pub(super) struct Workers {
     read: Sender<Tagged>,
     housekeeping: Sender<Tagged>,
     pack: Sender<Tagged>,
+    blob: Sender<Tagged>,
     done: Receiver<(JobTag, Done)>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -62,11 +67,17 @@ impl Workers {
         spawn("housekeeping".to_owned(), Arc::new(Mutex::new(jobs)))?;
         let (pack, jobs) = mpsc::channel();
         spawn("pack".to_owned(), Arc::new(Mutex::new(jobs)))?;
+        let (blob, jobs) = mpsc::channel();
+        let jobs = Arc::new(Mutex::new(jobs));
+        for at in 0..BLOB_WRITERS {
+            spawn(format!("blob-{at}"), jobs.clone())?;
+        }
         Ok(Self {
             commit,
             read,
             housekeeping,
             pack,
+            blob,
             done,
             threads,
         })
@@ -79,6 +90,7 @@ impl Workers {
             Lane::Read => &self.read,
             Lane::Housekeeping => &self.housekeeping,
             Lane::Pack => &self.pack,
+            Lane::Blob => &self.blob,
         };
         // A worker ends only when its sender is dropped, or with the process.
         if lane.send((tag, job)).is_err() {
@@ -98,10 +110,11 @@ impl Workers {
             read,
             housekeeping,
             pack,
+            blob,
             threads,
             ..
         } = self;
-        drop((commit, read, housekeeping, pack));
+        drop((commit, read, housekeeping, pack, blob));
         for thread in threads {
             if thread.join().is_err() {
                 log::error!("a worker thread had panicked");

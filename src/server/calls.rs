@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::blobs::BlobCall;
 use super::browse;
 use super::client::{ClientTxn, Pending};
 use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Served, Server, Wanted};
@@ -222,6 +223,35 @@ impl Server {
                 }
                 Outcome::Reply(Value::None)
             }
+            Request::StoreBlobStart => self.store_blob(id, at, None, BlobCall::Start, now),
+            Request::StoreBlobChunk { chunk } => {
+                self.store_blob(id, at, None, BlobCall::Chunk(chunk), now)
+            }
+            Request::StoreBlobEnd {
+                oid,
+                serial,
+                data,
+                txn,
+            } => {
+                let call = BlobCall::End { oid, serial, data };
+                self.store_blob(id, at, Some(txn), call, now)
+            }
+            Request::StoreBlobShared {
+                oid,
+                serial,
+                data,
+                filename: name,
+                txn,
+            } => {
+                let call = BlobCall::Shared {
+                    oid,
+                    serial,
+                    data,
+                    name,
+                };
+                self.store_blob(id, at, Some(txn), call, now)
+            }
+            Request::SendBlob { oid, serial } => self.send_blob(id, msgid, at, oid, serial),
             Request::History { oid, size } => self.history(id, msgid, at, oid, size),
             Request::UndoLog { first, last } => {
                 self.undo_log(id, msgid, at, first, last, Vec::new())
@@ -247,10 +277,6 @@ impl Server {
                 Outcome::Reply(Value::None)
             }
             Request::RecordIternext { oid } => self.record_iternext(id, msgid, at, oid),
-            unserved => {
-                let message = format!("this server does not support {} yet", unserved.name());
-                Outcome::Raise(other("builtins.NotImplementedError", message))
-            }
         }
     }
 
@@ -527,6 +553,7 @@ const fn may_be_answered_later(request: &Request) -> bool {
             | Request::IteratorNext { .. }
             | Request::IteratorRecordNext { .. }
             | Request::RecordIternext { .. }
+            | Request::SendBlob { .. }
     )
 }
 
@@ -597,7 +624,7 @@ fn not_granted() -> RemoteError {
     other("builtins.AssertionError", message)
 }
 
-fn no_such_txn(current: Option<&ClientTxn>, named: Value) -> RemoteError {
+pub(super) fn no_such_txn(current: Option<&ClientTxn>, named: Value) -> RemoteError {
     let current = current.map_or(Value::None, |txn| txn.handle.clone());
     RemoteError::NotCurrentTransaction {
         current,
@@ -676,6 +703,7 @@ pub(super) fn refusal_error(refusal: Refusal) -> RemoteError {
             STORAGE,
             format!("tid {tid} is not above the last one, or too high"),
         ),
+        Refusal::Blob(error) => other("ZODB.blob.BlobStorageError", error),
         Refusal::Disk(error) => other(STORAGE, error),
     }
 }

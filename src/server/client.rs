@@ -1,11 +1,12 @@
 //! One client as the server sees it: its session, and its transaction in progress.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
+use super::PendingRead;
 use crate::ids::{ClientId, Tid};
 use crate::storage::history::{self, Step};
-use crate::storage::{TxnId, View};
+use crate::storage::{BlobReader, TxnId, View};
 use crate::zeo::Value;
 use crate::zeo::session::Session;
 
@@ -25,6 +26,10 @@ pub(super) struct Client {
     pub(super) iterators_begun: i64,
     /// One of them waits for the disk, and the client's next calls for it.
     pub(super) iterating: bool,
+    /// Blobs that it asked for, of which no piece is being read.
+    pub(super) transfers: VecDeque<Transfer>,
+    /// A piece of a blob is being read for it.
+    pub(super) reading_blob: bool,
     /// It does not take what we send; its calls wait.
     pub(super) paused: bool,
     /// It has been told to close; nothing is executed for it any more.
@@ -49,6 +54,13 @@ pub(super) enum Iteration {
     /// Over the records of a transaction: the position of the next one, their end, and the file
     /// when the transactions were begun.
     Records { pos: u64, end: u64, view: View },
+}
+
+/// A blob on its way to a client.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) pending: PendingRead,
+    pub(super) reader: BlobReader,
 }
 
 /// What ZEO calls a transaction of a connection; there is at most one.
@@ -96,6 +108,8 @@ impl Client {
             iterators: BTreeMap::new(),
             iterators_begun: 0,
             iterating: false,
+            transfers: VecDeque::new(),
+            reading_blob: false,
             paused: false,
             closing: false,
             notices_len: 0,

@@ -9,6 +9,7 @@
 //! invalidations are queued, then nobody reads an older state. A load that had to wait for the disk
 //! is looked at again before it is answered (`FileStorage::settle`).
 
+mod blobs;
 mod browse;
 mod calls;
 mod client;
@@ -139,6 +140,8 @@ enum Wanted {
     Log,
     /// The next transaction or record of this iterator.
     Iteration(i64),
+    /// The next piece of a blob. `begun`: it is not the first.
+    Blob { oid: Oid, serial: Tid, begun: bool },
 }
 
 impl Server {
@@ -298,6 +301,7 @@ impl Server {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
         }
+        self.read_blobs(id);
     }
 
     /// The connection is closed.
@@ -326,6 +330,10 @@ impl Server {
             (Some(key), Done::Browsed(result)) => {
                 let pending = self.reads.remove(key);
                 self.answer_browse(tag.storage, pending, result);
+            }
+            (Some(key), Done::BlobRead(result)) => {
+                let pending = self.reads.remove(key);
+                self.on_blob_read(tag.storage, pending, result);
             }
             (_, done) => {
                 self.storages[tag.storage].storage.on_done(done, now.mono);
@@ -567,6 +575,7 @@ impl Server {
             return;
         };
         client.closing = true;
+        client.transfers.clear();
         reason.log(&client.who, client.storage.is_some());
         self.outputs.push_back(Output::Close(id));
         let (storage, txn) = (client.storage, client.txn.take());

@@ -13,6 +13,7 @@
 //! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
 
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -36,6 +37,8 @@ pub(super) struct Finishing {
     end: u64,
     positions: Vec<(Oid, u64)>,
     parts: Vec<Part>,
+    /// Files of its blobs: where they are, and where they shall be.
+    blobs: Vec<(PathBuf, PathBuf)>,
 }
 
 /// A committed transaction, as it is published.
@@ -77,7 +80,8 @@ impl FileStorage {
             "a vote for a tid that is not above the last was granted"
         );
         txn.state = TxnState::Finishing { ticket };
-        let finishing = lay_out(id, ticket, txn, tid, self.assigned_end, |oid| {
+        let staged = txn.blobs.take();
+        let mut finishing = lay_out(id, ticket, txn, tid, self.assigned_end, |oid| {
             self.index.get(oid)
         });
         assert_eq!(
@@ -87,6 +91,7 @@ impl FileStorage {
         );
         // They are in `finishing` now.
         txn.records = Vec::new();
+        finishing.blobs = self.blob_moves(staged, tid);
         self.voted_len -= len;
         self.assigned_tid = tid;
         self.assigned_end = finishing.end;
@@ -106,12 +111,15 @@ impl FileStorage {
         }
         self.sealing = std::mem::take(&mut self.written);
         self.writing = std::mem::take(&mut self.finishing);
-        let parts = self
-            .writing
-            .iter_mut()
-            .flat_map(|one| std::mem::take(&mut one.parts));
+        let (mut parts, mut blobs) = (Vec::new(), Vec::new());
+        for one in &mut self.writing {
+            parts.append(&mut one.parts);
+            blobs.append(&mut one.blobs);
+        }
         let append = Append {
-            parts: parts.collect(),
+            parts,
+            blobs,
+            directory_maker: self.directory_maker(),
             disk: self.disk.clone(),
             path: self.path.clone(),
             file: self.file.clone(),
@@ -259,5 +267,6 @@ fn lay_out(
         end: pos + TXN_TRAILER_LEN as u64,
         positions,
         parts,
+        blobs: Vec::new(),
     }
 }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::blob::Needs;
 use super::commit_lock::Ticket;
 use super::disk::File;
 use super::error::ReadError;
@@ -81,6 +82,8 @@ pub enum Refusal {
     MetadataTooLong(&'static str),
     /// The wanted tid is not above the last one, or leaves none above it.
     WrongTid(Tid),
+    /// A blob is missing, or was not sent as a whole.
+    Blob(String),
     /// There is no transaction of that name that can be undone; why.
     NotUndoable(&'static str),
     /// These objects of a transaction cannot be undone (not more than
@@ -110,6 +113,7 @@ impl FileStorage {
     /// transaction was voted: its lock and its space are for what it had named then.
     #[must_use]
     pub fn store(&mut self, txn: TxnId, oid: Oid, serial: Option<Tid>, data: Bytes) -> bool {
+        self.note_blob(txn, oid, &data, Needs::Blob);
         self.add(txn, oid, Base::Replaced(serial), Data::memory(data))
     }
 
@@ -154,13 +158,19 @@ impl FileStorage {
     /// Asks for the commit lock; the answer is an [`Event::Voted`], now or later. `false` if this
     /// transaction cannot be voted, because it was already.
     pub fn vote(&mut self, id: TxnId, now: Instant) -> bool {
-        let Some(txn) = self.txns.get_mut(&id) else {
+        let Some(txn) = self.txns.get(&id) else {
             return false;
         };
         let kept = match txn.state {
             TxnState::Staging => None,
             TxnState::Resolving { ticket, .. } => Some(ticket),
             _ => return false,
+        };
+        if !self.are_blobs_ready(id) {
+            return true;
+        }
+        let Some(txn) = self.txns.get(&id) else {
+            return false;
         };
         let (oids, claim) = (txn.oids(), txn.claim());
         let ticket = match kept.filter(|ticket| self.lock.covers(*ticket, &oids, claim)) {
@@ -190,6 +200,7 @@ impl FileStorage {
                 txn.state,
                 TxnState::Checking { .. } | TxnState::Finishing { .. }
             ) || txn.is_spilling
+                || txn.blobs.is_full()
         })
     }
 
@@ -311,6 +322,9 @@ impl FileStorage {
         }
         if let Some(reason) = self.failed.as_ref().or(txn.broken.as_ref()) {
             return Err(Refusal::Disk(reason.clone()));
+        }
+        if let Some(fault) = txn.blobs.fault() {
+            return Err(Refusal::Blob(fault));
         }
         // Each would be a system call, in memory or not.
         let is_large = txn.records.len() + txn.checks.len() > COMPARED_AT_ONCE_MAX;
@@ -548,6 +562,8 @@ impl FileStorage {
                 broken.broken = Some(reason);
                 // It may hold the lock, and have to give it back.
                 broken.state = txn.state;
+                // Their files have to be removed.
+                broken.blobs = txn.blobs.take();
                 broken.conflicting_votes = txn.conflicting_votes;
                 *txn = broken;
             }
@@ -578,6 +594,7 @@ impl FileStorage {
         if let TxnState::Voted { len, .. } = txn.state {
             self.voted_len -= len;
         }
+        self.discard(id, txn.blobs.into_unwanted());
         if let Some(ticket) = txn.state.ticket() {
             self.let_go(ticket, now);
         }

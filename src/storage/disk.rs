@@ -5,12 +5,12 @@ use std::ffi::OsString;
 use std::fmt::{self, Debug};
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 /// How a file is opened.
@@ -18,6 +18,9 @@ use rustix::io::{Errno, ReadWriteFlags};
 pub enum OpenMode {
     /// For reading; it must exist.
     Read,
+    /// For reading; it must be a regular file itself, and no link to one: what stands there may be
+    /// the work of somebody else. Never waits for the other end of a pipe.
+    ReadRegular,
     /// For reading and writing; it must exist.
     Write,
     /// For reading and writing; it must not exist yet.
@@ -44,11 +47,6 @@ pub trait Disk: Debug + Send + Sync {
     fn replace(&self, path: &Path, contents: &[&[u8]]) -> io::Result<()>;
     /// Removes a file and syncs the directory; that there is none is no error.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Gives a file another name, under which it replaces what there is, at once. Durable when the
-    /// directory has been synced.
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Gives a file one more name, which must not exist yet. Durable as for [`Self::rename`].
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Bytes that are free for files in the directory of `path`; `None` if nobody knows.
     fn free_len(&self, _path: &Path) -> Option<u64> {
         None
@@ -59,6 +57,27 @@ pub trait Disk: Debug + Send + Sync {
     fn sync_directory_of(&self, path: &Path) -> io::Result<()>;
     /// An unnamed file for staging that vanishes with its handle, in the directory of `path`.
     fn open_unnamed(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+
+    // For directories of files (blobs). Nothing here is durable until `sync_directory_of` says so.
+
+    /// The names in a directory, in any order.
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>>;
+    /// Creates a directory and those above it; the ones that were not there.
+    fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
+    /// Gives a file another name, in one step. What had that name before is gone.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Gives a file a second name, which must be free.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file; that there is none is no error.
+    fn discard(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory with all that is in it; that there is none is no error.
+    fn remove_tree(&self, path: &Path) -> io::Result<()>;
+    /// Removes a directory if nothing is in it; whether it did.
+    fn remove_if_empty(&self, _path: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
+    /// Takes everybody's permission to write a file, and lets all read it who may read `directory`.
+    fn set_read_only(&self, path: &Path, directory: &Path) -> io::Result<()>;
 }
 
 /// An open file. Positions and lengths are in bytes.
@@ -103,11 +122,20 @@ pub struct OsDisk {
 
 impl Disk for OsDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
-        let file = fs::OpenOptions::new()
+        let mut options = fs::OpenOptions::new();
+        options
             .read(true)
-            .write(mode != OpenMode::Read)
-            .create_new(mode == OpenMode::CreateNew)
-            .open(path)?;
+            .write(matches!(mode, OpenMode::Write | OpenMode::CreateNew))
+            .create_new(mode == OpenMode::CreateNew);
+        if mode == OpenMode::ReadRegular {
+            let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+            options.custom_flags(flags.bits().cast_signed());
+        }
+        let file = options.open(path)?;
+        if mode == OpenMode::ReadRegular && !file.metadata()?.is_file() {
+            let what = "it is not a regular file";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
         Ok(Arc::new(Latched::new(OsFile(file))))
     }
 
@@ -141,14 +169,6 @@ impl Disk for OsDisk {
         }
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::hard_link(from, to)
-    }
-
     fn free_len(&self, path: &Path) -> Option<u64> {
         let stat = rustix::fs::statvfs(directory_of(path)).ok()?;
         stat.f_bavail.checked_mul(stat.f_frsize)
@@ -175,6 +195,73 @@ impl Disk for OsDisk {
             .open(&path)?;
         fs::remove_file(&path)?;
         Ok(Arc::new(Latched::new(OsFile(file))))
+    }
+
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        fs::read_dir(directory)?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect()
+    }
+
+    fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut missing = Vec::new();
+        for path in path.ancestors().filter(|path| *path != Path::new("")) {
+            if path.is_dir() {
+                break;
+            }
+            missing.push(path);
+        }
+        let mut created = Vec::new();
+        for path in missing.into_iter().rev() {
+            match fs::create_dir(path) {
+                Ok(()) => created.push(path.to_owned()),
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(created)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    fn remove_if_empty(&self, path: &Path) -> io::Result<bool> {
+        use io::ErrorKind::{DirectoryNotEmpty, NotADirectory, NotFound};
+        match fs::remove_dir(path) {
+            Err(error) if matches!(error.kind(), DirectoryNotEmpty | NotADirectory | NotFound) => {
+                Ok(false)
+            }
+            result => result.map(|()| true),
+        }
+    }
+
+    fn set_read_only(&self, path: &Path, directory: &Path) -> io::Result<()> {
+        let mode = fs::symlink_metadata(path)?.mode();
+        let wanted = mode & !0o222 | fs::metadata(directory)?.mode() & 0o444;
+        if wanted == mode {
+            return Ok(());
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(wanted & 0o7777))
     }
 }
 

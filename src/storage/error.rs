@@ -44,6 +44,18 @@ pub enum StorageError {
         /// The tid.
         tid: Tid,
     },
+    /// The blob directory has a layout that is not known.
+    BlobLayout {
+        /// The file that names it.
+        path: PathBuf,
+        /// What it says.
+        found: Vec<u8>,
+    },
+    /// Temporary files of blobs would be on another file system than the blobs.
+    BlobsApart {
+        /// The directory of the temporary files.
+        path: PathBuf,
+    },
     /// The file contradicts itself before its end, and nothing was changed.
     Damaged {
         /// The file.
@@ -106,6 +118,17 @@ impl fmt::Display for StorageError {
             Self::TidTooHigh { path, tid } => write!(
                 f,
                 "{}: the tid of the last transaction, {tid}, leaves none for another",
+                path.display()
+            ),
+            Self::BlobLayout { path, found } => write!(
+                f,
+                "{}: unknown layout \"{}\" of a blob directory (expected \"bushy\" or \"lawn\")",
+                path.display(),
+                found.escape_ascii()
+            ),
+            Self::BlobsApart { path } => write!(
+                f,
+                "{}: on another file system than the blob directory (expected the same)",
                 path.display()
             ),
             Self::Damaged { path, damage } => write!(f, "{}: {damage}", path.display()),

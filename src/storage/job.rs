@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Place;
+use super::blob::{BlobDone, BlobJob, BlobReader, DirectoryMaker, move_in};
 use super::commit::Refusal;
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
@@ -36,6 +37,8 @@ pub enum Lane {
     Housekeeping,
     /// Slices of a pack: one thread, so that nothing else has to wait for one.
     Pack,
+    /// Blobs that come in. A few threads, any order.
+    Blob,
 }
 
 /// Something to read for a client.
@@ -173,6 +176,10 @@ pub enum Job {
         /// The end of the transactions that it covers.
         tail: u64,
     },
+    /// Keep a blob that comes in.
+    Blob(BlobJob),
+    /// Read the next piece of a blob for a client.
+    ReadBlob(BlobReader),
     /// Make a higher oid ceiling durable.
     RaiseOids {
         /// Where.
@@ -200,6 +207,9 @@ pub struct Append {
     pub(super) pos: u64,
     /// Their bytes, with status `'c'`.
     pub(super) parts: Vec<Part>,
+    /// Files of their blobs: where they are, and where they shall be.
+    pub(super) blobs: Vec<(PathBuf, PathBuf)>,
+    pub(super) directory_maker: DirectoryMaker,
 }
 
 /// Bytes of a transaction.
@@ -230,6 +240,8 @@ impl Append {
             self.file
                 .write_at(&mut [IoSlice::new(&status)], pos + STATUS_POS)?;
         }
+        // Their statuses come with the next sync: no finished transaction is without its blobs.
+        move_in(&*self.disk, &self.directory_maker, &self.blobs)?;
         self.write_parts()?;
         self.file.sync()
     }
@@ -327,6 +339,10 @@ pub enum Done {
         /// If it worked.
         result: io::Result<()>,
     },
+    /// Of [`Job::Blob`].
+    Blob(BlobDone),
+    /// Of [`Job::ReadBlob`]: the rest, and a piece.
+    BlobRead(io::Result<(BlobReader, Bytes)>),
     /// Of [`Job::RaiseOids`].
     OidsRaised {
         /// The new ceiling,
@@ -347,7 +363,9 @@ impl Job {
             | Self::LookBack(_)
             | Self::Lookup { .. }
             | Self::Browse { .. }
+            | Self::ReadBlob(_)
             | Self::RaiseOids { .. } => Lane::Read,
+            Self::Blob(_) => Lane::Blob,
             Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
             Self::Pack(packer) if packer.is_switching() => Lane::Commit,
             Self::Pack(_) => Lane::Pack,
@@ -432,6 +450,8 @@ impl Job {
                 tail,
                 result: index.save(tail, &*disk, &path),
             },
+            Self::Blob(job) => Done::Blob(job.run()),
+            Self::ReadBlob(reader) => Done::BlobRead(reader.read()),
             Self::RaiseOids {
                 disk,
                 path,
@@ -510,6 +530,8 @@ impl fmt::Debug for Job {
             Self::Lookup { .. } => "Lookup",
             Self::Browse { .. } => "Browse",
             Self::SaveIndex { .. } => "SaveIndex",
+            Self::Blob(_) => "Blob",
+            Self::ReadBlob(_) => "ReadBlob",
             Self::RaiseOids { .. } => "RaiseOids",
             Self::Pack(_) => "Pack",
         };

@@ -1,6 +1,7 @@
 //! A disk in memory: what `<mappingstorage>` is kept on. It is gone with the process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,8 @@ use super::disk::{Disk, File, FileId, OpenMode};
 #[derive(Debug, Default)]
 pub struct MemoryDisk {
     files: Mutex<BTreeMap<PathBuf, Arc<MemoryFile>>>,
+    /// Those that were created. Files need none to be in.
+    directories: Mutex<BTreeSet<PathBuf>>,
 }
 
 /// A file in memory.
@@ -38,6 +41,12 @@ impl MemoryDisk {
     fn files(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Arc<MemoryFile>>> {
         // No code of ours panics with the lock held and the map half changed.
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn directories(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.directories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn create(files: &mut BTreeMap<PathBuf, Arc<MemoryFile>>, path: &Path, contents: Vec<u8>) {
@@ -91,30 +100,14 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut files = self.files();
-        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        files.insert(to.to_owned(), file);
-        Ok(())
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut files = self.files();
-        let file = files.get(from).ok_or(io::ErrorKind::NotFound)?.clone();
-        if files.contains_key(to) {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        files.insert(to.to_owned(), file);
-        Ok(())
-    }
-
     fn identify(&self, path: &Path) -> io::Result<FileId> {
         let files = self.files();
-        let file = files.get(path).ok_or(io::ErrorKind::NotFound)?;
-        Ok(FileId {
-            device: 0,
-            inode: file.inode,
-        })
+        let inode = match files.get(path) {
+            Some(file) => file.inode,
+            None if self.directories().contains(path) => 0,
+            None => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(FileId { device: 0, inode })
     }
 
     fn sync_directory_of(&self, _path: &Path) -> io::Result<()> {
@@ -132,6 +125,60 @@ impl Disk for MemoryDisk {
             file,
             holds_lock: AtomicBool::new(false),
         }))
+    }
+
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        let (files, directories) = (self.files(), self.directories());
+        if !directories.contains(directory) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let all = files.keys().chain(directories.iter());
+        let within = all.filter(|path| path.parent() == Some(directory));
+        let names = within.filter_map(|path| path.file_name());
+        Ok(names.map(OsString::from).collect())
+    }
+
+    fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut directories = self.directories();
+        let ancestors = path.ancestors().filter(|path| *path != Path::new(""));
+        let missing: Vec<PathBuf> = ancestors
+            .take_while(|path| !directories.contains(*path))
+            .map(Path::to_owned)
+            .collect();
+        directories.extend(missing.iter().cloned());
+        Ok(missing)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut files = self.files();
+        let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut files = self.files();
+        if files.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let file = files.get(from).ok_or(io::ErrorKind::NotFound)?.clone();
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        self.files().remove(path);
+        Ok(())
+    }
+
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        self.directories().retain(|name| !name.starts_with(path));
+        self.files().retain(|name, _| !name.starts_with(path));
+        Ok(())
+    }
+
+    fn set_read_only(&self, _path: &Path, _directory: &Path) -> io::Result<()> {
+        Ok(())
     }
 }
 

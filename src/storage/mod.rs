@@ -16,11 +16,13 @@
 //! | `oids` | object ids, never handed out twice |
 //! | `references` | which objects a record refers to |
 //! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
+//! | `blob` | files of blobs, from their first byte to their place |
 //! | `undo` | transactions that are undone, objects that are restored or deleted |
 //! | `pack`, `references` | dropping what nobody can ask for any more |
 //! | `job` | what workers do |
 
 mod batch;
+pub mod blob;
 mod commit;
 mod commit_lock;
 pub mod disk;
@@ -49,6 +51,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use batch::Commit;
+pub use blob::{BlobJob, BlobMistake, BlobReader};
 pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
@@ -57,6 +60,8 @@ pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
 use batch::Finishing;
+use blob::Blobs;
+use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
 use disk::{Disk, File, FileId, with_suffix};
 use error::{ReadError, StorageError};
@@ -88,6 +93,8 @@ pub struct Options {
     pub lock_scope: LockScope,
     /// How it is packed.
     pub pack: PackOptions,
+    /// Where blobs are kept; without it there are none.
+    pub blob_dir: Option<PathBuf>,
 }
 
 /// What the storage wants done or known.
@@ -101,7 +108,7 @@ pub enum Event {
     Committed(Commit),
     /// A finish failed in the disk: nobody can know whether the transaction is in the file.
     Lost(TxnId),
-    /// A transaction that was too much for the memory can go on.
+    /// A transaction that was too much for the memory, or waited for its blobs, can go on.
     Spilled(TxnId),
     /// [`FileStorage::allocate_oids`] can go on; or it cannot, because the disk fails.
     OidsRaised {
@@ -191,6 +198,8 @@ pub struct FileStorage {
     /// Tickets that got the lock and whose votes are to be checked.
     to_check: VecDeque<Ticket>,
     is_checking: bool,
+    /// Where files of blobs are kept, if they are.
+    blobs: Option<Blobs>,
     oids: OidAllocator,
     /// A higher ceiling is on its way to the disk.
     oids_raising: bool,
@@ -231,6 +240,7 @@ impl FileStorage {
             });
         }
         let ceiling = oids::load(&*disk, path)?;
+        let blobs = open_blobs(&*disk, &options)?;
         Ok(Self {
             file_id: opened
                 .file
@@ -245,6 +255,7 @@ impl FileStorage {
             generation: 0,
             oids: OidAllocator::new(opened.index.max_oid(), ceiling),
             oids_raising: false,
+            blobs,
             index: opened.index,
             tail: opened.tail,
             last_tid: opened.last_tid,
@@ -287,7 +298,7 @@ impl FileStorage {
 
     /// Whether it takes blobs.
     pub const fn has_blobs(&self) -> bool {
-        false
+        self.blobs.is_some()
     }
 
     /// The last committed tid; zero for an empty storage.
@@ -427,7 +438,8 @@ impl FileStorage {
             Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
             Done::Packed(packer, result) => self.on_packed(packer, result, now),
-            Done::Looked { .. } | Done::Browsed(_) => {
+            Done::Blob(done) => self.on_blob_done(done, now),
+            Done::Looked { .. } | Done::Browsed(_) | Done::BlobRead(_) => {
                 debug_assert!(false, "these are for who asked");
             }
         }
@@ -463,6 +475,7 @@ impl FileStorage {
         if self.options.read_only {
             return Ok(());
         }
+        self.discard_all_blobs();
         if self.allocated_end > self.tail {
             // Gives back the space that was reserved ahead.
             self.file.set_len(self.tail)?;
@@ -530,4 +543,18 @@ impl FileStorage {
         }
         self.events.push_back(Event::OidsRaised { raised });
     }
+}
+
+/// The directory of the blobs. Only called with the data file locked: it is that file's.
+fn open_blobs(disk: &dyn Disk, options: &Options) -> Result<Option<Blobs>, StorageError> {
+    let Some(path) = &options.blob_dir else {
+        return Ok(None);
+    };
+    let writable = !options.read_only;
+    if writable && options.create {
+        // They are of the data file that was there before.
+        disk.remove_tree(path)
+            .map_err(StorageError::io("remove", path))?;
+    }
+    Ok(Some(Blobs::new(BlobDirectory::open(disk, path, writable)?)))
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::blob::TxnBlobs;
 use super::commit_lock::{Claim, Ticket};
 use super::disk::File;
 use super::format::{DATA_HEADER_LEN, POINTER_LEN, TXN_HEADER_LEN};
@@ -147,6 +148,8 @@ pub(super) struct Txn {
     pub(super) staging_file: Option<(Arc<dyn File>, u64)>,
     /// Data are on their way to the staging file.
     pub(super) is_spilling: bool,
+    /// The files of its blobs.
+    pub(super) blobs: TxnBlobs,
     /// Its serials were found right, and it only waits for space.
     pub(super) is_compared: bool,
     /// Why it can only be rolled back.
@@ -203,6 +206,7 @@ impl Txn {
             memory_len: 0,
             staging_file: None,
             is_spilling: false,
+            blobs: TxnBlobs::default(),
             is_compared: false,
             broken: None,
         }
@@ -230,6 +234,7 @@ impl Txn {
     /// Whether records can be added: not while the lock covers those that there are.
     pub(super) const fn takes_records(&self) -> bool {
         matches!(self.state, TxnState::Staging | TxnState::Resolving { .. })
+            && !self.blobs.is_voting()
     }
 
     /// What should go to the staging file: all data in memory, if they are too much for it. Until

@@ -145,22 +145,26 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn new(options: Options) -> Self {
-        Self::on(Arc::default(), options)
+        Self::on(MemoryDisk::new(), options)
     }
 
     /// With a data file that is there already.
     pub(super) fn with_file(file: &DataFile) -> Self {
-        let disk = Arc::new(MemoryDisk::new());
+        let disk = MemoryDisk::new();
         disk.replace(Path::new("Data.fs"), &[&file.bytes]).unwrap();
         Self::on(disk, options())
+    }
+
+    fn on(disk: MemoryDisk, options: Options) -> Self {
+        Self::at(Arc::new(disk), Path::new("Data.fs"), options)
     }
 
     #[expect(
         clippy::disallowed_methods,
         reason = "an Instant can be had in no other way"
     )]
-    pub(super) fn on(disk: Arc<MemoryDisk>, options: Options) -> Self {
-        let storage = FileStorage::open(disk, Path::new("Data.fs"), options, &mut |_| ()).unwrap();
+    pub(super) fn at(disk: Arc<dyn Disk>, path: &Path, options: Options) -> Self {
+        let storage = FileStorage::open(disk, path, options, &mut |_| ()).unwrap();
         let wall = Duration::from_secs(1_800_000_000);
         Self {
             storage,
@@ -219,7 +223,8 @@ impl Rig {
 
     /// Votes and finishes.
     pub(super) fn end(&mut self, id: TxnId) -> Tid {
-        let events = self.vote(id);
+        let mut events = self.vote(id);
+        events.retain(|event| !matches!(event, Event::Spilled(_)));
         assert!(
             matches!(events[..], [Event::Voted(_, Vote::Granted)]),
             "{events:?}"
@@ -275,5 +280,6 @@ pub(super) fn options() -> Options {
         client_resolves: true,
         lock_scope: LockScope::Storage,
         pack: PackOptions::default(),
+        blob_dir: None,
     }
 }

@@ -26,6 +26,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::FileStorage;
+use super::blob::{Needs, is_blob_record};
 use super::commit::Refusal;
 use super::disk::File;
 use super::error::ReadError;
@@ -37,6 +38,9 @@ use super::read::{Reader, Source, Wait};
 use super::staging::{Base, Data, Record, TxnId};
 use crate::ids::{Oid, Tid};
 use crate::limits::{UNDO_ERRORS_MAX, UNDONE_OBJECTS_MAX, UNDOS_MAX};
+
+/// Bytes that tell whether a record is that of a blob.
+const BLOB_RECORD_START_LEN: u64 = 64;
 
 /// Bytes compared at a time.
 const COMPARE_LEN: u64 = 256 * 1024;
@@ -50,6 +54,8 @@ pub struct Undone {
     /// Whoever keeps more of a revision than its data (a blob) has to give that back, too: from
     /// `data_tid` to the tid of the transaction.
     pub data_tid: Option<Tid>,
+    /// Whether those data are the record of a blob.
+    pub is_blob: bool,
     /// Where the back pointer leads; `None` for one of zero.
     pub(super) back: Option<u64>,
     /// The number of the undo in the transaction.
@@ -85,6 +91,12 @@ impl FileStorage {
         data: Option<Bytes>,
         same_data: Option<Tid>,
     ) -> bool {
+        self.note_blob(
+            txn,
+            oid,
+            data.as_deref().unwrap_or_default(),
+            Needs::Nothing,
+        );
         let data = data.map_or(Data::Gone, Data::memory);
         self.add(txn, oid, Base::Any { same_data }, data)
     }
@@ -161,6 +173,10 @@ impl FileStorage {
                     let oids = txn.undone.iter().map(|undone| undone.oid);
                     self.lock.extend(ticket, oids);
                 }
+            }
+            if self.copy_blobs_back(id) {
+                // Goes on when that is done.
+                return Ok(());
             }
             self.on_compared(id, ticket, now)
         });
@@ -385,6 +401,10 @@ impl LookBack {
         Ok(Ok(Undone {
             oid,
             data_tid: source.map(|source| source.tid),
+            is_blob: match source {
+                Some(source) => self.is_blob(source)?,
+                None => false,
+            },
             back: (prev != 0).then_some(prev),
             undo,
         }))
@@ -430,6 +450,14 @@ impl LookBack {
             }),
             Data::Back(_) | Data::Gone => None,
         }
+    }
+
+    fn is_blob(&self, source: Source) -> Result<bool, ReadError> {
+        let content = self.content_at(source);
+        let len = content.len().min(BLOB_RECORD_START_LEN);
+        let mut start = vec![0; usize::try_from(len).unwrap_or(0)];
+        content.read(0, &mut start)?;
+        Ok(is_blob_record(&start))
     }
 
     fn content_at(&self, source: Source) -> Content<'_> {

@@ -47,12 +47,14 @@ class CrashedImages(unittest.TestCase):
         directory = tempfile.mkdtemp(prefix=os.path.basename(image))
         self.addCleanup(shutil.rmtree, directory)
         for name in os.listdir(files):
-            if indexed or not name.endswith('.index'):
+            if os.path.isdir(os.path.join(files, name)):
+                shutil.copytree(os.path.join(files, name), os.path.join(directory, name))
+            elif indexed or not name.endswith('.index'):
                 shutil.copy(os.path.join(files, name), directory)
         return os.path.join(directory, 'Data.fs')
 
     def check(self, image, path):
-        storage = FileStorage(path)
+        storage = FileStorage(path, blob_dir=os.path.join(os.path.dirname(path), 'blobs'))
         self.addCleanup(storage.close)
         with open(os.path.join(image, 'acknowledged.txt')) as lines:
             for line in lines:
@@ -64,6 +66,8 @@ class CrashedImages(unittest.TestCase):
                 data = storage.loadSerial(unhexlify(oid), unhexlify(tid))
                 self.assertEqual(len(data), int(length), path)
                 self.assertEqual(zlib.adler32(data), int(checksum), path)
+                if storage.is_blob_record(data):
+                    storage.loadBlob(unhexlify(oid), unhexlify(tid))
 
     def test_crashed(self):
         for image, indexed in self.each():

@@ -5,6 +5,7 @@
 //! than a sector; [`Model::cut_power`] picks those that survive.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,19 +57,47 @@ pub(crate) enum Lie {
     SyncsAllButTheLast,
     /// Syncs of directories do nothing.
     ForgetsNames,
+    /// Syncs of directories do nothing, but for that of the data file.
+    ForgetsNamesBelow,
 }
 
 /// A change, or a sync.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Create { path: PathBuf, inode: u64 },
-    Rename { from: PathBuf, to: PathBuf },
-    Link { from: PathBuf, to: PathBuf },
-    Remove { path: PathBuf },
-    SyncNames,
-    Write { inode: u64, pos: u64, data: Bytes },
-    SetLen { inode: u64, len: u64 },
-    Sync { inode: u64 },
+    Create {
+        path: PathBuf,
+        inode: u64,
+    },
+    Link {
+        path: PathBuf,
+        inode: u64,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        inode: u64,
+    },
+    Remove {
+        path: PathBuf,
+    },
+    CreateDirectory {
+        path: PathBuf,
+    },
+    SyncNames {
+        directory: PathBuf,
+    },
+    Write {
+        inode: u64,
+        pos: u64,
+        data: Bytes,
+    },
+    SetLen {
+        inode: u64,
+        len: u64,
+    },
+    Sync {
+        inode: u64,
+    },
     Allocate,
 }
 
@@ -76,10 +105,13 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Create { path, inode } => write!(f, "create {} as {inode}", path.display()),
-            Self::Rename { from, to } => write!(f, "rename {} {}", from.display(), to.display()),
-            Self::Link { from, to } => write!(f, "link {} {}", from.display(), to.display()),
+            Self::Link { path, inode } => write!(f, "link {} to {inode}", path.display()),
+            Self::Rename { from, to, .. } => {
+                write!(f, "rename {} {}", from.display(), to.display())
+            }
             Self::Remove { path } => write!(f, "remove {}", path.display()),
-            Self::SyncNames => f.write_str("sync names"),
+            Self::CreateDirectory { path } => write!(f, "create directory {}", path.display()),
+            Self::SyncNames { directory } => write!(f, "sync names in {}", directory.display()),
             Self::Write { inode, pos, data } => {
                 write!(f, "write {} bytes to {inode} at {pos}", data.len())
             }
@@ -93,12 +125,20 @@ impl fmt::Display for Op {
 /// The contents of the disk: what the system shows, and what would be left without power.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
-    names: BTreeMap<PathBuf, u64>,
-    durable_names: BTreeMap<PathBuf, u64>,
-    /// `names` is `durable_names` with these, each of which survives or not for itself.
+    names: Names,
+    durable_names: Names,
+    /// `names` is `durable_names` with these, each of which survives or not for itself, as long as
+    /// the directory that it is in does.
     pending_names: Vec<Op>,
     inodes: BTreeMap<u64, Inode>,
     lie: Option<Lie>,
+}
+
+/// Files and directories.
+#[derive(Clone, Debug, Default)]
+struct Names {
+    files: BTreeMap<PathBuf, u64>,
+    directories: BTreeSet<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -127,7 +167,9 @@ impl Model {
             ..Self::default()
         };
         for ((path, contents), inode) in files.iter().zip(1..) {
-            model.names.insert(path.clone(), inode);
+            model.names.files.insert(path.clone(), inode);
+            let directories = parent(path).ancestors().map(Path::to_owned);
+            model.names.directories.extend(directories);
             let (shown, durable) = (contents.clone(), contents.clone());
             let pending = Vec::new();
             model.inodes.insert(
@@ -145,18 +187,18 @@ impl Model {
 
     pub(crate) fn apply(&mut self, op: &Op) {
         match op {
-            Op::Create { .. } | Op::Rename { .. } | Op::Link { .. } | Op::Remove { .. } => {
+            Op::Create { .. }
+            | Op::Link { .. }
+            | Op::Rename { .. }
+            | Op::Remove { .. }
+            | Op::CreateDirectory { .. } => {
                 if let Op::Create { inode, .. } = op {
                     self.inodes.insert(*inode, Inode::default());
                 }
-                change_name(&mut self.names, op);
+                self.names.change(op);
                 self.pending_names.push(op.clone());
             }
-            Op::SyncNames if self.lie == Some(Lie::ForgetsNames) => {}
-            Op::SyncNames => {
-                self.pending_names.clear();
-                self.durable_names = self.names.clone();
-            }
+            Op::SyncNames { directory } => self.sync_names(directory),
             Op::Write { inode, pos, data } => {
                 for change in sectors(*pos, data) {
                     self.inode(*inode).change(change);
@@ -194,6 +236,34 @@ impl Model {
         }
     }
 
+    /// What was done in this directory is durable; whether the directory is, is another question.
+    fn sync_names(&mut self, directory: &Path) {
+        let forgets = match self.lie {
+            Some(Lie::ForgetsNames) => true,
+            Some(Lie::ForgetsNamesBelow) => directory != Path::new(""),
+            _ => false,
+        };
+        if forgets {
+            return;
+        }
+        let is_within = |path: &Path| parent(path) == directory;
+        for op in mem::take(&mut self.pending_names) {
+            match &op {
+                // In one step, in both directories.
+                Op::Rename { from, to, inode } if is_within(from) || is_within(to) => {
+                    self.durable_names.files.remove(from);
+                    self.durable_names.files.insert(to.clone(), *inode);
+                    let is_earlier = |op: &Op| op.path() == Some(from) || op.path() == Some(to);
+                    self.pending_names.retain(|op| !is_earlier(op));
+                }
+                op if op.path().is_some_and(|path| is_within(path)) => {
+                    self.durable_names.change(op);
+                }
+                _ => self.pending_names.push(op),
+            }
+        }
+    }
+
     /// What is left when the power goes now.
     pub(crate) fn cut_power(&self, pick: Pick, random: &mut Random) -> Files {
         let changes = self.inodes.values().map(|inode| inode.pending.len());
@@ -204,15 +274,17 @@ impl Model {
         let mut names = self.durable_names.clone();
         for op in &self.pending_names {
             if survives() {
-                change_name(&mut names, op);
+                names.change(op);
             }
         }
+        names.drop_unreachable();
         let contents: BTreeMap<u64, Vec<u8>> = self
             .inodes
             .iter()
             .map(|(number, inode)| (*number, inode.cut_power(pick, &mut survives, random)))
             .collect();
         names
+            .files
             .into_iter()
             .map(|(path, inode)| (path, contents[&inode].clone()))
             .collect()
@@ -221,6 +293,7 @@ impl Model {
     /// What the system shows.
     pub(crate) fn shown(&self) -> Files {
         self.names
+            .files
             .iter()
             .map(|(path, inode)| (path.clone(), self.inodes[inode].shown.clone()))
             .collect()
@@ -239,7 +312,9 @@ impl Inode {
 
     fn sync(&mut self, lie: Option<Lie>) {
         let (synced, kept) = match lie {
-            None | Some(Lie::ForgetsNames) => (mem::take(&mut self.pending), Vec::new()),
+            None | Some(Lie::ForgetsNames | Lie::ForgetsNamesBelow) => {
+                (mem::take(&mut self.pending), Vec::new())
+            }
             Some(Lie::SyncsNothing) => return,
             Some(Lie::SyncsStatusesOnly) => mem::take(&mut self.pending).into_iter().partition(
                 |change| matches!(change, Change::Write { data, .. } if data.len() == 1),
@@ -323,27 +398,55 @@ impl Pick {
     }
 }
 
-fn change_name(names: &mut BTreeMap<PathBuf, u64>, op: &Op) {
-    match op {
-        Op::Create { path, inode } => {
-            names.insert(path.clone(), *inode);
+impl Op {
+    /// The name that it creates or removes; none if it renames.
+    fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Create { path, .. }
+            | Self::Link { path, .. }
+            | Self::Remove { path }
+            | Self::CreateDirectory { path } => Some(path),
+            _ => None,
         }
-        Op::Rename { from, to } => {
-            // Nothing to rename if the creation did not survive.
-            if let Some(inode) = names.remove(from) {
-                names.insert(to.clone(), inode);
-            }
-        }
-        Op::Link { from, to } => {
-            if let Some(inode) = names.get(from).copied() {
-                names.insert(to.clone(), inode);
-            }
-        }
-        Op::Remove { path } => {
-            names.remove(path);
-        }
-        _ => unreachable!("{op} changes no name"),
     }
+}
+
+impl Names {
+    fn change(&mut self, op: &Op) {
+        match op {
+            Op::Create { path, inode } | Op::Link { path, inode } => {
+                self.files.insert(path.clone(), *inode);
+            }
+            Op::Rename { from, to, .. } => {
+                // Nothing to rename if the creation did not survive.
+                if let Some(inode) = self.files.remove(from) {
+                    self.files.insert(to.clone(), inode);
+                }
+            }
+            Op::Remove { path } => {
+                self.files.remove(path);
+            }
+            Op::CreateDirectory { path } => {
+                self.directories.insert(path.clone());
+            }
+            _ => unreachable!("{op} changes no name"),
+        }
+    }
+
+    /// What is in a directory that is not there is not there either.
+    fn drop_unreachable(&mut self) {
+        let Self { files, directories } = self;
+        let is_there = |path: &Path| path == Path::new("") || directories.contains(path);
+        files.retain(|path, _| parent(path).ancestors().all(is_there));
+    }
+
+    fn has_directory(&self, path: &Path) -> bool {
+        path == Path::new("") || self.directories.contains(path)
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 /// The parts of a write that survive for themselves.
@@ -448,6 +551,9 @@ impl SimDisk {
     fn create(&self, path: &Path) -> io::Result<SimFile> {
         let inode = {
             let state = &mut *self.state();
+            if !state.model.names.has_directory(parent(path)) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
             state.inodes_created += 1;
             state.inodes_created
         };
@@ -466,7 +572,7 @@ impl SimDisk {
     }
 
     fn find(&self, path: &Path) -> io::Result<u64> {
-        let inode = self.state().model.names.get(path).copied();
+        let inode = self.state().model.names.files.get(path).copied();
         inode.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
@@ -490,9 +596,8 @@ impl Disk for SimDisk {
         let file = self.create(&new)?;
         file.write_at(&mut [IoSlice::new(&contents.concat())], 0)?;
         file.sync()?;
-        let to = path.to_owned();
-        self.run(Op::Rename { from: new, to })?;
-        self.run(Op::SyncNames)
+        self.rename(&new, path)?;
+        self.sync_directory_of(path)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -500,32 +605,21 @@ impl Disk for SimDisk {
             return Ok(());
         }
         let path = path.to_owned();
+        let directory = parent(&path).to_owned();
         self.run(Op::Remove { path })?;
-        self.run(Op::SyncNames)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.find(from)?;
-        let (from, to) = (from.to_owned(), to.to_owned());
-        self.run(Op::Rename { from, to })
-    }
-
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.find(from)?;
-        if self.find(to).is_ok() {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        let (from, to) = (from.to_owned(), to.to_owned());
-        self.run(Op::Link { from, to })
+        self.run(Op::SyncNames { directory })
     }
 
     fn identify(&self, path: &Path) -> io::Result<FileId> {
-        let (device, inode) = (0, self.find(path)?);
+        let is_directory = self.state().model.names.has_directory(path);
+        let inode = if is_directory { 0 } else { self.find(path)? };
+        let device = 0;
         Ok(FileId { device, inode })
     }
 
-    fn sync_directory_of(&self, _path: &Path) -> io::Result<()> {
-        self.run(Op::SyncNames)
+    fn sync_directory_of(&self, path: &Path) -> io::Result<()> {
+        let directory = parent(path).to_owned();
+        self.run(Op::SyncNames { directory })
     }
 
     fn open_unnamed(&self, path: &Path) -> io::Result<Arc<dyn File>> {
@@ -533,6 +627,66 @@ impl Disk for SimDisk {
         let file = self.create(&path)?;
         self.run(Op::Remove { path })?;
         Ok(Arc::new(file))
+    }
+
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        let names = &self.state().model.names;
+        if !names.has_directory(directory) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let all = names.files.keys().chain(&names.directories);
+        let within = all.filter(|path| path.parent() == Some(directory));
+        let names = within.filter_map(|path| path.file_name());
+        Ok(names.map(OsString::from).collect())
+    }
+
+    fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let has = |path: &Path| self.state().model.names.has_directory(path);
+        let missing: Vec<_> = path.ancestors().take_while(|path| !has(path)).collect();
+        let mut created = Vec::new();
+        for path in missing.into_iter().rev() {
+            let path = path.to_owned();
+            created.push(path.clone());
+            self.run(Op::CreateDirectory { path })?;
+        }
+        Ok(created)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let inode = self.find(from)?;
+        if !self.state().model.names.has_directory(parent(to)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.run(Op::Rename { from, to, inode })
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (inode, path) = (self.find(from)?, to.to_owned());
+        self.run(Op::Link { path, inode })
+    }
+
+    fn discard(&self, path: &Path) -> io::Result<()> {
+        match self.find(path) {
+            Err(_) => Ok(()),
+            Ok(_) => {
+                let path = path.to_owned();
+                self.run(Op::Remove { path })
+            }
+        }
+    }
+
+    fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        let files = self.state().model.names.files.clone();
+        let within = files.into_keys().filter(|file| file.starts_with(path));
+        for path in within {
+            self.run(Op::Remove { path })?;
+        }
+        Ok(())
+    }
+
+    fn set_read_only(&self, _path: &Path, _directory: &Path) -> io::Result<()> {
+        Ok(())
     }
 }
 

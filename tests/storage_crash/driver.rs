@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use standby::ids::{Oid, Tid};
-use standby::limits::INDEX_SAVE_INTERVAL;
+use standby::limits::{BLOB_WRITE_LEN, INDEX_SAVE_INTERVAL};
 use standby::storage::{
     Commit, Event, FileStorage, Job, LockScope, Metadata, Options, PackError, PackOptions, Packed,
     Refusal, TxnId, Vote,
@@ -19,6 +19,10 @@ use crate::ledger::{self, Ledger, Txn};
 use crate::random::Random;
 
 pub(crate) const DATA_PATH: &str = "Data.fs";
+pub(crate) const BLOB_DIR: &str = "blobs";
+
+/// How the record of a blob begins.
+const BLOB_RECORD: &[u8] = b"\x80\x03cZODB.blob\nBlob\nq\x00.";
 
 /// Why a run ended early.
 #[derive(Debug)]
@@ -58,6 +62,8 @@ pub(crate) struct Seen {
     pub(crate) packs_failed: usize,
     /// Transactions committed while a pack was on its way.
     pub(crate) beside_packs: usize,
+    pub(crate) blobs: usize,
+    pub(crate) blobs_undone: usize,
 }
 
 /// Clients, reactor and workers in one.
@@ -127,6 +133,7 @@ impl Driver {
             client_resolves: true,
             lock_scope: self.lock_scope,
             pack: self.pack,
+            blob_dir: Some(BLOB_DIR.into()),
         };
         let disk = Arc::new(self.disk.clone());
         let path = Path::new(DATA_PATH);
@@ -139,6 +146,7 @@ impl Driver {
         }
         self.ledger.settle(&found, self.disk.step_count())?;
         self.ledger.check_reads(&storage)?;
+        self.ledger.check_blobs(&self.disk, Path::new(BLOB_DIR))?;
         self.storage = Some(storage);
         Ok(())
     }
@@ -233,8 +241,18 @@ impl Driver {
             Ok(packed) if packed.switched => {
                 pack.done.get_or_insert(step);
                 self.seen.packs += 1;
+                let directory = Path::new(BLOB_DIR);
+                // What a failed removal has left is left for good.
+                let all_well = self.seen.packs_failed == 0;
+                if all_well && self.ledger.has_dropped_blob(&self.disk, directory) {
+                    return Err(Stop::Wrong("a blob was not packed away".to_owned()));
+                }
             }
             Ok(packed) => return Err(Stop::Wrong(format!("{packed:?}"))),
+            Err(PackError::BlobsLeft(_)) => {
+                pack.done.get_or_insert(step);
+                self.seen.packs_failed += 1;
+            }
             // The storage takes no more writes, and one of the two files is there.
             Err(PackError::Failed(_)) => self.seen.packs_failed += 1,
             // The file is as it was.
@@ -311,14 +329,47 @@ impl Driver {
             records.push((*oid, Some(data)));
         }
         let tid = Tid::ZERO;
+        let blobs = Vec::new();
         (
             id,
             Txn {
                 tid,
                 texts,
                 records,
+                blobs,
             },
         )
+    }
+
+    /// As [`Self::begin`], with blobs of these lengths for objects of their own.
+    pub(crate) fn begin_with_blobs(
+        &mut self,
+        stores: &[(Oid, usize)],
+        blobs: &[(Oid, usize)],
+    ) -> Result<(TxnId, Txn), Stop> {
+        let (id, mut txn) = self.begin(stores);
+        for (oid, len) in blobs {
+            let data: Bytes = [BLOB_RECORD, &self.bytes(8)].concat().into();
+            let content = self.bytes(*len);
+            let current = self.ledger.current();
+            let serial = current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid);
+            let mistake = |mistake| Stop::Wrong(format!("a blob was refused: {mistake}"));
+            self.storage().begin_blob(id).map_err(mistake)?;
+            let pieces: Vec<_> = content.chunks(BLOB_WRITE_LEN).collect();
+            for piece in pieces {
+                let piece = Bytes::copy_from_slice(piece);
+                self.storage().add_to_blob(id, piece).map_err(mistake)?;
+            }
+            let end = self
+                .storage()
+                .end_blob(id, *oid, Some(serial), data.clone());
+            end.map_err(mistake)?;
+            self.turn()?;
+            txn.records.push((*oid, Some(data)));
+            txn.blobs.push((*oid, content));
+            self.seen.blobs += 1;
+        }
+        Ok((id, txn))
     }
 
     /// Votes, and waits for the answer.
@@ -430,6 +481,13 @@ impl Driver {
             };
         };
         self.seen.undos += 1;
+        // Where a record is a blob's, that comes back, too.
+        let blobs = undone.iter().filter_map(|(oid, state)| {
+            let content = self.ledger.blob_of(*oid, state.as_ref()?)?;
+            Some((*oid, content))
+        });
+        txn.blobs.extend(blobs);
+        self.seen.blobs_undone += txn.blobs.len();
         txn.records.extend(undone);
         self.finish((id, txn))?;
         self.turn()
@@ -446,6 +504,8 @@ impl Driver {
         let mut older: Vec<(Tid, Bytes)> = revisions
             .filter(|(_, (other, _))| *other == oid)
             .filter_map(|(tid, (_, state))| Some((tid, state.clone()?)))
+            // Over ZEO no blob comes with it.
+            .filter(|(_, state)| !state.starts_with(BLOB_RECORD))
             .collect();
         let (state, hint) = match self.random.below(4) {
             0 => (None, None),
@@ -534,6 +594,17 @@ impl Driver {
     /// The clock of the machine is set back.
     pub(crate) fn set_clock_back(&mut self) {
         self.wall -= Duration::from_secs(3600);
+    }
+
+    /// A whole transaction with blobs.
+    pub(crate) fn commit_blobs(
+        &mut self,
+        stores: &[(Oid, usize)],
+        blobs: &[(Oid, usize)],
+    ) -> Result<(), Stop> {
+        let txn = self.begin_with_blobs(stores, blobs)?;
+        self.finish(txn)?;
+        self.settle()
     }
 
     fn bytes(&mut self, len: usize) -> Bytes {

@@ -27,7 +27,9 @@ pub(crate) fn dump(kinds: &Kinds, directory: &Path) -> io::Result<()> {
             let directory = directory.join(name);
             fs::create_dir_all(&directory)?;
             for (path, contents) in files {
-                fs::write(directory.join(path), contents)?;
+                let path = directory.join(path);
+                fs::create_dir_all(path.parent().unwrap_or(&directory))?;
+                fs::write(path, contents)?;
             }
         }
         fs::write(directory.join("acknowledged.txt"), list(ledger))?;

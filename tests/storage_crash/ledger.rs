@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use standby::ids::{Oid, Tid};
+use standby::storage::blob::layout::{BlobDirectory, Layout};
 use standby::storage::disk::{Disk, OpenMode};
 use standby::storage::error::ReadError;
 use standby::storage::format::Status;
@@ -20,6 +21,16 @@ pub(crate) struct Txn {
     pub(crate) tid: Tid,
     pub(crate) texts: [Bytes; 3],
     pub(crate) records: Vec<(Oid, State)>,
+    /// What is in its files, which the data file does not know.
+    pub(crate) blobs: Vec<(Oid, Bytes)>,
+}
+
+impl Txn {
+    /// Whether the data file says the same of both.
+    fn is_like(&self, other: &Self) -> bool {
+        let in_file = |txn: &Self| (txn.tid, txn.texts.clone(), txn.records.clone());
+        in_file(self) == in_file(other)
+    }
 }
 
 /// What an object is as of a transaction; `None` if it does not exist.
@@ -174,10 +185,63 @@ impl Ledger {
                 all.len()
             ));
         }
-        match found.iter().zip(&all).find(|(found, txn)| found != txn) {
+        match found
+            .iter()
+            .zip(&all)
+            .find(|(found, txn)| !found.is_like(txn))
+        {
             Some((found, txn)) => Err(format!("{} instead of {}", sketch(found), sketch(txn))),
             None => Ok(found.len() + dropped),
         }
+    }
+
+    /// What is in the blob of the revision with these data, if it has one.
+    pub(crate) fn blob_of(&self, oid: Oid, data: &Bytes) -> Option<Bytes> {
+        let is_it = |(other, state): &(Oid, State)| *other == oid && state.as_ref() == Some(data);
+        let mut txns = self.entries.iter().map(|entry| &entry.txn);
+        let txn = txns.find(|txn| txn.records.iter().any(is_it))?;
+        let (_, content) = txn.blobs.iter().find(|(other, _)| *other == oid)?;
+        Some(content.clone())
+    }
+
+    /// Whether each committed transaction has its blobs, and none is left in the making.
+    pub(crate) fn check_blobs(&self, disk: &dyn Disk, directory: &Path) -> Result<(), String> {
+        let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);
+        for txn in self.left() {
+            for (oid, content) in &txn.blobs {
+                let path = directory.file(*oid, txn.tid);
+                match disk.read(&path) {
+                    Ok(found) if found == *content => {}
+                    Ok(_) => return Err(format!("blob {} has other bytes", path.display())),
+                    Err(error) => return Err(format!("blob {}: {error}", path.display())),
+                }
+            }
+        }
+        match disk.names(&directory.temporary()) {
+            Ok(names) if names.is_empty() => Ok(()),
+            other => Err(format!("temporary files of blobs: {other:?}")),
+        }
+    }
+
+    /// What is left of the committed transactions when all packs are done that had begun.
+    fn left(&self) -> Vec<Txn> {
+        let committed = self.committed().count();
+        packed(&self.entries[..committed], &self.packs)
+    }
+
+    /// Whether a blob that has been packed away is still there.
+    pub(crate) fn has_dropped_blob(&self, disk: &dyn Disk, directory: &Path) -> bool {
+        let directory = BlobDirectory::new(directory.to_owned(), Layout::Bushy);
+        let left = self.left();
+        let is_left = |oid: Oid, tid: Tid| {
+            let has = |(left, _): &(Oid, Bytes)| *left == oid;
+            left.iter()
+                .any(|txn| txn.tid == tid && txn.blobs.iter().any(has))
+        };
+        self.committed()
+            .flat_map(|txn| txn.blobs.iter().map(|(oid, _)| (*oid, txn.tid)))
+            .filter(|(oid, tid)| !is_left(*oid, *tid))
+            .any(|(oid, tid)| disk.read(&directory.file(oid, tid)).is_ok())
     }
 
     /// Whether all that was committed, and nothing else, can be read.
@@ -187,10 +251,6 @@ impl Ledger {
             Err(error) => Err(format!("{lookup:?}: {error:?}")),
         };
         let current = self.current();
-        if storage.object_count() != current.len() as u64 {
-            let count = storage.object_count();
-            return Err(format!("{count} objects instead of {}", current.len()));
-        }
         let last_tid = self.committed().last().map_or(Tid::ZERO, |txn| txn.tid);
         if storage.last_tid() != last_tid {
             let found = storage.last_tid();
@@ -199,7 +259,14 @@ impl Ledger {
         let committed = self.committed().count();
         let done = self.packs.iter().filter(|pack| pack.done.is_some()).count();
         let read_all = |packs: usize| {
-            for txn in packed(&self.entries[..committed], &self.packs[..packs]) {
+            let txns = packed(&self.entries[..committed], &self.packs[..packs]);
+            let records = txns.iter().flat_map(|txn| &txn.records);
+            let oids: BTreeSet<Oid> = records.map(|(oid, _)| *oid).collect();
+            let count = storage.object_count();
+            if count != oids.len() as u64 {
+                return Err(format!("{count} objects instead of {}", oids.len()));
+            }
+            for txn in txns {
                 for (oid, state) in &txn.records {
                     let lookup = Lookup::Serial(*oid, txn.tid);
                     let expected = state.clone().map_or(Answer::Missing, Answer::Data);
@@ -278,6 +345,7 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, 
             tid: txn.header.tid,
             texts: [txn.user(), txn.descr(), txn.ext()].map(Bytes::copy_from_slice),
             records: contents,
+            blobs: Vec::new(),
         });
     }
     Ok(found)
@@ -298,6 +366,9 @@ fn packed(entries: &[Entry], packs: &[Pack]) -> Vec<Txn> {
                 let stays =
                     |oid: &Oid, state: &State| current.get(oid) == Some(&tid) && state.is_some();
                 txn.records.retain(|(oid, state)| stays(oid, state));
+                let records = &txn.records;
+                let has = |oid: &Oid| records.iter().any(|(other, _)| other == oid);
+                txn.blobs.retain(|(oid, _)| has(oid));
             }
             tid > pack.until || !txn.records.is_empty()
         });

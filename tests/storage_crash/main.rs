@@ -39,6 +39,8 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.settle()?;
     driver.commit(&[(root, 5000), (Oid(1), 40)])?;
     driver.commit(&[])?;
+    let with_blobs: Vec<_> = driver.allocate(3)?.map(Oid).collect();
+    driver.commit_blobs(&[(root, 30)], &[(with_blobs[0], 700), (with_blobs[1], 0)])?;
     driver.wait()?;
     driver.settle()?;
     driver.finish_together(3)?;
@@ -56,6 +58,20 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.finish_together(2)?;
     driver.settle()?;
     go_back(driver, 4)?;
+    // Blobs of two transactions in one batch, in one directory and in another.
+    let one = driver.begin_with_blobs(&[], &[(with_blobs[0], 900), (with_blobs[2], 20)])?;
+    let far = Oid(0x1234);
+    let other = driver.begin_with_blobs(&[(root, 90)], &[(far, 1500)])?;
+    driver.finish(one)?;
+    driver.finish(other)?;
+    driver.turn()?;
+    driver.settle()?;
+    driver.commit_blobs(&[], &[(with_blobs[0], 400)])?;
+    driver.undo_at(driver.ledger.entries.len() - 1)?;
+    driver.settle()?;
+    // One that is never finished.
+    driver.begin_with_blobs(&[], &[(with_blobs[0], 300)])?;
+    driver.settle()?;
     driver.close()?;
 
     driver.open()?;
@@ -105,6 +121,7 @@ fn the_workload_has_all_that_it_should() {
         assert!(seen.shared_batches > 5 && seen.overlapping > 10, "{seen:?}");
         assert!(seen.conflicts > 0 && seen.aborts > 0, "{seen:?}");
         assert!(seen.indexes > 1 && seen.ceilings > 1, "{seen:?}");
+        assert!(seen.blobs > 4 && seen.blobs_undone > 0, "{seen:?}");
         assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
         assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
         assert_eq!(seen.refusals, 0);
@@ -223,11 +240,15 @@ fn packing(driver: &mut Driver) -> Result<(), Stop> {
     let root = Oid(0);
     driver.open()?;
     driver.commit(&[(root, 20)])?;
+    let with_blobs: Vec<_> = driver.allocate(2)?.map(Oid).collect();
     for _ in 0..4 {
         driver.finish_together(2)?;
         driver.settle()?;
-        driver.commit(&[(root, 700)])?;
+        driver.commit_blobs(&[(root, 700)], &[(with_blobs[0], 50)])?;
     }
+    driver.commit_blobs(&[], &[(with_blobs[1], 20)])?;
+    driver.delete()?;
+    driver.undo()?;
     driver.wait()?;
     driver.settle()?;
     for _ in 0..2 {
@@ -239,7 +260,9 @@ fn packing(driver: &mut Driver) -> Result<(), Stop> {
         }
         driver.wait()?;
         driver.settle()?;
+        driver.commit_blobs(&[], &[(with_blobs[0], 30)])?;
         driver.finish_together(2)?;
+        driver.undo()?;
         driver.settle()?;
     }
     driver.close()?;
@@ -327,6 +350,7 @@ fn the_checks_notice_a_disk_that_lies() {
     noticed(Lie::SyncsStatusesOnly, "were committed");
     noticed(Lie::SyncsAllButTheLast, "were committed");
     noticed(Lie::ForgetsNames, "were handed out before");
+    noticed(Lie::ForgetsNamesBelow, "blob blobs/0x00");
 }
 
 #[test]

@@ -175,11 +175,15 @@ impl Sweep {
 
 fn kind(op: &Op) -> &'static str {
     match op {
-        Op::Create { .. } | Op::Rename { .. } | Op::Link { .. } | Op::Remove { .. } => "name",
+        Op::Create { .. }
+        | Op::Link { .. }
+        | Op::Rename { .. }
+        | Op::Remove { .. }
+        | Op::CreateDirectory { .. } => "name",
         Op::Write { data, .. } if data.len() == 1 => "status",
         Op::Write { .. } => "write",
         Op::SetLen { .. } => "length",
-        Op::SyncNames | Op::Sync { .. } | Op::Allocate => "sync",
+        Op::SyncNames { .. } | Op::Sync { .. } | Op::Allocate => "sync",
     }
 }
 

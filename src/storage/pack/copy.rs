@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::super::blob::is_blob_record;
 use super::super::disk::File;
 use super::super::error::{Damage, Fault, ReadError, StorageError};
 use super::super::format::{
@@ -20,7 +21,7 @@ use super::super::read::Reader;
 use super::mark::Marks;
 use super::walk::{Piece, Walk};
 use super::{PackError, SLICE_LEN};
-use crate::ids::Oid;
+use crate::ids::{Oid, Tid};
 
 /// Bytes written at once.
 const WRITE_LEN: usize = 1 << 20;
@@ -41,11 +42,20 @@ pub(super) struct Copier {
     tloc: Option<u64>,
     /// The records of that transaction, which are current when all of it is there.
     entries: Vec<(Oid, u64)>,
+    /// Revisions with blobs that are dropped; `None` if there are no blobs at all.
+    dropped: Option<Vec<(Oid, Tid)>>,
+    /// Those of the transaction that is being copied.
+    dropped_here: Vec<(Oid, Tid)>,
 }
 
 impl Copier {
     /// `file` is empty.
-    pub(super) fn new(file: Arc<dyn File>, path: PathBuf, magic: &[u8]) -> Result<Self, PackError> {
+    pub(super) fn new(
+        file: Arc<dyn File>,
+        path: PathBuf,
+        magic: &[u8],
+        has_blobs: bool,
+    ) -> Result<Self, PackError> {
         let mut output = Output {
             file,
             path,
@@ -61,6 +71,8 @@ impl Copier {
             new_pack_pos: FIRST_TXN_POS,
             tloc: None,
             entries: Vec::new(),
+            dropped: has_blobs.then(Vec::new),
+            dropped_here: Vec::new(),
         })
     }
 
@@ -86,7 +98,8 @@ impl Copier {
                     let new_pos = self.copy_kept(&record, tloc, reader, &mut txns)?;
                     marks.note_moved(record.pos, new_pos);
                 }
-                Piece::Begin(_) | Piece::Record(_) => {}
+                Piece::Record(record) => self.note_dropped(&record, reader, &mut txns)?,
+                Piece::Begin(_) => {}
                 Piece::End(_) => self.end_kept()?,
             }
             if self.is_over(&slice) {
@@ -152,7 +165,55 @@ impl Copier {
         Ok(new_pos)
     }
 
+    /// Notes a record that is not kept, if a blob belongs to it.
+    fn note_dropped(
+        &mut self,
+        record: &Record,
+        reader: &Reader<'_>,
+        txns: &mut Transactions,
+    ) -> Result<(), PackError> {
+        const HEAD_LEN: u64 = 64;
+
+        if self.dropped.is_none() {
+            return Ok(());
+        }
+        let oid = record.header.oid;
+        let (pos, len) = match record.back {
+            None => (record.pos + DATA_HEADER_LEN as u64, record.header.data_len),
+            Some(_) => match reader.source(record.pos, oid).map_err(PackError::Read)? {
+                Some(source) => (source.data_pos, source.data_len),
+                None => return Ok(()),
+            },
+        };
+        let len = len.min(HEAD_LEN) as usize;
+        let mut head = [0; HEAD_LEN as usize];
+        if record.back.is_none() {
+            head[..len].copy_from_slice(txns.bytes(pos, len).map_err(PackError::Read)?);
+        } else {
+            let read = reader.file.read_at(&mut head[..len], pos);
+            read.map_err(|error| PackError::Read(error.into()))?;
+        }
+        if is_blob_record(&head[..len]) {
+            self.dropped_here.push((oid, record.header.tid));
+        }
+        Ok(())
+    }
+
+    /// Revisions with blobs that are not in the new file, for which this is asked once.
+    pub(super) fn take_dropped(&mut self) -> Vec<(Oid, Tid)> {
+        self.dropped.take().unwrap_or_default()
+    }
+
     fn end_kept(&mut self) -> Result<(), PackError> {
+        let mut dropped = std::mem::take(&mut self.dropped_here);
+        // A transaction may have two records of an object, with one blob.
+        dropped.retain(|(oid, _)| match (self.tloc, self.index.get(*oid)) {
+            (Some(tloc), Some(kept)) => kept < tloc,
+            _ => true,
+        });
+        if let Some(all) = &mut self.dropped {
+            all.append(&mut dropped);
+        }
         let Some(tloc) = self.tloc.take() else {
             return Ok(());
         };

@@ -63,6 +63,8 @@ enum State {
     },
     /// A worker switches the files.
     Switching { ticket: Ticket, since: Instant },
+    /// The new file is served; a worker removes blobs.
+    Sweeping { locked: Duration },
 }
 
 /// Why a pack was not begun.
@@ -87,6 +89,12 @@ pub struct Packed {
     pub took: Duration,
     /// How long commits had to wait for the switch.
     pub locked: Duration,
+}
+
+impl Pack {
+    const fn is_sweeping(&self) -> bool {
+        matches!(self.state, State::Sweeping { .. })
+    }
 }
 
 impl FileStorage {
@@ -129,6 +137,7 @@ impl FileStorage {
             until,
             options: self.options.pack,
             references,
+            blobs: self.blob_directory().cloned(),
         });
         self.send_packer(packer, Order::Slice { tail: self.tail });
         Ok(())
@@ -228,7 +237,11 @@ impl FileStorage {
         let Some(pack) = &mut self.pack else { return };
         let given_up = pack.given_up || self.failed.is_some();
         match result {
-            Ok(Step::Switched(switched)) => self.on_switched(switched, now),
+            Ok(Step::Switched(switched)) => self.on_switched(switched, packer, now),
+            Ok(Step::More) if pack.is_sweeping() && !given_up => {
+                self.send_packer(packer, Order::Sweep);
+            }
+            Ok(Step::Swept) => self.end_pack(Ok(()), now),
             Ok(Step::More) if !given_up => {
                 self.send_packer(packer, Order::Slice { tail: self.tail });
             }
@@ -242,20 +255,20 @@ impl FileStorage {
                 self.drive_pack(now);
             }
             Ok(Step::More | Step::Level { .. }) => self.send_packer(packer, Order::GiveUp),
-            Ok(Step::Nothing) => self.end_pack(Ok(()), Duration::ZERO, now),
+            Ok(Step::Nothing) => self.end_pack(Ok(()), now),
             Ok(Step::GivenUp) => {
                 let error = match &self.failed {
                     Some(reason) => PackError::Failed(reason.clone()),
                     None => PackError::Stopped,
                 };
-                self.end_pack(Err(error), Duration::ZERO, now);
+                self.end_pack(Err(error), now);
             }
             Err(error) => {
                 let switching = match &pack.state {
                     State::Switching { ticket, .. } => Some(*ticket),
                     _ => None,
                 };
-                self.end_pack(Err(error), Duration::ZERO, now);
+                self.end_pack(Err(error), now);
                 if let Some(ticket) = switching {
                     // The index file may be gone.
                     self.index_saved = FIRST_TXN_POS;
@@ -267,10 +280,13 @@ impl FileStorage {
     }
 
     /// The new file has the name: from now on it is served.
-    fn on_switched(&mut self, switched: Switched, now: Instant) {
-        let Some(pack) = &self.pack else { return };
+    fn on_switched(&mut self, switched: Switched, packer: Box<Packer>, now: Instant) {
+        let Some(pack) = &mut self.pack else { return };
         let State::Switching { ticket, since } = pack.state else {
             return;
+        };
+        pack.state = State::Sweeping {
+            locked: now.saturating_duration_since(since),
         };
         let Switched {
             file,
@@ -300,20 +316,27 @@ impl FileStorage {
             self.fail(&error);
             PackError::Failed(format!("the new name of the file is not durable: {error}"))
         });
-        self.end_pack(ended, now.saturating_duration_since(since), now);
+        match ended {
+            Ok(()) if packer.has_to_sweep() => self.send_packer(packer, Order::Sweep),
+            ended => self.end_pack(ended, now),
+        }
         self.save_index();
         let held = self.lock.release(ticket);
         self.go_on(held, now);
     }
 
-    fn end_pack(&mut self, ended: Result<(), PackError>, locked: Duration, now: Instant) {
+    fn end_pack(&mut self, ended: Result<(), PackError>, now: Instant) {
         let Some(pack) = self.pack.take() else { return };
+        let locked = match pack.state {
+            State::Sweeping { locked } => Some(locked),
+            _ => None,
+        };
         let packed = Packed {
-            switched: matches!(pack.state, State::Switching { .. }),
+            switched: locked.is_some(),
             len_before: pack.len,
             len: self.tail,
             took: now.saturating_duration_since(pack.begun),
-            locked,
+            locked: locked.unwrap_or_default(),
         };
         match &ended {
             Ok(()) => log::info!(
@@ -397,6 +420,7 @@ mod tests {
                 client_resolves: true,
                 lock_scope: LockScope::Objects,
                 pack,
+                blob_dir: None,
             };
             let storage =
                 FileStorage::open(disk.clone(), Path::new(PATH), options, &mut |_| ()).unwrap();

@@ -18,10 +18,12 @@
 //!
 //! All this is a worker's, who has the [`Packer`] for one slice at a time ([`Lane::Pack`]): between
 //! two slices others get at the disk, and the pack may be given up. Then the commit lock is taken
-//! for the whole storage, the last bit is copied, and the files are switched (`drive`).
+//! for the whole storage, the last bit is copied, and the files are switched (`drive`). Then blobs
+//! are removed whose revisions are gone (`blobs`).
 //!
 //! [`Lane::Pack`]: super::Lane::Pack
 
+mod blobs;
 mod copy;
 mod drive;
 mod mark;
@@ -33,6 +35,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blob::layout::BlobDirectory;
 use super::disk::{Disk, File, FileId, OpenMode, with_suffix};
 use super::error::{ReadError, StorageError};
 use super::format::{FIRST_TXN_POS, MAGIC, Status};
@@ -42,6 +45,7 @@ use super::job::Done;
 use super::read::{Reader, Wait};
 use super::references::ReferencesError;
 use crate::ids::{Oid, Tid};
+use blobs::Sweep;
 use copy::Copier;
 pub(super) use drive::Pack;
 pub use drive::{PackRefused, Packed};
@@ -97,6 +101,10 @@ pub struct Packer {
     unpacked: bool,
     marks: Marks,
     copier: Option<Copier>,
+    /// Where blobs are, if there are any.
+    blobs: Option<BlobDirectory>,
+    /// What is to be done with them after the switch.
+    sweep: Option<Sweep>,
 }
 
 /// What is to be done.
@@ -108,6 +116,8 @@ enum Order {
     Switch { tail: u64 },
     /// Removing what was made.
     GiveUp,
+    /// Removing blobs, after the switch.
+    Sweep,
 }
 
 /// How far it has come.
@@ -136,6 +146,8 @@ pub enum Step {
     Switched(Switched),
     /// What was made is removed.
     GivenUp,
+    /// All blobs are removed that were to be.
+    Swept,
 }
 
 /// The new file, under its name.
@@ -158,6 +170,7 @@ pub(super) struct Assignment {
     pub(super) until: Tid,
     pub(super) options: PackOptions,
     pub(super) references: References,
+    pub(super) blobs: Option<BlobDirectory>,
 }
 
 impl Packer {
@@ -170,6 +183,7 @@ impl Packer {
             until,
             options,
             references,
+            blobs,
         } = assignment;
         Box::new(Self {
             disk,
@@ -185,6 +199,8 @@ impl Packer {
             unpacked: false,
             marks: Marks::new(options.gc, references),
             copier: None,
+            blobs,
+            sweep: None,
         })
     }
 
@@ -194,6 +210,7 @@ impl Packer {
             Order::Slice { tail } => self.slice(tail),
             Order::Switch { tail } => self.switch(tail).map(Step::Switched),
             Order::GiveUp => Ok(Step::GivenUp),
+            Order::Sweep => self.sweep(),
         };
         if matches!(result, Err(_) | Ok(Step::Nothing | Step::GivenUp)) {
             self.clean_up();
@@ -204,6 +221,22 @@ impl Packer {
     /// Whether the switch has to happen on the thread that writes the data file.
     pub(super) const fn is_switching(&self) -> bool {
         matches!(self.order, Order::Switch { .. })
+    }
+
+    /// Whether blobs are to be removed.
+    pub(super) const fn has_to_sweep(&self) -> bool {
+        self.sweep.is_some()
+    }
+
+    fn sweep(&mut self) -> Result<Step, PackError> {
+        let Some(sweep) = &mut self.sweep else {
+            return Ok(Step::Swept);
+        };
+        match sweep.run() {
+            Ok(true) => Ok(Step::Swept),
+            Ok(false) => Ok(Step::More),
+            Err(error) => Err(PackError::BlobsLeft(error)),
+        }
     }
 
     fn slice(&mut self, tail: u64) -> Result<Step, PackError> {
@@ -309,7 +342,8 @@ impl Packer {
         }
         let synced = self.disk.sync_directory_of(&path);
         synced.map_err(PackError::io("sync", &path))?;
-        self.copier = Some(Copier::new(file, path, &magic)?);
+        let has_blobs = self.blobs.is_some();
+        self.copier = Some(Copier::new(file, path, &magic, has_blobs)?);
         Ok(())
     }
 
@@ -356,9 +390,10 @@ impl Packer {
         if self.keep_old {
             self.keep_old()?;
         }
-        let Some(copier) = self.copier.take() else {
+        let Some(mut copier) = self.copier.take() else {
             return Err(PackError::Replaced);
         };
+        let dropped = copier.take_dropped();
         let (file, index, tail) = copier.finish();
         let id = file.id().map_err(PackError::io("identify", path))?;
         let new_path = with_suffix(path, NEW_SUFFIX);
@@ -370,6 +405,11 @@ impl Packer {
             return Err(PackError::io("rename", &new_path)(error));
         }
         let synced = self.disk.sync_directory_of(path);
+        // Else it may be the old file that comes back.
+        if let (Some(blobs), Ok(())) = (&self.blobs, &synced) {
+            let (disk, blobs) = (self.disk.clone(), blobs.clone());
+            self.sweep = Some(Sweep::new(disk, blobs, self.keep_old, dropped));
+        }
         let old = with_suffix(path, OLD_SUFFIX);
         // One from an earlier pack takes room, and is not what it was there for any more.
         if !self.keep_old
@@ -423,7 +463,7 @@ const fn reader(file: &dyn File, tail: u64) -> Reader<'_> {
     }
 }
 
-/// Why a pack failed. The data file is as it was.
+/// Why a pack failed. The data file is as it was, but for [`Self::BlobsLeft`].
 #[derive(Debug)]
 pub enum PackError {
     /// The data file cannot be read, or is damaged.
@@ -464,6 +504,8 @@ pub enum PackError {
     TooLong,
     /// Another file stands under the name.
     Replaced,
+    /// The file is packed, but files of blobs that were dropped are left.
+    BlobsLeft(io::Error),
     /// The server stops.
     Stopped,
     /// A write to the data file, or to its directory, failed.
@@ -498,6 +540,9 @@ impl fmt::Display for PackError {
             }
             Self::TooLong => f.write_str("the new file would be too long"),
             Self::Replaced => f.write_str("the file was replaced while it was served"),
+            Self::BlobsLeft(error) => {
+                write!(f, "packed, but blobs that were dropped are left: {error}")
+            }
             Self::Stopped => f.write_str("the server stops"),
             Self::Failed(reason) => f.write_str(reason),
         }
