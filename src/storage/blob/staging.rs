@@ -163,6 +163,7 @@ impl TxnBlobs {
         let directories = self.staged.keys().map(|oid| directory.directories_of(*oid));
         Some(Task::Prepare {
             directories: directories.collect(),
+            temporary: directory.temporary(),
         })
     }
 

@@ -71,11 +71,14 @@ pub(super) enum Task {
     Prepare {
         /// The objects', each with those above it.
         directories: Vec<Vec<PathBuf>>,
+        /// Where the files come from.
+        temporary: PathBuf,
     },
     /// Make copies of committed blobs for transactions that were undone.
     CopyBack {
         copies: Vec<CopyBack>,
         base: PathBuf,
+        temporary: PathBuf,
     },
     /// Remove files that nobody wants any more.
     Discard(Vec<PathBuf>),
@@ -177,15 +180,21 @@ impl BlobJob {
                 let result = take_over(&*disk, &from, &path, &base);
                 Outcome::Staged { path, oid, result }
             }
-            Task::Prepare { directories } => {
-                Outcome::Prepared(prepare(&*disk, &maker, &directories))
-            }
-            Task::CopyBack { copies, base } => {
+            Task::Prepare {
+                directories,
+                temporary,
+            } => Outcome::Prepared(prepare(&*disk, &maker, &directories, &temporary)),
+            Task::CopyBack {
+                copies,
+                base,
+                temporary,
+            } => {
                 let result = copies
                     .iter()
                     .try_for_each(|it| copy_back(&*disk, it, &base));
                 let directories: Vec<_> = copies.iter().map(|it| it.directories.clone()).collect();
-                let result = result.and_then(|()| prepare(&*disk, &maker, &directories));
+                let result =
+                    result.and_then(|()| prepare(&*disk, &maker, &directories, &temporary));
                 let files = copies.into_iter().map(|it| (it.oid, it.path)).collect();
                 Outcome::CopiedBack { files, result }
             }
@@ -257,15 +266,26 @@ fn copy_back(disk: &dyn Disk, copy: &CopyBack, base: &Path) -> io::Result<()> {
     file.sync()
 }
 
+/// What could keep a file from its place is found now: when its transaction is finished it is too
+/// late to refuse that one alone.
 fn prepare(
     disk: &dyn Disk,
     maker: &DirectoryMaker,
     directories: &[Vec<PathBuf>],
+    temporary: &Path,
 ) -> io::Result<()> {
+    let device = disk.identify(temporary)?.device;
     for some in directories.chunks(DIRECTORIES_AT_ONCE) {
         let _right = maker.lock();
         for directory in some.iter().filter_map(|all| all.first()) {
-            disk.create_directories(directory)?;
+            let named = |error: io::Error| {
+                let text = format!("{}: {error}", directory.display());
+                io::Error::new(error.kind(), text)
+            };
+            disk.create_directories(directory).map_err(named)?;
+            if disk.identify(directory).map_err(named)?.device != device {
+                return Err(named(io::ErrorKind::CrossesDevices.into()));
+            }
         }
         // Also of those that were there: whoever made them, a client, or a process that was killed,
         // may not have synced them.
