@@ -17,12 +17,21 @@ use crate::storage::staging::TxnId;
 /// could remove an empty one that a vote relies on, and another transaction make it again, and the
 /// finish would take that for the durable one. Removing needs no right: what is missing is seen.
 #[derive(Clone, Debug, Default)]
-pub struct DirectoryMaker(Arc<Mutex<()>>);
+pub struct DirectoryMaker(Arc<Right>);
+
+#[derive(Debug, Default)]
+struct Right {
+    held: Mutex<()>,
+    /// Held by who is the next. Without it a long vote would take the right again and again before
+    /// a finish that waits has woken up.
+    next: Mutex<()>,
+}
 
 impl DirectoryMaker {
     fn lock(&self) -> MutexGuard<'_, ()> {
-        // It guards nothing in memory.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // They guard nothing in memory.
+        let _next = self.0.next.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -375,5 +384,36 @@ impl BlobReader {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::TryLockError;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_the_right_gets_it_before_who_has_just_had_it() {
+        let maker = DirectoryMaker::default();
+        for _ in 0..20 {
+            let order = Mutex::new(Vec::new());
+            thread::scope(|scope| {
+                let right = maker.lock();
+                scope.spawn(|| {
+                    let _right = maker.lock();
+                    order.lock().unwrap().push("finish");
+                });
+                // Until the other one is in line.
+                while !matches!(maker.0.next.try_lock(), Err(TryLockError::WouldBlock)) {
+                    thread::yield_now();
+                }
+                drop(right);
+                let _right = maker.lock();
+                order.lock().unwrap().push("vote");
+            });
+            assert_eq!(order.into_inner().unwrap(), ["finish", "vote"]);
+        }
     }
 }
