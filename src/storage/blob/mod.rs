@@ -724,6 +724,28 @@ mod tests {
         assert_eq!(rig.blob(1, tid).unwrap(), b"later");
     }
 
+    /// A client that is not read any more could not even abort.
+    #[test]
+    fn a_blob_that_fails_does_not_leave_another_one_waiting() {
+        let dir = TestDir::new();
+        let mut rig = rig(&dir);
+        let id = rig.begin(&[]);
+        rig.share(id, 1, "missing.tmp").unwrap();
+        rig.storage.begin_blob(id).unwrap();
+        let piece = Bytes::from(vec![7; BLOB_WRITE_LEN]);
+        while !rig.storage.is_busy(id) {
+            rig.storage.add_to_blob(id, piece.clone()).unwrap();
+        }
+        rig.settle();
+        assert!(!rig.storage.is_busy(id));
+        let record = Bytes::from_static(RECORD);
+        rig.storage.end_blob(id, Oid(2), None, record).unwrap();
+        assert!(rig.refusal(id).contains("a blob cannot be kept"));
+        rig.storage.abort(id, rig.now);
+        rig.settle();
+        assert!(rig.temporary().is_empty());
+    }
+
     #[test]
     fn a_shared_file_is_taken_over() {
         let dir = TestDir::new();
