@@ -15,7 +15,9 @@ use crate::storage::staging::TxnId;
 /// The right to make directories for blobs, which whoever makes some keeps until their names are
 /// durable. So to one who has it a directory that is there is one that stays; without it a pack
 /// could remove an empty one that a vote relies on, and another transaction make it again, and the
-/// finish would take that for the durable one. Removing needs no right: what is missing is seen.
+/// finish would take that for the durable one. Removing needs the right, too: else a directory could
+/// vanish while one is made in it, or between that and the rename, and a finish that fails takes the
+/// storage with it.
 #[derive(Clone, Debug, Default)]
 pub struct DirectoryMaker(Arc<Right>);
 
@@ -28,10 +30,16 @@ struct Right {
 }
 
 impl DirectoryMaker {
-    fn lock(&self) -> MutexGuard<'_, ()> {
+    pub(in crate::storage) fn lock(&self) -> MutexGuard<'_, ()> {
         // They guard nothing in memory.
         let _next = self.0.next.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody waits for it.
+    #[cfg(test)]
+    pub(in crate::storage) fn is_awaited(&self) -> bool {
+        self.0.next.try_lock().is_err()
     }
 }
 
@@ -389,7 +397,6 @@ impl BlobReader {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::TryLockError;
     use std::thread;
 
     use super::*;
@@ -401,12 +408,12 @@ mod tests {
             let order = Mutex::new(Vec::new());
             thread::scope(|scope| {
                 let right = maker.lock();
-                scope.spawn(|| {
+                let other = scope.spawn(|| {
                     let _right = maker.lock();
                     order.lock().unwrap().push("finish");
                 });
-                // Until the other one is in line.
-                while !matches!(maker.0.next.try_lock(), Err(TryLockError::WouldBlock)) {
+                while !maker.is_awaited() {
+                    assert!(!other.is_finished());
                     thread::yield_now();
                 }
                 drop(right);

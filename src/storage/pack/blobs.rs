@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::super::blob::DirectoryMaker;
 use super::super::blob::layout::BlobDirectory;
 use super::super::disk::{Disk, with_suffix};
 use super::OLD_SUFFIX;
@@ -25,6 +26,7 @@ const BLOB_SUFFIX: &[u8] = b".blob";
 pub(super) struct Sweep {
     disk: Arc<dyn Disk>,
     directory: BlobDirectory,
+    maker: DirectoryMaker,
     keep_old: bool,
     begun: bool,
     /// Revisions that were dropped.
@@ -37,11 +39,13 @@ impl Sweep {
     pub(super) fn new(
         disk: Arc<dyn Disk>,
         directory: BlobDirectory,
+        maker: DirectoryMaker,
         keep_old: bool,
         dropped: Vec<(Oid, Tid)>,
     ) -> Self {
         Self {
             disk,
+            maker,
             keep_old,
             begun: false,
             dropped,
@@ -106,6 +110,7 @@ impl Sweep {
             self.disk.discard(&path)?;
         }
         // A transaction that has use for one makes it again when its blob comes.
+        let _right = self.maker.lock();
         for directory in path.ancestors().skip(1) {
             if directory == self.directory.base() || !self.disk.remove_if_empty(directory)? {
                 break;
@@ -197,7 +202,13 @@ mod tests {
         let gone = directory.directory_of(Oid(0x0102));
         let missing = (Oid(9), Tid(9));
         let dropped = vec![(Oid(1), Tid(10)), (Oid(0x0102), Tid(10)), missing];
-        let mut sweep = Sweep::new(disk, directory, keep_old, dropped);
+        let mut sweep = Sweep::new(
+            disk,
+            directory,
+            DirectoryMaker::default(),
+            keep_old,
+            dropped,
+        );
         while !sweep.run().unwrap() {}
         let old = dir.path("blobs.old");
         let old = old.exists().then(|| files(&old));
@@ -211,6 +222,32 @@ mod tests {
             assert_eq!((files.len(), old, is_there), (3, None, false), "{files:?}");
             assert!(files.iter().any(|path| path.ends_with("0x14.blob")));
         }
+    }
+
+    #[test]
+    fn no_directory_vanishes_while_somebody_makes_some() {
+        let dir = TestDir::new();
+        let directory = BlobDirectory::new(dir.path("blobs"), Layout::Bushy);
+        let path = directory.file(Oid(1), Tid(10));
+        let of_object = directory.directory_of(Oid(1));
+        std::fs::create_dir_all(&of_object).unwrap();
+        std::fs::write(&path, b"blob").unwrap();
+        let maker = DirectoryMaker::default();
+        let disk = Arc::new(OsDisk::default());
+        let dropped = vec![(Oid(1), Tid(10))];
+        let mut sweep = Sweep::new(disk, directory, maker.clone(), false, dropped);
+        std::thread::scope(|scope| {
+            let right = maker.lock();
+            let sweeper = scope.spawn(|| sweep.run().unwrap());
+            while !maker.is_awaited() {
+                assert!(!sweeper.is_finished());
+                std::thread::yield_now();
+            }
+            assert!(!path.exists() && of_object.exists());
+            drop(right);
+            assert!(sweeper.join().unwrap());
+        });
+        assert!(!of_object.exists());
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl FileStorage {
             options: self.options.pack,
             references,
             blobs: self.blob_directory().cloned(),
+            directory_maker: self.directory_maker(),
         });
         self.send_packer(packer, Order::Slice { tail: self.tail });
         Ok(())

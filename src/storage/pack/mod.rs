@@ -35,6 +35,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blob::DirectoryMaker;
 use super::blob::layout::BlobDirectory;
 use super::disk::{Disk, File, FileId, OpenMode, with_suffix};
 use super::error::{ReadError, StorageError};
@@ -103,6 +104,7 @@ pub struct Packer {
     copier: Option<Copier>,
     /// Where blobs are, if there are any.
     blobs: Option<BlobDirectory>,
+    directory_maker: DirectoryMaker,
     /// What is to be done with them after the switch.
     sweep: Option<Sweep>,
 }
@@ -171,6 +173,7 @@ pub(super) struct Assignment {
     pub(super) options: PackOptions,
     pub(super) references: References,
     pub(super) blobs: Option<BlobDirectory>,
+    pub(super) directory_maker: DirectoryMaker,
 }
 
 impl Packer {
@@ -184,6 +187,7 @@ impl Packer {
             options,
             references,
             blobs,
+            directory_maker,
         } = assignment;
         Box::new(Self {
             disk,
@@ -200,6 +204,7 @@ impl Packer {
             marks: Marks::new(options.gc, references),
             copier: None,
             blobs,
+            directory_maker,
             sweep: None,
         })
     }
@@ -408,7 +413,8 @@ impl Packer {
         // Else it may be the old file that comes back.
         if let (Some(blobs), Ok(())) = (&self.blobs, &synced) {
             let (disk, blobs) = (self.disk.clone(), blobs.clone());
-            self.sweep = Some(Sweep::new(disk, blobs, self.keep_old, dropped));
+            let maker = self.directory_maker.clone();
+            self.sweep = Some(Sweep::new(disk, blobs, maker, self.keep_old, dropped));
         }
         let old = with_suffix(path, OLD_SUFFIX);
         // One from an earlier pack takes room, and is not what it was there for any more.
