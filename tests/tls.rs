@@ -616,8 +616,11 @@ fn certificates_count_in_their_time_only() {
     params.not_after = date_time_ymd(2027, 12, 31);
     let old = Signer::root(params);
     let (setup, warnings) = load(&directory.config(&old.pem)).unwrap();
-    let is_told = |Warning(text): &Warning| text.contains("CN=old root has expired");
-    assert!(warnings.iter().any(is_told), "{warnings:?}");
+    // A clone's keys may have permissions that are warned of, too.
+    let is_told = warnings
+        .iter()
+        .any(|warning| warning.0.contains("CN=old root has expired"));
+    assert!(is_told);
     refused(
         &setup,
         &old.sign(&client("young")),

@@ -248,7 +248,10 @@ impl Driver {
                     return Err(Stop::Wrong("a blob was not packed away".to_owned()));
                 }
             }
-            Ok(packed) => return Err(Stop::Wrong(format!("{packed:?}"))),
+            // There was nothing to be dropped.
+            Ok(_) => {
+                self.ledger.packs.pop();
+            }
             Err(PackError::BlobsLeft(_)) => {
                 pack.done.get_or_insert(step);
                 self.seen.packs_failed += 1;
@@ -266,8 +269,23 @@ impl Driver {
 
     /// Begins to pack to the time of an earlier transaction.
     pub(crate) fn pack(&mut self) -> Result<(), Stop> {
-        let tids: Vec<Tid> = self.ledger.committed().map(|txn| txn.tid).collect();
-        let until = tids[tids.len() * 2 / 3];
+        let txns: Vec<&Txn> = self.ledger.committed().collect();
+        let mut place = txns.len() * 2 / 3;
+        // Not between a transaction and its undo: the revision before both would be kept for the
+        // undo's back pointer, which the ledger does not know of.
+        let leads_back = |place: usize| {
+            let (past, future) = txns.split_at(place + 1);
+            let past: Vec<_> = past.iter().flat_map(|txn| &txn.records).collect();
+            let is_old = |record: &(Oid, ledger::State)| {
+                let of_it = past.iter().rev().filter(|(oid, _)| *oid == record.0);
+                of_it.skip(1).any(|it| *it == record)
+            };
+            future.iter().flat_map(|txn| &txn.records).any(is_old)
+        };
+        while leads_back(place) {
+            place -= 1;
+        }
+        let until = txns[place].tid;
         let begun = self.disk.step_count();
         let done = None;
         self.ledger.packs.push(ledger::Pack { until, begun, done });

@@ -723,6 +723,18 @@ mod tests {
     }
 
     #[test]
+    fn an_old_revision_may_refer_to_what_was_gone_at_pack_time() {
+        let mut file = DataFile::new();
+        let [to_1, to_9, leaf] = [&[1][..], &[9], &[]].map(object);
+        let first = txn(&mut file, 10, &[(0, Data(&to_1)), (1, Data(&to_9))]);
+        txn(&mut file, 20, &[(0, Data(&leaf)), (1, Data(&leaf))]);
+        txn(&mut file, 30, &[(0, Back(first[0])), (1, Back(first[1]))]);
+        let mut rig = Rig::new(&file);
+        rig.pack(20).unwrap();
+        assert_eq!([0, 1].map(|oid| rig.current(oid)), [Some(30), Some(30)]);
+    }
+
+    #[test]
     fn deleted_objects_go_and_come_back_when_written() {
         let mut file = DataFile::new();
         let leaf = object(&[]);

@@ -54,6 +54,9 @@ pub(super) struct Marks {
     /// Records that later ones have back pointers to, by position, with their objects and their
     /// positions in the new file.
     targets: BTreeMap<u64, (Oid, u64)>,
+    /// What is read now was not current at pack time, or is only reached from there: it may refer
+    /// to objects that did not exist any more.
+    reads_old: bool,
     /// Bytes of all records that were read.
     reached_len: u64,
 }
@@ -71,6 +74,7 @@ impl Marks {
             extra: Vec::new(),
             revived: BTreeSet::new(),
             targets: BTreeMap::new(),
+            reads_old: false,
             reached_len: 0,
         }
     }
@@ -115,6 +119,7 @@ impl Marks {
             // ZODB looks into the first such record of an object only if the object is reached at
             // pack time, too. What it refers to is lost there, if nothing else leads to it.
             self.extra.push((found, oid));
+            self.reads_old = true;
         }
         Ok(())
     }
@@ -195,7 +200,10 @@ impl Marks {
             return Ok(());
         }
         if self.index.get(oid).is_none() {
-            return Err(PackError::Dangling { oid, by });
+            return match self.reads_old {
+                true => Ok(()),
+                false => Err(PackError::Dangling { oid, by }),
+            };
         }
         self.reached.insert(oid);
         self.pending.insert(oid);
