@@ -466,8 +466,8 @@ fn a_client_that_is_let_in_lets_in_no_others() {
     );
 }
 
-/// What holds for a configured certificate holds for one that a client shows: OpenSSL gives a client
-/// an authority's basicConstraints, too, if nobody says otherwise.
+/// What holds for a configured certificate holds for one that a client shows: OpenSSL gives a
+/// client an authority's basicConstraints, too, if nobody says otherwise.
 #[test]
 fn a_client_whose_certificate_was_signed_lets_in_no_others() {
     let directory = Directory::new("signed");

@@ -15,9 +15,9 @@ use crate::storage::staging::TxnId;
 /// The right to make directories for blobs, which whoever makes some keeps until their names are
 /// durable. So to one who has it a directory that is there is one that stays; without it a pack
 /// could remove an empty one that a vote relies on, and another transaction make it again, and the
-/// finish would take that for the durable one. Removing needs the right, too: else a directory could
-/// vanish while one is made in it, or between that and the rename, and a finish that fails takes the
-/// storage with it.
+/// finish would take that for the durable one. Removing needs the right, too: else a directory
+/// could vanish while one is made in it, or between that and the rename, and a finish that fails
+/// takes the storage with it.
 #[derive(Clone, Debug, Default)]
 pub struct DirectoryMaker(Arc<Right>);
 
