@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{IoSlice, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{env, fs, process};
@@ -463,6 +464,66 @@ fn a_client_that_is_let_in_lets_in_no_others() {
         AlertDescription::UnknownCA,
         "is not known (CN=friend",
     );
+}
+
+/// What holds for a configured certificate holds for one that a client shows: OpenSSL gives a
+/// client an authority's basicConstraints, too, if nobody says otherwise.
+#[test]
+fn a_client_whose_certificate_was_signed_lets_in_no_others() {
+    let directory = Directory::new("signed");
+    let root = Signer::root(authority("root"));
+    let setup = directory.setup(&root.pem);
+    for usages in [Vec::new(), vec![KeyUsagePurpose::DigitalSignature]] {
+        let mut params = authority("careless");
+        params.key_usages = usages;
+        let careless = Signer::below(&root, params);
+        let mut friend = careless.sign(&client("friend"));
+        friend.chain.push(careless.der.clone());
+        refused(
+            &setup,
+            &friend,
+            AlertDescription::UnknownCA,
+            "an issuer that may not sign it",
+        );
+    }
+}
+
+#[test]
+fn an_authority_signs_only_what_it_says_it_does() {
+    let directory = Directory::new("limits");
+    let mut params = authority("root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let root = Signer::root(params);
+    let setup = directory.setup(&root.pem);
+    accepted(&setup, &root.sign(&client("direct")));
+    let middle = Signer::below(&root, authority("middle"));
+    let mut below = middle.sign(&client("below"));
+    below.chain.push(middle.der.clone());
+    let text = "an issuer that may not sign it";
+    refused(&setup, &below, AlertDescription::UnknownCA, text);
+    let mut params = authority("root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    let root = Signer::root(params);
+    let setup = directory.setup(&root.pem);
+    let middle = Signer::below(&root, authority("middle"));
+    let mut below = middle.sign(&client("below"));
+    below.chain.push(middle.der.clone());
+    accepted(&setup, &below);
+    // One for servers has nothing to say of clients.
+    let mut params = authority("servers");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let servers = Signer::root(params);
+    let mut careless = authority("careless");
+    careless.key_usages = Vec::new();
+    let setup = directory.setup(&servers.pem);
+    for params in [client("one"), careless] {
+        refused(
+            &setup,
+            &servers.sign(&params),
+            AlertDescription::UnknownCA,
+            "is not known",
+        );
+    }
 }
 
 #[test]
@@ -1211,6 +1272,8 @@ fn an_expired_certificate_of_ours_is_served_with_a_warning() {
         key: Some(directory.write("own-key.pem", key.serialize_pem())),
         ..directory.config(&text_of("ca.pem"))
     };
+    let key = config.key.as_ref().unwrap();
+    fs::set_permissions(key, fs::Permissions::from_mode(0o644)).unwrap();
     let (_, warnings) = load(&config).unwrap();
     let warnings: Vec<String> = warnings.into_iter().map(|Warning(text)| text).collect();
     assert!(

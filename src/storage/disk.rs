@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{Access, FallocateFlags, OFlags, access};
 use rustix::io::{Errno, ReadWriteFlags};
 
 /// How a file is opened.
@@ -62,7 +62,8 @@ pub trait Disk: Debug + Send + Sync {
 
     /// The names in a directory, in any order.
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>>;
-    /// Creates a directory and those above it; the ones that were not there.
+    /// Creates a directory and those above it; the ones that were not there. An error if no file
+    /// may be put into it.
     fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
     /// Gives a file another name, in one step. What had that name before is gone.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -220,6 +221,7 @@ impl Disk for OsDisk {
                 Err(error) => return Err(error),
             }
         }
+        access(path, Access::WRITE_OK | Access::EXEC_OK)?;
         Ok(created)
     }
 

@@ -59,6 +59,8 @@ pub(super) struct Period {
 pub(super) struct Uses {
     /// It says that it is a certificate authority.
     is_ca: bool,
+    /// How many authorities there may be between it and a client.
+    pub(super) path_len_max: Option<u8>,
     key_usage: Option<KeyUsage>,
     extended: Option<Vec<ObjectIdentifier>>,
     /// Restrictions that we do not read ourselves.
@@ -191,7 +193,11 @@ impl Uses {
         for extension in extensions {
             let value = extension.extn_value.as_bytes();
             match extension.extn_id {
-                BASIC_CONSTRAINTS => uses.is_ca = BasicConstraints::from_der(value)?.ca,
+                BASIC_CONSTRAINTS => {
+                    let constraints = BasicConstraints::from_der(value)?;
+                    uses.is_ca = constraints.ca;
+                    uses.path_len_max = constraints.path_len_constraint;
+                }
                 KEY_USAGE => uses.key_usage = Some(KeyUsage::from_der(value)?),
                 EXTENDED_KEY_USAGE => {
                     uses.extended = Some(ExtendedKeyUsage::from_der(value)?.0);
@@ -206,17 +212,25 @@ impl Uses {
     /// Whether it may sign other certificates, and says so in both ways. That it is an authority
     /// is not enough: every self-signed certificate says that if OpenSSL made it without options.
     /// OpenSSL, too, asks for both when it is strict, as it is in runzeo.
-    pub(super) fn signs_others(&self) -> bool {
+    fn signs_others(&self) -> bool {
         let signs = |usage: &KeyUsage| usage.key_cert_sign();
         self.is_ca && self.key_usage.as_ref().is_some_and(signs)
+    }
+
+    /// Whether it may sign certificates of clients: OpenSSL asks an authority, too, what it is for.
+    pub(super) fn signs_clients(&self) -> bool {
+        self.signs_others() && self.is_for_clients()
     }
 
     /// Whether a client may show it, by the rule of OpenSSL's purpose `sslclient`.
     pub(super) fn allow_client(&self) -> bool {
         let signs = |usage: &KeyUsage| usage.digital_signature() || usage.key_agreement();
+        self.key_usage.as_ref().is_none_or(signs) && self.is_for_clients()
+    }
+
+    fn is_for_clients(&self) -> bool {
         let extended = self.extended.as_ref();
-        self.key_usage.as_ref().is_none_or(signs)
-            && extended.is_none_or(|purposes| purposes.contains(&CLIENT_AUTH))
+        extended.is_none_or(|purposes| purposes.contains(&CLIENT_AUTH))
     }
 }
 

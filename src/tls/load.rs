@@ -193,7 +193,7 @@ fn load_verifier(
             let bad = |_| file.error(Problem::BadCertificate(n + 1));
             let certificate = Certificate::read(&der).map_err(bad)?;
             warn_of_period(KEY, &path, &certificate, clock, warnings);
-            if !certificate.uses.allow_client() && !certificate.uses.signs_others() {
+            if !certificate.uses.allow_client() && !certificate.uses.signs_clients() {
                 warnings.push(Warning(format!(
                     "{KEY} {}: {}: neither a client nor an authority may use this certificate",
                     path.display(),

@@ -4,7 +4,8 @@
 //! accepted if it is valid now, may be used by a client, is not revoked, and
 //!
 //! 1. it is itself one of the configured certificates (a self-signed one, as a rule); or
-//! 2. webpki finds a chain from it to a configured certificate that may sign others; or
+//! 2. webpki finds a chain from it to a configured certificate that may sign others, and all
+//!    between them say that they may, which webpki does not ask; or
 //! 3. it has been signed by such a certificate directly, and is one that webpki does not read:
 //!    one of version 1, or one that could sign others itself.
 //!
@@ -26,7 +27,7 @@ use rustls::{
 };
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
-    RawPublicKeyEntity, RevocationCheckDepth, RevocationOptionsBuilder,
+    RawPublicKeyEntity, RevocationCheckDepth, RevocationOptionsBuilder, VerifiedPath,
 };
 
 use super::certificate::{Certificate, Period, Unreadable};
@@ -52,6 +53,8 @@ struct Authority {
     anchor: TrustAnchor<'static>,
     /// `SubjectPublicKeyInfo`
     public_key: SubjectPublicKeyInfoDer<'static>,
+    /// How many there may be between it and a client, which webpki does not ask it.
+    path_len_max: Option<u8>,
     /// It restricts what it signs in ways that only webpki knows.
     is_restricted: bool,
 }
@@ -75,12 +78,13 @@ impl Verifier {
     /// Lets in who has this certificate, and whom it has signed, if it may sign.
     pub(super) fn trust(&mut self, der: CertificateDer<'static>) -> Result<(), Unreadable> {
         let certificate = Certificate::read(&der)?;
-        if certificate.version == 3 && certificate.uses.signs_others() {
+        if certificate.version == 3 && certificate.uses.signs_clients() {
             let anchor = webpki::anchor_from_trusted_cert(&der).map_err(|_| Unreadable)?;
             self.authorities.push(Authority {
                 period: certificate.period,
                 anchor: anchor.to_owned(),
                 public_key: SubjectPublicKeyInfoDer::from(certificate.public_key.to_vec()),
+                path_len_max: certificate.uses.path_len_max,
                 is_restricted: certificate.uses.is_restricted,
             });
         } else {
@@ -169,9 +173,34 @@ impl Verifier {
             now,
             KeyUsage::client_auth(),
             revocation,
-            None,
+            Some(&|path| self.check_path(path, now)),
         )?;
         Ok(())
+    }
+
+    /// What webpki does not ask of those who have signed: whether an intermediate authority may
+    /// sign certificates (keyUsage), and how many of these its trust anchor allows.
+    fn check_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), Refusal> {
+        let mut path_len = 0;
+        for intermediate in path.intermediate_certificates() {
+            let der = intermediate.der();
+            let certificate = Certificate::read(&der).map_err(|Unreadable| Refusal::BadDer)?;
+            if !certificate.uses.signs_clients() {
+                return Err(Refusal::EndEntityUsedAsCa);
+            }
+            // An authority that renews itself is still one.
+            path_len += usize::from(certificate.subject != certificate.issuer);
+        }
+        let is_allowed = |it: &Authority| {
+            it.anchor == *path.anchor()
+                && it.period.contains(now)
+                && it.path_len_max.is_none_or(|max| path_len <= max.into())
+        };
+        if self.authorities.iter().any(is_allowed) {
+            Ok(())
+        } else {
+            Err(Refusal::PathLenConstraintViolated)
+        }
     }
 
     /// Rule 3.
@@ -233,6 +262,11 @@ impl Verifier {
                 let subject = certificate.subject_text();
                 if !certificate.period.contains(now) {
                     format!("{subject}, {}", certificate.period)
+                } else if matches!(
+                    refusal,
+                    Refusal::EndEntityUsedAsCa | Refusal::PathLenConstraintViolated
+                ) {
+                    format!("{subject}; it has an issuer that may not sign it")
                 } else if matches!(refusal, Refusal::UnknownIssuer) {
                     format!("{subject}; {}", self.hint(&certificate, now))
                 } else {
@@ -253,7 +287,8 @@ impl Verifier {
             && self.individuals.contains(certificate.issuer)
         {
             "its issuer is among those of 'authenticate', but does not say that it may sign \
-             others (basicConstraints with CA:TRUE, keyUsage with keyCertSign, version 3)"
+             others (basicConstraints with CA:TRUE, keyUsage with keyCertSign, \
+             extendedKeyUsage, if any, with clientAuth, version 3)"
         } else {
             "it is not among those of 'authenticate', nor signed by one of these"
         }
@@ -358,7 +393,9 @@ fn kind_of(refusal: Refusal) -> CertificateError {
         }
         Refusal::CertNotValidYet { .. } => CertificateError::NotValidYet,
         Refusal::CertExpired { .. } | Refusal::InvalidCertValidity => CertificateError::Expired,
-        Refusal::UnknownIssuer => CertificateError::UnknownIssuer,
+        Refusal::UnknownIssuer
+        | Refusal::EndEntityUsedAsCa
+        | Refusal::PathLenConstraintViolated => CertificateError::UnknownIssuer,
         Refusal::CertRevoked => CertificateError::Revoked,
         Refusal::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
         Refusal::CrlExpired { .. } => CertificateError::ExpiredRevocationList,

@@ -269,6 +269,7 @@ impl FileStorage {
         };
         let (mut copies, mut unwanted) = (Vec::new(), Vec::new());
         let base = blobs.directory.base().to_owned();
+        let temporary = blobs.directory.temporary();
         for undone in &txn.undone {
             let oid = undone.oid;
             let Some(tid) = undone.data_tid.filter(|_| undone.is_blob) else {
@@ -288,7 +289,14 @@ impl FileStorage {
         if copies.is_empty() {
             return false;
         }
-        self.run_blob_job(id, Task::CopyBack { copies, base });
+        self.run_blob_job(
+            id,
+            Task::CopyBack {
+                copies,
+                base,
+                temporary,
+            },
+        );
         true
     }
 
@@ -582,6 +590,26 @@ mod tests {
         assert_eq!(rig.blob(1, tid).unwrap().len() as u64, len);
     }
 
+    /// The finish could not fail alone: it would take the storage with it.
+    #[test]
+    fn a_vote_is_refused_if_the_blob_cannot_come_to_its_place() {
+        let dir = TestDir::new();
+        let mut rig = rig(&dir);
+        let elsewhere = rig.storage.blob_directory().unwrap().directory_of(Oid(1));
+        std::fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink("/proc", &elsewhere).unwrap();
+        let id = rig.begin(&[]);
+        rig.put(id, 1, 0, b"content");
+        let text = rig.refusal(id);
+        assert!(text.contains(&*elsewhere.to_string_lossy()), "{text}");
+        rig.storage.abort(id, rig.now);
+        rig.settle();
+        assert!(rig.temporary().is_empty());
+        let id = rig.begin(&[]);
+        rig.put(id, 2, 0, b"content");
+        rig.end(id);
+    }
+
     #[test]
     fn what_is_rolled_back_leaves_nothing() {
         let dir = TestDir::new();
@@ -694,6 +722,28 @@ mod tests {
         rig.put(id, 1, 0, b"later");
         let tid = rig.end(id);
         assert_eq!(rig.blob(1, tid).unwrap(), b"later");
+    }
+
+    /// A client that is not read any more could not even abort.
+    #[test]
+    fn a_blob_that_fails_does_not_leave_another_one_waiting() {
+        let dir = TestDir::new();
+        let mut rig = rig(&dir);
+        let id = rig.begin(&[]);
+        rig.share(id, 1, "missing.tmp").unwrap();
+        rig.storage.begin_blob(id).unwrap();
+        let piece = Bytes::from(vec![7; BLOB_WRITE_LEN]);
+        while !rig.storage.is_busy(id) {
+            rig.storage.add_to_blob(id, piece.clone()).unwrap();
+        }
+        rig.settle();
+        assert!(!rig.storage.is_busy(id));
+        let record = Bytes::from_static(RECORD);
+        rig.storage.end_blob(id, Oid(2), None, record).unwrap();
+        assert!(rig.refusal(id).contains("a blob cannot be kept"));
+        rig.storage.abort(id, rig.now);
+        rig.settle();
+        assert!(rig.temporary().is_empty());
     }
 
     #[test]

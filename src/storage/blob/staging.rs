@@ -130,6 +130,11 @@ impl TxnBlobs {
         is_broken: bool,
     ) -> (Option<Task>, Option<PathBuf>) {
         if is_broken {
+            if let Some(upload) = &mut self.upload {
+                // Else it would wait, and its client with it, for a worker that it does not get.
+                upload.queued = Vec::new();
+                upload.queued_len = 0;
+            }
             let ended = |it: &mut Upload| !it.is_writing && it.ends_as.is_some();
             let ended = self.upload.take_if(ended);
             let unwanted = ended.filter(|it| it.file.is_some()).map(|it| it.path);
@@ -163,6 +168,7 @@ impl TxnBlobs {
         let directories = self.staged.keys().map(|oid| directory.directories_of(*oid));
         Some(Task::Prepare {
             directories: directories.collect(),
+            temporary: directory.temporary(),
         })
     }
 

@@ -15,16 +15,31 @@ use crate::storage::staging::TxnId;
 /// The right to make directories for blobs, which whoever makes some keeps until their names are
 /// durable. So to one who has it a directory that is there is one that stays; without it a pack
 /// could remove an empty one that a vote relies on, and another transaction make it again, and the
-/// finish would take that for the durable one. Who removes empty ones needs it, too: else one could
-/// go between its making and its first use, and a failed finish is the end of all writing. What was
-/// removed before is seen to be missing.
+/// finish would take that for the durable one. Removing needs the right, too: else a directory
+/// could vanish while one is made in it, or between that and the rename, and a finish that fails
+/// takes the storage with it.
 #[derive(Clone, Debug, Default)]
-pub struct DirectoryMaker(Arc<Mutex<()>>);
+pub struct DirectoryMaker(Arc<Right>);
+
+#[derive(Debug, Default)]
+struct Right {
+    held: Mutex<()>,
+    /// Held by who is the next. Without it a long vote would take the right again and again before
+    /// a finish that waits has woken up.
+    next: Mutex<()>,
+}
 
 impl DirectoryMaker {
     pub(in crate::storage) fn lock(&self) -> MutexGuard<'_, ()> {
-        // It guards nothing in memory.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // They guard nothing in memory.
+        let _next = self.0.next.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody waits for it.
+    #[cfg(test)]
+    pub(in crate::storage) fn is_awaited(&self) -> bool {
+        self.0.next.try_lock().is_err()
     }
 }
 
@@ -73,11 +88,14 @@ pub(super) enum Task {
     Prepare {
         /// The objects', each with those above it.
         directories: Vec<Vec<PathBuf>>,
+        /// Where the files come from.
+        temporary: PathBuf,
     },
     /// Make copies of committed blobs for transactions that were undone.
     CopyBack {
         copies: Vec<CopyBack>,
         base: PathBuf,
+        temporary: PathBuf,
     },
     /// Remove files that nobody wants any more.
     Discard(Vec<PathBuf>),
@@ -179,15 +197,21 @@ impl BlobJob {
                 let result = take_over(&*disk, &from, &path, &base);
                 Outcome::Staged { path, oid, result }
             }
-            Task::Prepare { directories } => {
-                Outcome::Prepared(prepare(&*disk, &maker, &directories))
-            }
-            Task::CopyBack { copies, base } => {
+            Task::Prepare {
+                directories,
+                temporary,
+            } => Outcome::Prepared(prepare(&*disk, &maker, &directories, &temporary)),
+            Task::CopyBack {
+                copies,
+                base,
+                temporary,
+            } => {
                 let result = copies
                     .iter()
                     .try_for_each(|it| copy_back(&*disk, it, &base));
                 let directories: Vec<_> = copies.iter().map(|it| it.directories.clone()).collect();
-                let result = result.and_then(|()| prepare(&*disk, &maker, &directories));
+                let result =
+                    result.and_then(|()| prepare(&*disk, &maker, &directories, &temporary));
                 let files = copies.into_iter().map(|it| (it.oid, it.path)).collect();
                 Outcome::CopiedBack { files, result }
             }
@@ -259,15 +283,26 @@ fn copy_back(disk: &dyn Disk, copy: &CopyBack, base: &Path) -> io::Result<()> {
     file.sync()
 }
 
+/// What could keep a file from its place is found now: when its transaction is finished it is too
+/// late to refuse that one alone.
 fn prepare(
     disk: &dyn Disk,
     maker: &DirectoryMaker,
     directories: &[Vec<PathBuf>],
+    temporary: &Path,
 ) -> io::Result<()> {
+    let device = disk.identify(temporary)?.device;
     for some in directories.chunks(DIRECTORIES_AT_ONCE) {
         let _right = maker.lock();
         for directory in some.iter().filter_map(|all| all.first()) {
-            disk.create_directories(directory)?;
+            let named = |error: io::Error| {
+                let text = format!("{}: {error}", directory.display());
+                io::Error::new(error.kind(), text)
+            };
+            disk.create_directories(directory).map_err(named)?;
+            if disk.identify(directory).map_err(named)?.device != device {
+                return Err(named(io::ErrorKind::CrossesDevices.into()));
+            }
         }
         // Also of those that were there: whoever made them, a client, or a process that was killed,
         // may not have synced them.
@@ -357,5 +392,35 @@ impl BlobReader {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_the_right_gets_it_before_who_has_just_had_it() {
+        let maker = DirectoryMaker::default();
+        for _ in 0..20 {
+            let order = Mutex::new(Vec::new());
+            thread::scope(|scope| {
+                let right = maker.lock();
+                let other = scope.spawn(|| {
+                    let _right = maker.lock();
+                    order.lock().unwrap().push("finish");
+                });
+                while !maker.is_awaited() {
+                    assert!(!other.is_finished());
+                    thread::yield_now();
+                }
+                drop(right);
+                let _right = maker.lock();
+                order.lock().unwrap().push("vote");
+            });
+            assert_eq!(order.into_inner().unwrap(), ["finish", "vote"]);
+        }
     }
 }

@@ -145,7 +145,7 @@ impl FileStorage {
             options: self.options.pack,
             references,
             blobs: self.blob_directory().cloned(),
-            maker: self.directory_maker(),
+            directory_maker: self.directory_maker(),
         });
         self.send_packer(packer, Order::Slice { tail: self.tail });
         Ok(())

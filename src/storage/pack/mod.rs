@@ -104,7 +104,7 @@ pub struct Packer {
     copier: Option<Copier>,
     /// Where blobs are, if there are any.
     blobs: Option<BlobDirectory>,
-    maker: DirectoryMaker,
+    directory_maker: DirectoryMaker,
     /// What is to be done with them after the switch.
     sweep: Option<Sweep>,
 }
@@ -173,7 +173,7 @@ pub(super) struct Assignment {
     pub(super) options: PackOptions,
     pub(super) references: References,
     pub(super) blobs: Option<BlobDirectory>,
-    pub(super) maker: DirectoryMaker,
+    pub(super) directory_maker: DirectoryMaker,
 }
 
 impl Packer {
@@ -187,7 +187,7 @@ impl Packer {
             options,
             references,
             blobs,
-            maker,
+            directory_maker,
         } = assignment;
         Box::new(Self {
             disk,
@@ -204,7 +204,7 @@ impl Packer {
             marks: Marks::new(options.gc, references),
             copier: None,
             blobs,
-            maker,
+            directory_maker,
             sweep: None,
         })
     }
@@ -417,7 +417,8 @@ impl Packer {
         let synced = self.disk.sync_directory_of(path);
         // Else it may be the old file that comes back.
         if let (Some(blobs), Ok(())) = (&self.blobs, &synced) {
-            let (disk, blobs, maker) = (self.disk.clone(), blobs.clone(), self.maker.clone());
+            let (disk, blobs) = (self.disk.clone(), blobs.clone());
+            let maker = self.directory_maker.clone();
             self.sweep = Some(Sweep::new(disk, blobs, maker, self.keep_old, dropped));
         }
         // Whoever drops the last handle frees the space of the old one; see `Job::Close`.
