@@ -77,6 +77,10 @@ pub trait Disk: Debug + Send + Sync {
     fn remove_if_empty(&self, _path: &Path) -> io::Result<bool> {
         Ok(false)
     }
+    /// Gives a file the permissions that another one has.
+    fn copy_permissions(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Ok(())
+    }
     /// Takes everybody's permission to write a file, and lets all read it who may read `directory`.
     fn set_read_only(&self, path: &Path, directory: &Path) -> io::Result<()>;
 }
@@ -231,6 +235,10 @@ impl Disk for OsDisk {
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::hard_link(from, to)
+    }
+
+    fn copy_permissions(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::set_permissions(to, fs::metadata(from)?.permissions())
     }
 
     fn discard(&self, path: &Path) -> io::Result<()> {

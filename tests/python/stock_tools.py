@@ -8,6 +8,7 @@ import filecmp
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -663,8 +664,11 @@ class ZeopackTests(Case):
 
     def test_a_Unix_socket(self):
         s = self.serve('unix', self.stock, address=os.path.join(self.directory, 'socket'))
+        os.chmod(s.file, 0o600)
         self.assertEqual(run(['zeopack', '-u', s.address]), '')
         self.assertGreater(self.smaller(s.file), 1000)
+        if server.command() != server.REFERENCE:    # which leaves it to the umask
+            self.assertEqual(stat.S_IMODE(os.stat(s.file).st_mode), 0o600)
 
 
 class BenchmarkTests(Case):

@@ -350,6 +350,9 @@ impl Packer {
         if !file.try_lock().map_err(PackError::io("lock", &path))? {
             return Err(PackError::Storage(StorageError::Locked { path }));
         }
+        // ZODB leaves them to the umask, and a file that nobody else could read is readable then.
+        let given = self.disk.copy_permissions(&self.path, &path);
+        given.map_err(PackError::io("set the permissions of", &path))?;
         let synced = self.disk.sync_directory_of(&path);
         synced.map_err(PackError::io("sync", &path))?;
         let has_blobs = self.blobs.is_some();
