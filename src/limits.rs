@@ -122,6 +122,9 @@ pub const BLOB_JOBS_MAX: usize = 8;
 /// Bytes of a blob in one message to a client: what ZEO sends, and clients are used to.
 pub const BLOB_CHUNK_LEN: usize = 59_000;
 
+/// Blobs that are sent to a client at the same time, so that each is an open file; others wait.
+pub const BLOBS_SENT_MAX: usize = 4;
+
 /// Bytes of a blob that are read at once, of one blob a client at a time.
 pub const BLOB_READ_LEN: usize = 4 * BLOB_CHUNK_LEN;
 

@@ -150,6 +150,16 @@ pub struct FileStorageConfig {
     pub pack_keep_old: bool,
 }
 
+impl StorageConfig {
+    /// Where its blobs are, if it has any.
+    fn blob_dir(&self) -> Option<&Path> {
+        match &self.kind {
+            StorageKind::File(file) => file.blob_dir.as_deref(),
+            StorageKind::Memory => None,
+        }
+    }
+}
+
 impl FileStorageConfig {
     /// ZODB's defaults.
     fn new(path: PathBuf) -> Self {
@@ -358,6 +368,11 @@ pub enum Problem {
         /// The type.
         section: String,
     },
+    /// Two storages would keep their blobs in one directory, under names that may be the same.
+    RepeatedBlobDir {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Two sections in one place have the same name; one without a name is storage 1.
     RepeatedName {
         /// In lower case.
@@ -424,6 +439,9 @@ impl fmt::Display for Problem {
             }
             Self::MissingSection(section) => write!(f, "there is no {section}"),
             Self::RepeatedSection { section } => write!(f, "<{section}> is there already"),
+            Self::RepeatedBlobDir { path } => {
+                write!(f, "another storage has the blob-dir '{}'", path.display())
+            }
             Self::RepeatedName { name } if name == "1" => {
                 write!(
                     f,

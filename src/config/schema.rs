@@ -46,6 +46,15 @@ pub(super) fn fill(
                 {
                     return Err(place.refuse(Problem::RepeatedName { name: storage.name }));
                 }
+                if let Some(path) = storage.blob_dir()
+                    && config
+                        .storages
+                        .iter()
+                        .any(|earlier| earlier.blob_dir() == Some(path))
+                {
+                    let path = path.to_owned();
+                    return Err(place.refuse(Problem::RepeatedBlobDir { path }));
+                }
                 config.storages.push(storage);
             }
         }
@@ -717,6 +726,12 @@ mod tests {
         };
         let inner = "<filestorage>\npath A.fs\n</filestorage>";
         assert_eq!(around(inner), wanted(Some("blobs")));
+        let two = format!("{plain}\n<filestorage>\npath B.fs\nblob-dir blobs\n</filestorage>");
+        let error = config(&format!("{ZEO}{two}")).unwrap_err();
+        assert!(
+            error.ends_with("another storage has the blob-dir 'blobs'"),
+            "{error}"
+        );
         for wrong in ["", "<mappingstorage>\n</mappingstorage>", plain] {
             let error = around(wrong).unwrap_err();
             assert!(error.contains("<blobstorage>"), "{error}");

@@ -8,7 +8,7 @@ use super::calls::{Outcome, no_such_txn, other};
 use super::client::{ClientTxn, Transfer};
 use super::{JobTag, LOG, Now, Output, PendingRead, Server, Wanted};
 use crate::ids::{ClientId, Oid, Tid};
-use crate::limits::{BLOB_CHUNK_LEN, OUTPUT_RESUME_LEN};
+use crate::limits::{BLOB_CHUNK_LEN, BLOBS_SENT_MAX, OUTPUT_RESUME_LEN};
 use crate::storage::{BlobMistake, BlobReader, Job};
 use crate::zeo::Value;
 use crate::zeo::errors::RemoteError;
@@ -122,7 +122,7 @@ impl Server {
     }
 
     /// Has the next piece of a blob read for a client, unless enough waits for it. Of several blobs
-    /// each gets a piece in turn.
+    /// each of the first [`BLOBS_SENT_MAX`] gets a piece in turn.
     pub(super) fn read_blobs(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else {
             return;
@@ -174,7 +174,9 @@ impl Server {
                     self.answer_later(&pending, Outcome::Reply(Value::None));
                 } else {
                     *begun = true;
-                    client.transfers.push_back(Transfer { pending, reader });
+                    // Those behind wait until one of the first ones has ended.
+                    let turn = client.transfers.len().min(BLOBS_SENT_MAX - 1);
+                    client.transfers.insert(turn, Transfer { pending, reader });
                     self.note_output(id);
                 }
             }

@@ -205,6 +205,22 @@ class WireTests(Case):
         stops = [tuple(a) for n, a in c.pushed if n == 'receiveBlobStop']
         self.assertEqual(stops, [short, long])
 
+    def test_a_few_blobs_of_one_client_come_at_the_same_time(self):
+        s = self.serve()
+        c = self.raw(s)
+        blobs = [put(c, os.urandom(1 << 20)) for _ in range(9)]
+        del c.pushed[:]
+        for msgid in [c.start('sendBlob', *blob) for blob in blobs]:
+            c.result(msgid)
+        open_now, most = set(), 0
+        for name, arguments in c.pushed:
+            if name == 'receiveBlobStart':
+                open_now.add(arguments[0])
+            elif name == 'receiveBlobStop':
+                open_now.remove(arguments[0])
+            most = max(most, len(open_now))
+        self.assertEqual((most, open_now), (4, set()))
+
     def test_wrong_calls_cost_the_connection_and_leave_nothing(self):
         s = self.serve()
         wrong = [
