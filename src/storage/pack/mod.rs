@@ -356,7 +356,8 @@ impl Packer {
         let synced = self.disk.sync_directory_of(&path);
         synced.map_err(PackError::io("sync", &path))?;
         let has_blobs = self.blobs.is_some();
-        self.copier = Some(Copier::new(file, path, &magic, has_blobs)?);
+        let keeps_last = tail == self.pack_pos;
+        self.copier = Some(Copier::new(file, path, &magic, has_blobs, keeps_last)?);
         Ok(())
     }
 
