@@ -252,7 +252,13 @@ impl Server {
                 self.store_blob(id, at, Some(txn), call, now)
             }
             Request::SendBlob { oid, serial } => self.send_blob(id, msgid, at, oid, serial),
-            Request::History { oid, size } => self.history(id, msgid, at, oid, size),
+            Request::History { oid: None, .. } => {
+                Outcome::Raise(other("ZODB.POSException.POSKeyError", "None"))
+            }
+            Request::History {
+                oid: Some(oid),
+                size,
+            } => self.history(id, msgid, at, oid, size),
             Request::UndoLog { first, last } => {
                 self.undo_log(id, msgid, at, first, last, Vec::new())
             }

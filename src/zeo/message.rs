@@ -86,7 +86,9 @@ pub enum Request {
         oid: Oid,
     },
     History {
-        oid: Oid,
+        /// `None` is an object that does not exist, and what is asked of it cannot be wrong: a test
+        /// of ZEO's asks for the history of None in a MappingStorage.
+        oid: Option<Oid>,
         size: i64,
     },
     NewOids {
@@ -364,10 +366,14 @@ impl Request {
                 serial: args.tid()?,
             },
             b"getTid" => Self::GetTid { oid: args.oid()? },
-            b"history" => Self::History {
-                oid: args.oid()?,
-                size: args.or(1, Arguments::int)?,
-            },
+            b"history" => {
+                let oid = args.oid_or_none()?;
+                let size = match oid {
+                    Some(_) => args.or(1, Arguments::int)?,
+                    None => args.or(1, |args| args.value().map(|_| 1))?,
+                };
+                Self::History { oid, size }
+            }
             b"new_oids" => Self::NewOids {
                 count: args.or(OIDS_PER_CALL_MAX.cast_signed(), Arguments::int)?,
             },
@@ -876,7 +882,14 @@ mod tests {
     fn arguments_that_may_be_left_out_have_defaults() {
         assert_eq!(
             request("history", vec![OID.into()]),
-            Request::History { oid: OID, size: 1 }
+            Request::History {
+                oid: Some(OID),
+                size: 1
+            }
+        );
+        assert_eq!(
+            request("history", vec![Value::None, Value::None]),
+            Request::History { oid: None, size: 1 }
         );
         assert_eq!(request("new_oids", vec![]), Request::NewOids { count: 100 });
         let empty = || Value::Bytes(Bytes::new());
