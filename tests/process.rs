@@ -176,6 +176,13 @@ impl Client {
         tid_at_end(&self.frame())
     }
 
+    /// Asks for storage 2; the answer.
+    fn register_wrongly(&mut self) -> Vec<u8> {
+        self.send(b"Z5");
+        self.send(&call(1, false, "register", b"X\x01\0\0\x002K\0\x86"));
+        self.frame()
+    }
+
     /// Commits one object; its tid.
     fn commit(&mut self) -> Vec<u8> {
         self.send(&call(0, true, "tpc_begin", b"(K\x07C\0C\0}NX\x01\0\0\0 t"));
@@ -265,6 +272,23 @@ fn sigterm_and_sigint_close_clients_save_the_index_and_end_with_0() {
         let mut again = place.serve();
         assert_eq!(Client::connect(again.address()).register(), tid);
     }
+}
+
+#[test]
+fn who_asks_for_a_storage_that_there_is_not_is_logged_once() {
+    let place = Place::new("unknown");
+    let mut server = place.serve();
+    let address = server.address();
+    for _ in 0..2 {
+        let answer = Client::connect(address).register_wrongly();
+        let expected = b"unknown storage: 2";
+        assert!(answer.windows(expected.len()).any(|it| it == expected));
+    }
+    assert_eq!(server.logs(" refused ("), "unknown storage: \"2\")");
+    server.signal(Signal::TERM);
+    server.logs("stopped");
+    let refused = server.seen.iter().filter(|it| it.contains("refused"));
+    assert_eq!(refused.count(), 1);
 }
 
 #[test]

@@ -248,8 +248,9 @@ fn eventlog(section: Section) -> Result<LogConfig, ConfigError> {
 }
 
 fn logfile(section: Section, least: LevelFilter) -> Result<LogOutput, ConfigError> {
-    const ROTATION: &str = "what it is without rotation (rename the file and send SIGUSR2)";
-    const PYTHON: &str = "what it is without Python";
+    const ROTATION: &str =
+        "possible (the server does not rotate: rename the file and send SIGUSR2)";
+    const PYTHON: &str = "possible without Python";
     let mut logfile = Items::new(section)?;
     let target = match logfile.required("path", text)?.as_str() {
         "STDOUT" => LogTarget::Stdout,

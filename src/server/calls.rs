@@ -1,6 +1,7 @@
 //! Each method of the protocol, executed.
 
 use bytes::Bytes;
+use log::Level;
 
 use super::blobs::BlobCall;
 use super::browse;
@@ -61,7 +62,7 @@ impl Server {
 
     fn outcome(&mut self, id: ClientId, msgid: &Value, request: Request, now: Now) -> Outcome {
         if let Request::Register { storage, read_only } = request {
-            return self.register(id, &String::from_utf8_lossy(&storage), read_only);
+            return self.register(id, &String::from_utf8_lossy(&storage), read_only, now);
         }
         let Some(client) = self.clients.get_mut(&id) else {
             return Outcome::Later;
@@ -313,9 +314,12 @@ impl Server {
         Outcome::Reply(Value::None)
     }
 
-    fn register(&mut self, id: ClientId, name: &str, read_only: bool) -> Outcome {
+    fn register(&mut self, id: ClientId, name: &str, read_only: bool, now: Now) -> Outcome {
         let found = self.storages.iter_mut().enumerate();
         let Some((at, served)) = found.into_iter().find(|(_, it)| it.storage.name() == name) else {
+            // Stock clients do not say why they cannot connect, and try again for ever.
+            let shown: String = name.chars().take(LABEL_LEN_MAX).collect();
+            self.note_refusal(id, Level::Warn, ("unknown storage", &shown), now);
             let message = format!("unknown storage: {name}");
             return Outcome::Raise(RemoteError::Other {
                 class: "builtins.ValueError",
@@ -323,6 +327,9 @@ impl Server {
             });
         };
         if !read_only && (self.options.read_only || served.storage.is_read_only()) {
+            // No warning: a client with read_only_fallback tries this first.
+            let problem = "it wants to write to a read-only storage";
+            self.note_refusal(id, Level::Info, (problem, name), now);
             return Outcome::Raise(RemoteError::ReadOnly);
         }
         let Some(client) = self.clients.get_mut(&id) else {
@@ -338,6 +345,22 @@ impl Server {
             if read_only { " to read" } else { "" }
         );
         Outcome::Reply(Value::from(served.storage.last_tid()))
+    }
+
+    /// Says who is not registered, and why: what is wrong, and the storage that was asked for.
+    fn note_refusal(
+        &mut self,
+        id: ClientId,
+        level: Level,
+        (problem, name): (&str, &str),
+        now: Now,
+    ) {
+        let Some(client) = self.clients.get(&id) else {
+            return;
+        };
+        // Without the name, which the client may have made up.
+        let repeated = self.refusals.note(&client.who.peer, problem, now.mono);
+        repeated.log(level, &client.who, &format!("{problem}: {name:?}"));
     }
 
     fn info(&self, at: usize) -> Value {

@@ -23,6 +23,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use log::Level;
 use slab::Slab;
 
 use self::client::{Client, ClientTxn, Pending, Who};
@@ -721,14 +722,9 @@ impl Reason {
             Self::Broken(error) => {
                 log::debug!(target: LOG, "{who} gone before it registered ({error})")
             }
-            Self::Refused { problem, repeated } => match repeated {
-                Repeated::Often => log::debug!(target: LOG, "{who} refused (TLS: {problem})"),
-                Repeated::Again(count) => log::warn!(
-                    target: LOG,
-                    "{who} refused (TLS: {problem}; {count} times since it was last said)"
-                ),
-                Repeated::New => log::warn!(target: LOG, "{who} refused (TLS: {problem})"),
-            },
+            Self::Refused { problem, repeated } => {
+                repeated.log(Level::Warn, who, &format!("TLS: {problem}"))
+            }
             Self::NotRegistered => {
                 log::info!(target: LOG, "{who} closed (it did not register in time)")
             }

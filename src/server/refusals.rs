@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use log::Level;
+
+use super::LOG;
+use super::client::Who;
 use crate::limits::REFUSALS_REMEMBERED_MAX;
 
 /// Time between two lines about the same.
@@ -30,6 +34,21 @@ pub(super) enum Repeated {
     Again(u64),
     /// It was logged just now.
     Often,
+}
+
+impl Repeated {
+    /// Says that `who` was refused, once in a while with how often.
+    pub(super) fn log(self, level: Level, who: &Who, problem: &str) {
+        match self {
+            Self::Often => log::debug!(target: LOG, "{who} refused ({problem})"),
+            Self::Again(count) => log::log!(
+                target: LOG,
+                level,
+                "{who} refused ({problem}; {count} times since it was last said)"
+            ),
+            Self::New => log::log!(target: LOG, level, "{who} refused ({problem})"),
+        }
+    }
 }
 
 impl Refusals {
