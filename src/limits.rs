@@ -169,6 +169,9 @@ pub const CONFIG_SECTION_DEPTH_MAX: usize = 16;
 /// each other twice would else double with every line.
 pub const CONFIG_VALUE_LEN_MAX: usize = 64 * 1024;
 
+/// Old log files that are kept; each is renamed when another one comes, while calls wait.
+pub const OLD_LOG_FILES_MAX: u32 = 1000;
+
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);

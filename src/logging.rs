@@ -4,8 +4,9 @@
 //! The library only calls `log`; this module is for binaries. It takes the time of a line from the
 //! clock of the system, as local time, which is what Python's logging does.
 
+use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -46,7 +47,21 @@ pub enum LogTarget {
     /// Standard error.
     Stderr,
     /// A file, which is appended to, and created if there is none.
-    File(PathBuf),
+    File {
+        /// Its name.
+        path: PathBuf,
+        /// Whether it is kept short.
+        rotation: Option<Rotation>,
+    },
+}
+
+/// How a file is kept short: as by Python's `RotatingFileHandler`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// A line after which the file would have as many bytes, or more, begins a new one.
+    pub len_max: u64,
+    /// So many old ones are kept, under the name with `.1` (the youngest), `.2` and so on.
+    pub old_count: u32,
 }
 
 impl LogConfig {
@@ -80,8 +95,8 @@ pub fn install(config: &LogConfig) -> Result<Handle, LogError> {
         let target = match &output.target {
             LogTarget::Stdout => Target::Stdout,
             LogTarget::Stderr => Target::Stderr,
-            LogTarget::File(path) => {
-                let file = Arc::new(LogFile::open(path)?);
+            LogTarget::File { path, rotation } => {
+                let file = Arc::new(LogFile::open(path, *rotation)?);
                 files.push(file.clone());
                 Target::Pipe(Box::new(LogWriter(file)))
             }
@@ -124,15 +139,24 @@ impl Handle {
 #[derive(Debug)]
 struct LogFile {
     path: PathBuf,
-    file: Mutex<File>,
+    rotation: Option<Rotation>,
+    opened: Mutex<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    file: File,
+    /// How long it is, unless others write to it, too.
+    len: u64,
 }
 
 impl LogFile {
-    fn open(path: &Path) -> Result<Self, LogError> {
-        let file = Mutex::new(open_to_append(path)?);
+    fn open(path: &Path, rotation: Option<Rotation>) -> Result<Self, LogError> {
+        let opened = Mutex::new(open_to_append(path)?);
         Ok(Self {
             path: path.to_owned(),
-            file,
+            rotation,
+            opened,
         })
     }
 
@@ -141,14 +165,53 @@ impl LogFile {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, File> {
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut opened = self.lock();
+        if let Some(rotation) = self.rotation
+            && opened.len > 0
+            && opened.len + bytes.len() as u64 >= rotation.len_max
+            // What cannot be rotated is written on, which is better than no log.
+            && let Ok(new) = self.rotate(rotation.old_count)
+        {
+            *opened = new;
+        }
+        let written = opened.file.write(bytes)?;
+        opened.len += written as u64;
+        Ok(written)
+    }
+
+    /// Gives the old files their next names, of which the last one loses its own.
+    fn rotate(&self, old_count: u32) -> io::Result<Opened> {
+        let old = |number: u32| {
+            let mut name = OsString::from(&self.path);
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        };
+        for number in (1..old_count).rev() {
+            match fs::rename(old(number), old(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::rename(&self.path, old(1))?;
+        open_to_append(&self.path).map_err(|error| match error {
+            LogError::Open { error, .. } => error,
+            LogError::Installed => io::ErrorKind::Other.into(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Opened> {
         // A file is as good after a panic as before.
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn open_to_append(path: &Path) -> Result<File, LogError> {
+fn open_to_append(path: &Path) -> Result<Opened, LogError> {
     let opened = File::options().append(true).create(true).open(path);
+    let opened = opened.and_then(|file| {
+        let len = file.metadata()?.len();
+        Ok(Opened { file, len })
+    });
     opened.map_err(|error| LogError::Open {
         path: path.to_owned(),
         error,
@@ -160,11 +223,11 @@ struct LogWriter(Arc<LogFile>);
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().write(bytes)
+        self.0.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.lock().flush()
+        self.0.lock().file.flush()
     }
 }
 
@@ -465,7 +528,7 @@ mod tests {
         fs::create_dir(&directory).unwrap();
         let (path, old) = (directory.join("zeo.log"), directory.join("old.log"));
         fs::write(&path, "before\n").unwrap();
-        let file = Arc::new(LogFile::open(&path).unwrap());
+        let file = Arc::new(LogFile::open(&path, None).unwrap());
         let mut writer = LogWriter(file.clone());
         let handle = Handle { files: vec![file] };
 
@@ -482,6 +545,43 @@ mod tests {
         let error = handle.reopen().unwrap_err().to_string();
         assert!(error.contains("zeo.log"), "{error}");
         writer.write_all(b"still here\n").unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_rotated_before_it_gets_too_long() {
+        let name = format!("standby-rotation-{}", process::id());
+        let directory = std::env::temp_dir().join(name);
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("zeo.log");
+        fs::write(&path, "before\n").unwrap();
+        let rotation = Rotation {
+            len_max: 12,
+            old_count: 2,
+        };
+        let mut writer = LogWriter(Arc::new(LogFile::open(&path, Some(rotation)).unwrap()));
+        let read = |name: &str| fs::read_to_string(directory.join(name)).ok();
+        writer.write_all(b"one\n").unwrap();
+        assert_eq!(read("zeo.log").unwrap(), "before\none\n");
+        for line in ["two\n", "three\n", "a line that is longer\n", "five\n"] {
+            writer.write_all(line.as_bytes()).unwrap();
+        }
+        // Of "before" and "one" nothing is left.
+        assert_eq!(read("zeo.log").unwrap(), "five\n");
+        assert_eq!(read("zeo.log.1").unwrap(), "a line that is longer\n");
+        assert_eq!(read("zeo.log.2").unwrap(), "two\nthree\n");
+        assert_eq!(read("zeo.log.3"), None);
+        // A directory of that name stays in the way.
+        fs::remove_file(directory.join("zeo.log.1")).unwrap();
+        fs::create_dir(directory.join("zeo.log.1")).unwrap();
+        fs::write(directory.join("zeo.log.1/file"), "").unwrap();
+        fs::remove_file(directory.join("zeo.log.2")).unwrap();
+        fs::write(directory.join("zeo.log.2"), "").unwrap();
+        writer.write_all(b"more than there is room for\n").unwrap();
+        assert_eq!(
+            read("zeo.log").unwrap(),
+            "five\nmore than there is room for\n"
+        );
         fs::remove_dir_all(&directory).unwrap();
     }
 }

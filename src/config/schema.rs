@@ -7,14 +7,14 @@ use log::LevelFilter;
 
 use super::values::{
     addresses, boolean, byte_size, client_certificates, count, interval, level, lock_scope,
-    non_empty, path, seconds, text,
+    non_empty, old_files, path, seconds, text,
 };
 use super::zconfig::{Key, Section};
 use super::{
     Config, ConfigError, FileStorageConfig, Password, Problem, SslConfig, StorageConfig,
     StorageKind, Surroundings,
 };
-use crate::logging::{DateFormat, LineFormat, LogConfig, LogOutput, LogTarget};
+use crate::logging::{DateFormat, LineFormat, LogConfig, LogOutput, LogTarget, Rotation};
 
 /// Fills in what the file says.
 pub(super) fn fill(
@@ -248,14 +248,28 @@ fn eventlog(section: Section) -> Result<LogConfig, ConfigError> {
 }
 
 fn logfile(section: Section, least: LevelFilter) -> Result<LogOutput, ConfigError> {
-    const ROTATION: &str =
-        "possible (the server does not rotate: rename the file and send SIGUSR2)";
+    const BY_TIME: &str = "possible (files are rotated by max-size only)";
     const PYTHON: &str = "possible without Python";
     let mut logfile = Items::new(section)?;
-    let target = match logfile.required("path", text)?.as_str() {
+    let path = logfile.required("path", text)?;
+    let len_max = logfile.optional("max-size", byte_size)?.unwrap_or(0);
+    let old_count = logfile.optional("old-files", old_files)?.unwrap_or(0);
+    let rotation = (len_max > 0 && old_count > 0).then_some(Rotation { len_max, old_count });
+    let target = match path.as_str() {
+        _ if rotation.is_none() && (len_max > 0 || old_count > 0) => {
+            let why = "max-size and old-files are of use together only";
+            return Err(logfile.section.place.refuse(Problem::Unsupported(why)));
+        }
+        "STDOUT" | "STDERR" if rotation.is_some() => {
+            let why = "max-size: this is no file that could be rotated";
+            return Err(logfile.section.place.refuse(Problem::Unsupported(why)));
+        }
         "STDOUT" => LogTarget::Stdout,
         "STDERR" => LogTarget::Stderr,
-        path => LogTarget::File(path.into()),
+        _ => LogTarget::File {
+            path: path.into(),
+            rotation,
+        },
     };
     let level = logfile
         .optional("level", level)?
@@ -267,10 +281,8 @@ fn logfile(section: Section, least: LevelFilter) -> Result<LogOutput, ConfigErro
         .optional("dateformat", DateFormat::parse)?
         .unwrap_or_default();
     for (key, allowed, expected) in [
-        ("when", &[""][..], ROTATION),
-        ("old-files", &["0"], ROTATION),
-        ("max-size", &["0"], ROTATION),
-        ("interval", &["0"], ROTATION),
+        ("when", &[""][..], BY_TIME),
+        ("interval", &["0"], BY_TIME),
         ("encoding", &["utf-8", "utf8"], "UTF-8"),
         (
             "delay",
@@ -610,7 +622,7 @@ mod tests {
         let outputs: Vec<_> = outputs
             .map(|output| (&output.target, output.level))
             .collect();
-        let file = LogTarget::File(PathBuf::from("zeo.log"));
+        let file = log_file("zeo.log", None);
         // The level of the event log holds for all its files.
         assert_eq!(outputs[0], (&file, LevelFilter::Warn));
         assert_eq!(outputs[1], (&LogTarget::Stdout, LevelFilter::Error));
@@ -816,18 +828,46 @@ mod tests {
         let lines = "<logfile>\npath a.log\nwhen\nold-files 0\nmax-size 0\ninterval 0\n\
                      encoding UTF-8\ndelay no\nformatter logging.Formatter\nstyle classic\n\
                      arbitrary-fields false\n</logfile>";
+        assert_eq!(eventlog(lines).unwrap()[0].target, log_file("a.log", None));
+    }
+
+    #[test]
+    fn log_files_are_rotated_by_size() {
+        let rotated = |path: &str| {
+            eventlog(&format!(
+                "<logfile>\npath {path}\nmax-size 5MB\nold-files 3\n</logfile>"
+            ))
+        };
+        let rotation = Rotation {
+            len_max: 5 << 20,
+            old_count: 3,
+        };
         assert_eq!(
-            eventlog(lines).unwrap()[0].target,
-            LogTarget::File("a.log".into())
+            rotated("a.log").unwrap()[0].target,
+            log_file("a.log", Some(rotation))
         );
+        assert!(rotated("STDERR").unwrap_err().contains("no file"));
+        for (lines, line) in [
+            ("old-files 3", 8),
+            ("max-size 10MB", 8),
+            ("max-size 10MB\nold-files 1001", 11),
+            ("max-size 10MB\nold-files 2\nwhen D", 12),
+        ] {
+            let error = eventlog(&format!("<logfile>\npath a.log\n{lines}\n</logfile>"));
+            let error = error.unwrap_err();
+            assert!(error.starts_with(&format!("zeo.conf:{line}: ")), "{error}");
+        }
+    }
+
+    fn log_file(path: &str, rotation: Option<Rotation>) -> LogTarget {
+        let path = path.into();
+        LogTarget::File { path, rotation }
     }
 
     #[test]
     fn log_options_that_are_not_done_are_refused() {
         for line in [
             "when D",
-            "old-files 3",
-            "max-size 10MB",
             "interval 1",
             "encoding latin-1",
             "delay true",

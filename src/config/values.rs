@@ -8,6 +8,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use super::{Address, LockScope, Surroundings};
+use crate::limits::OLD_LOG_FILES_MAX;
 
 /// Anything.
 pub(super) fn text(value: &str) -> Result<String, &'static str> {
@@ -35,6 +36,15 @@ pub(super) fn boolean(value: &str) -> Result<bool, &'static str> {
 /// `integer`, where negative ones make no sense.
 pub(super) fn count(value: &str) -> Result<usize, &'static str> {
     value.parse().map_err(|_| "a whole number from zero")
+}
+
+/// How many old log files are kept; each is renamed at each rotation.
+pub(super) fn old_files(value: &str) -> Result<u32, &'static str> {
+    let count = value
+        .parse()
+        .ok()
+        .filter(|count| *count <= OLD_LOG_FILES_MAX);
+    count.ok_or("a whole number from zero to 1000")
 }
 
 /// `float`, for a time.
