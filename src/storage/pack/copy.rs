@@ -42,8 +42,6 @@ pub(super) struct Copier {
     tloc: Option<u64>,
     /// The records of that transaction, which are current when all of it is there.
     entries: Vec<(Oid, u64)>,
-    /// Nothing was committed after the pack time.
-    keeps_last: bool,
     /// Revisions with blobs that are dropped; `None` if there are no blobs at all.
     dropped: Option<Vec<(Oid, Tid)>>,
     /// Those of the transaction that is being copied.
@@ -51,15 +49,12 @@ pub(super) struct Copier {
 }
 
 impl Copier {
-    /// `file` is empty. With `keeps_last` the last transaction before the pack time is kept even if
-    /// nothing is left of it: none is behind it, so that its tid is the storage's last one, and
-    /// clients that know that refuse to connect to a server that does not.
+    /// `file` is empty.
     pub(super) fn new(
         file: Arc<dyn File>,
         path: PathBuf,
         magic: &[u8],
         has_blobs: bool,
-        keeps_last: bool,
     ) -> Result<Self, PackError> {
         let mut output = Output {
             file,
@@ -76,7 +71,6 @@ impl Copier {
             new_pack_pos: FIRST_TXN_POS,
             tloc: None,
             entries: Vec::new(),
-            keeps_last,
             dropped: has_blobs.then(Vec::new),
             dropped_here: Vec::new(),
         })
@@ -106,12 +100,7 @@ impl Copier {
                 }
                 Piece::Record(record) => self.note_dropped(&record, reader, &mut txns)?,
                 Piece::Begin(_) => {}
-                Piece::End(txn) => {
-                    if self.keeps_last && self.tloc.is_none() && txn.end() == reader.tail {
-                        self.begin_txn(&txn)?;
-                    }
-                    self.end_kept()?;
-                }
+                Piece::End(_) => self.end_kept()?,
             }
             if self.is_over(&slice) {
                 return Ok(false);
@@ -130,21 +119,16 @@ impl Copier {
     /// where it stands in the new file.
     fn begin_kept(&mut self) -> Result<u64, PackError> {
         if let (None, Some(txn)) = (self.tloc, self.walk.inside()) {
-            let txn = txn.clone();
-            self.begin_txn(&txn)?;
+            self.tloc = Some(self.output.end());
+            // Its length is put right when it is known.
+            let header = TxnHeader {
+                status: Status::Packed,
+                ..txn.header
+            };
+            self.output.put(&header.encode())?;
+            self.output.put(txn.texts())?;
         }
         Ok(self.tloc.unwrap_or_default())
-    }
-
-    fn begin_txn(&mut self, txn: &Transaction) -> Result<(), PackError> {
-        self.tloc = Some(self.output.end());
-        // Its length is put right when it is known.
-        let header = TxnHeader {
-            status: Status::Packed,
-            ..txn.header
-        };
-        self.output.put(&header.encode())?;
-        self.output.put(txn.texts())
     }
 
     /// One record that is kept; its position in the new file.

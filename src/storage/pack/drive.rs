@@ -651,23 +651,6 @@ mod tests {
     }
 
     #[test]
-    fn the_last_tid_stays_though_nothing_of_its_transaction_does() {
-        let mut file = small();
-        txn(&mut file, 60, &[(3, Data(&object(&[])))]);
-        let mut rig = Rig::new(&file);
-        rig.pack(60).unwrap();
-        let tids: Vec<u64> = rig.contents().iter().map(|(tid, ..)| *tid).collect();
-        assert_eq!(tids, [10, 30, 50, 60]);
-        assert_eq!(rig.contents()[3], (60, b'p', vec![]));
-        let Rig { disk, storage, .. } = rig;
-        let options = storage.options.clone();
-        storage.close().unwrap();
-        disk.remove(Path::new("Data.fs.index")).unwrap();
-        let storage = FileStorage::open(disk, Path::new(PATH), options, &mut |_| ()).unwrap();
-        assert_eq!(storage.last_tid(), Tid(60));
-    }
-
-    #[test]
     fn without_collection_each_object_stays() {
         let options = PackOptions {
             gc: false,

@@ -356,8 +356,7 @@ impl Packer {
         let synced = self.disk.sync_directory_of(&path);
         synced.map_err(PackError::io("sync", &path))?;
         let has_blobs = self.blobs.is_some();
-        let keeps_last = tail == self.pack_pos;
-        self.copier = Some(Copier::new(file, path, &magic, has_blobs, keeps_last)?);
+        self.copier = Some(Copier::new(file, path, &magic, has_blobs)?);
         Ok(())
     }
 
