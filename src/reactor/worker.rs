@@ -8,8 +8,13 @@ use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use mio::Waker;
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
+
+use super::now;
 
 use crate::server::JobTag;
 use crate::storage::{Done, Job, Lane};
@@ -21,8 +26,18 @@ const READERS: usize = 4;
 /// others waiting.
 const BLOB_WRITERS: usize = 3;
 
+/// How much the thread that packs gives way to all others, as `nice` says it.
+const PACK_NICENESS: i32 = 10;
+
+/// How long it rests after a slice at most; else as long as the slice took. So a pack takes half of
+/// what the disk and a processor can do, and commits and loads have the other half for themselves.
+const PACK_REST_MAX: Duration = Duration::from_secs(1);
+
 /// Stack of a worker; they recurse nowhere.
 const STACK_LEN: usize = 128 * 1024;
+
+/// Name of the thread that packs.
+const PACK: &str = "pack";
 
 type Tagged = (JobTag, Job);
 
@@ -45,10 +60,11 @@ impl Workers {
         let mut threads = Vec::new();
         let mut spawn = |name: String, jobs: Arc<Mutex<Receiver<Tagged>>>| -> io::Result<()> {
             let (done, waker) = (done_sender.clone(), waker.clone());
+            let gives_way = name == PACK;
             let thread = thread::Builder::new()
                 .name(name)
                 .stack_size(STACK_LEN)
-                .spawn(move || work(&jobs, &done, &waker))?;
+                .spawn(move || work(&jobs, &done, &waker, gives_way))?;
             threads.push(thread);
             Ok(())
         };
@@ -66,7 +82,7 @@ impl Workers {
         let (housekeeping, jobs) = mpsc::channel();
         spawn("housekeeping".to_owned(), Arc::new(Mutex::new(jobs)))?;
         let (pack, jobs) = mpsc::channel();
-        spawn("pack".to_owned(), Arc::new(Mutex::new(jobs)))?;
+        spawn(PACK.to_owned(), Arc::new(Mutex::new(jobs)))?;
         let (blob, jobs) = mpsc::channel();
         let jobs = Arc::new(Mutex::new(jobs));
         for at in 0..BLOB_WRITERS {
@@ -123,18 +139,32 @@ impl Workers {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Tagged>>, done: &Sender<(JobTag, Done)>, waker: &Waker) {
+fn work(
+    jobs: &Mutex<Receiver<Tagged>>,
+    done: &Sender<(JobTag, Done)>,
+    waker: &Waker,
+    gives_way: bool,
+) {
+    if gives_way {
+        // In Linux that is the thread's own. If it cannot be had, the rests remain.
+        let _ = setpriority_process(Some(gettid()), PACK_NICENESS);
+    }
     loop {
         // The lock is held while waiting: the other readers wait for it instead of for a job.
         let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((tag, job)) = next else {
             return;
         };
+        let begun = now().mono;
         if done.send((tag, job.run())).is_err() {
             return;
         }
         if let Err(error) = waker.wake() {
             log::error!("the reactor cannot be woken ({error})");
+        }
+        if gives_way {
+            let took = now().mono.saturating_duration_since(begun);
+            thread::sleep(took.min(PACK_REST_MAX));
         }
     }
 }
