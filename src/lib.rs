@@ -2,9 +2,9 @@
 //!
 //! Where to start reading: `manual` for the whole picture, `reactor` for the loop that everything
 //! runs in, `server` for what happens at a call. Layers, from the bottom: [`ids`], [`limits`],
-//! [`cursor`] and `pickle_opcode`; then [`zeo`] and [`storage`], which do not know each other; then
-//! `server`, which ties them; [`tls`] beside it; then `reactor`, which alone knows sockets and the
-//! clock.
+//! [`cursor`], `pickle_opcode` and `pickle_text`; then [`zeo`] and [`storage`], which do not know
+//! each other; then `server`, which ties them; [`tls`] beside it; then `reactor`, which alone knows
+//! sockets and the clock.
 
 pub mod args;
 pub mod config;
@@ -14,6 +14,7 @@ pub mod ids;
 pub mod limits;
 pub mod logging;
 mod pickle_opcode;
+mod pickle_text;
 pub mod reactor;
 pub mod server;
 pub mod storage;

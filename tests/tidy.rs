@@ -19,7 +19,7 @@ struct Layer {
     may_touch: &'static [&'static str],
 }
 
-const BASE: &[&str] = &["ids", "limits", "cursor", "pickle_opcode"];
+const BASE: &[&str] = &["ids", "limits", "cursor", "pickle_opcode", "pickle_text"];
 
 const LAYERS: &[Layer] = &[
     Layer {
@@ -39,6 +39,11 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "pickle_opcode",
+        may_use: &[],
+        may_touch: &[],
+    },
+    Layer {
+        module: "pickle_text",
         may_use: &[],
         may_touch: &[],
     },

@@ -23,6 +23,7 @@ use std::fmt;
 use crate::cursor::{Cursor, UnexpectedEnd};
 use crate::ids::Oid;
 use crate::pickle_opcode::*;
+use crate::pickle_text::{unescape_string, unescape_unicode};
 
 /// Appends the oids that `record` refers to, in the order of the record, and as often as there.
 /// Takes time and memory in proportion to the length of the record, whatever is in it.
@@ -513,11 +514,11 @@ impl<'a> Str<'a> {
         }
         let bytes: Vec<u8> = match self.form {
             Form::Plain => return Oid::from_slice(self.bytes),
-            Form::Quoted => unquoted(self.bytes)?,
+            Form::Quoted => unescape_string(self.bytes)?,
             Form::Utf8 => characters(std::str::from_utf8(self.bytes).ok()?.chars(), 0x7f)?,
             Form::Utf8Latin1 => characters(std::str::from_utf8(self.bytes).ok()?.chars(), 0xff)?,
-            Form::Escaped => characters(unescaped(self.bytes)?, 0x7f)?,
-            Form::EscapedLatin1 => characters(unescaped(self.bytes)?, 0xff)?,
+            Form::Escaped => characters(unescape_unicode(self.bytes)?.chars(), 0x7f)?,
+            Form::EscapedLatin1 => characters(unescape_unicode(self.bytes)?.chars(), 0xff)?,
         };
         Oid::from_slice(&bytes)
     }
@@ -530,64 +531,6 @@ fn characters(text: impl IntoIterator<Item = char>, max: u8) -> Option<Vec<u8>> 
         number.filter(|number| *number <= max)
     });
     numbers.collect()
-}
-
-/// The argument of STRING: what Python 2's `repr` makes of a `str`.
-fn unquoted(quoted: &[u8]) -> Option<Vec<u8>> {
-    let mut rest = match quoted {
-        [b'\'', inside @ .., b'\''] | [b'"', inside @ .., b'"'] => inside,
-        _ => return None,
-    };
-    let mut bytes = Vec::new();
-    while let Some((byte, after)) = rest.split_first() {
-        rest = after;
-        if *byte != b'\\' {
-            bytes.push(*byte);
-            continue;
-        }
-        let (escape, after) = rest.split_first()?;
-        rest = after;
-        bytes.push(match escape {
-            b'\\' | b'\'' | b'"' => *escape,
-            b'n' => b'\n',
-            b'r' => b'\r',
-            b't' => b'\t',
-            b'x' => {
-                let (digits, after) = rest.split_at_checked(2)?;
-                rest = after;
-                u8::try_from(hex(digits)?).ok()?
-            }
-            _ => return None,
-        });
-    }
-    Some(bytes)
-}
-
-/// The argument of UNICODE: Latin-1, and other characters as `\uXXXX` or `\UXXXXXXXX`.
-fn unescaped(escaped: &[u8]) -> Option<Vec<char>> {
-    let mut text = Vec::new();
-    let mut rest = escaped;
-    while let Some((byte, after)) = rest.split_first() {
-        let digits_len = match after.first() {
-            Some(b'u') if *byte == b'\\' => 4,
-            Some(b'U') if *byte == b'\\' => 8,
-            _ => {
-                text.push(char::from(*byte));
-                rest = after;
-                continue;
-            }
-        };
-        let (digits, after) = after[1..].split_at_checked(digits_len)?;
-        text.push(char::from_u32(hex(digits)?)?);
-        rest = after;
-    }
-    Some(text)
-}
-
-fn hex(digits: &[u8]) -> Option<u32> {
-    digits.iter().try_fold(0, |number, digit| {
-        Some(number << 4 | char::from(*digit).to_digit(16)?)
-    })
 }
 
 /// What was memoised. Picklers number that from zero, or in Python 2 from one; other keys are
