@@ -16,7 +16,7 @@
 //! stable storage, excludes only those that name one of its objects: what they would be compared
 //! with is not committed yet. This is what lets several finishes share one sync.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::Oid;
 
@@ -40,9 +40,15 @@ pub(super) struct CommitLock {
     scope: LockScope,
     next: u64,
     tickets: BTreeMap<Ticket, Entry>,
-    /// The tickets that name an oid, in order. No list is empty.
+    /// The tickets that name an oid, in order, but for the long ones. No list is empty.
     by_oid: BTreeMap<Oid, Vec<Ticket>>,
+    /// Those that name more than [`LISTED_OIDS_MAX`]. A million entries in `by_oid` would take
+    /// half a second to make and to remove; looking into sorted lists costs less.
+    long: BTreeSet<Ticket>,
 }
+
+/// Objects of a ticket that are listed one by one.
+const LISTED_OIDS_MAX: usize = 1000;
 
 /// What a ticket asks for, beside the objects that it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,6 +87,7 @@ impl CommitLock {
             next: 0,
             tickets: BTreeMap::new(),
             by_oid: BTreeMap::new(),
+            long: BTreeSet::new(),
         }
     }
 
@@ -90,9 +97,7 @@ impl CommitLock {
         oids.dedup();
         let ticket = Ticket(self.next);
         self.next += 1;
-        for oid in &oids {
-            self.by_oid.entry(*oid).or_default().push(ticket);
-        }
+        self.list(ticket, &oids);
         let mut entry = Entry {
             oids,
             claim,
@@ -104,6 +109,34 @@ impl CommitLock {
         let held = entry.phase == Phase::Held;
         self.tickets.insert(ticket, entry);
         (ticket, held)
+    }
+
+    /// Notes which objects a ticket names.
+    fn list(&mut self, ticket: Ticket, oids: &[Oid]) {
+        if oids.len() > LISTED_OIDS_MAX {
+            self.long.insert(ticket);
+            return;
+        }
+        for oid in oids {
+            let list = self.by_oid.entry(*oid).or_default();
+            if let Err(place) = list.binary_search(&ticket) {
+                list.insert(place, ticket);
+            }
+        }
+    }
+
+    fn unlist(&mut self, ticket: Ticket, oids: &[Oid]) {
+        if self.long.remove(&ticket) {
+            return;
+        }
+        for oid in oids {
+            if let Some(list) = self.by_oid.get_mut(oid) {
+                list.retain(|other| *other != ticket);
+                if list.is_empty() {
+                    self.by_oid.remove(oid);
+                }
+            }
+        }
     }
 
     /// Whether nobody has the lock, or waits for it.
@@ -134,14 +167,15 @@ impl CommitLock {
             return;
         };
         debug_assert_eq!((entry.claim, entry.phase), (Claim::Alone, Phase::Held));
-        for oid in oids {
-            let list = self.by_oid.entry(oid).or_default();
-            if let Err(place) = list.binary_search(&ticket) {
-                list.insert(place, ticket);
-                entry.oids.push(oid);
-            }
+        let mut all = std::mem::take(&mut entry.oids);
+        self.unlist(ticket, &all);
+        all.extend(oids);
+        all.sort_unstable();
+        all.dedup();
+        self.list(ticket, &all);
+        if let Some(entry) = self.tickets.get_mut(&ticket) {
+            entry.oids = all;
         }
-        entry.oids.sort_unstable();
     }
 
     /// The transaction has its place in the file: from now on it excludes only those that name
@@ -158,14 +192,7 @@ impl CommitLock {
         let Some(entry) = self.tickets.remove(&ticket) else {
             return Vec::new();
         };
-        for oid in &entry.oids {
-            if let Some(list) = self.by_oid.get_mut(oid) {
-                list.retain(|other| *other != ticket);
-                if list.is_empty() {
-                    self.by_oid.remove(oid);
-                }
-            }
-        }
+        self.unlist(ticket, &entry.oids);
         self.wake(ticket)
     }
 
@@ -215,11 +242,39 @@ impl CommitLock {
         if let Some((earlier, _)) = whole {
             return Some(*earlier);
         }
-        entry.oids.iter().find_map(|oid| {
+        let shares = |earlier: &Ticket| {
+            let earlier = self.tickets.get(earlier);
+            earlier.is_some_and(|earlier| have_common(&entry.oids, &earlier.oids))
+        };
+        if self.long.contains(&ticket) {
+            let mut earlier = self.tickets.range(..ticket).map(|(earlier, _)| *earlier);
+            return earlier.find(shares);
+        }
+        let listed = entry.oids.iter().find_map(|oid| {
             let first = *self.by_oid.get(oid)?.first()?;
             (first < ticket).then_some(first)
-        })
+        });
+        listed.or_else(|| self.long.range(..ticket).copied().find(shares))
     }
+}
+
+/// Whether two sorted lists have an oid in common.
+fn have_common(one: &[Oid], other: &[Oid]) -> bool {
+    let (short, mut long) = match one.len() < other.len() {
+        true => (one, other),
+        false => (other, one),
+    };
+    short.iter().any(|oid| {
+        // Most lists are runs of numbers: what is next is near.
+        let mut reach = 1;
+        while long.get(reach).is_some_and(|there| there < oid) {
+            reach *= 2;
+        }
+        let end = long.len().min(reach + 1);
+        let at = long[..end].partition_point(|there| there < oid);
+        long = &long[at..];
+        long.first() == Some(oid)
+    })
 }
 
 #[cfg(test)]
@@ -326,5 +381,44 @@ mod tests {
         assert!(!held);
         assert_eq!(lock.release(a), [b]);
         assert_eq!(lock.release(b), [d]);
+    }
+    #[test]
+    fn tickets_of_many_objects_exclude_as_others_do() {
+        let many = |from: u64| (from..from + 3 * LISTED_OIDS_MAX as u64).map(Oid).collect();
+        let mut lock = CommitLock::new(LockScope::Objects);
+        let (a, held) = lock.enqueue(many(10_000), Claim::Objects);
+        assert!(held);
+        // One with few objects after one with many, many after many, and many after few.
+        let (b, held) = lock.enqueue(oids(&[5, 11_000]), Claim::Objects);
+        assert!(!held);
+        let (c, held) = lock.enqueue(many(12_999), Claim::Objects);
+        assert!(!held);
+        let (d, held) = lock.enqueue(many(20_000), Claim::Objects);
+        assert!(held);
+        let (e, held) = lock.enqueue(oids(&[9999, 13_000, 19_999]), Claim::Objects);
+        assert!(!held);
+        let (f, held) = lock.enqueue(many(4), Claim::Objects);
+        assert!(!held);
+        assert_eq!(lock.downgrade(a), []);
+        assert_eq!(lock.release(a), [b, c]);
+        assert_eq!(lock.release(d), []);
+        assert_eq!(lock.release(b), [f]);
+        assert_eq!(lock.release(c), [e]);
+        assert_eq!((lock.release(e), lock.release(f)), (vec![], vec![]));
+        assert!(lock.by_oid.is_empty() && lock.long.is_empty() && lock.tickets.is_empty());
+    }
+
+    #[test]
+    fn a_ticket_that_comes_to_name_many_objects_excludes_them() {
+        let mut lock = CommitLock::new(LockScope::Objects);
+        let (a, _) = lock.enqueue(oids(&[1]), Claim::Alone);
+        lock.extend(a, (2..2000).map(Oid));
+        assert!(lock.by_oid.is_empty());
+        assert_eq!(lock.downgrade(a), []);
+        assert!(!lock.enqueue(oids(&[1]), Claim::Objects).1);
+        assert!(!lock.enqueue(oids(&[1999]), Claim::Objects).1);
+        assert!(lock.enqueue(oids(&[2000]), Claim::Objects).1);
+        lock.release(a);
+        assert!(lock.long.is_empty());
     }
 }

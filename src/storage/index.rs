@@ -7,6 +7,8 @@
 //! oid, sorted, and behind them all the positions, six bytes each); at the end a pickled `None`.
 //! ZODB of Python 2 writes the two byte strings as `str`, later ones as `bytes`.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -15,6 +17,7 @@ use std::sync::Arc;
 
 use byteorder::{BigEndian, ByteOrder, LittleEndian};
 
+pub(super) use self::change::Change;
 use super::disk::{Disk, OpenMode};
 use super::format::{FIRST_TXN_POS, POS_END, TXN_HEADER_LEN};
 use super::window::Window;
@@ -82,7 +85,7 @@ impl Index {
     /// If `pos` is zero or not below [`POS_END`]. Opening refuses longer files, and so must
     /// whoever makes them grow.
     pub fn insert(&mut self, oid: Oid, pos: u64) -> Option<u64> {
-        assert!(0 < pos && pos < POS_END, "position {pos} of a record");
+        Self::check(pos);
         let (key, slot) = split(oid);
         let chunk = self
             .chunks
@@ -93,6 +96,10 @@ impl Index {
             self.len += 1;
         }
         before.map(unpack)
+    }
+
+    fn check(pos: u64) {
+        assert!(0 < pos && pos < POS_END, "position {pos} of a record");
     }
 
     /// Forgets an object; its position so far.
