@@ -14,14 +14,17 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::commit_lock::Ticket;
 use super::format::{DataHeader, Status, TxnHeader};
+use super::index::Index;
 use super::job::{Append, Job, Part};
-use super::staging::{Data, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
+use super::layout::{LaidOut, Layout};
+use super::staging::{Data, Rest, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
 use super::{Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::SHARED_DATA_LEN_MIN;
@@ -35,10 +38,21 @@ pub(super) struct Finishing {
     start: u64,
     /// Behind its last byte.
     end: u64,
-    positions: Vec<(Oid, u64)>,
+    changes: Changes,
     parts: Vec<Part>,
     /// Files of its blobs: where they are, and where they shall be.
     blobs: Vec<(PathBuf, PathBuf)>,
+    /// To be dropped when it is over.
+    rest: Rest,
+}
+
+/// Where the objects of a transaction are in the file.
+#[derive(Debug)]
+enum Changes {
+    /// At these positions.
+    Listed(Vec<(Oid, u64)>),
+    /// The worker that writes the transaction finds that out.
+    Prepared(Arc<Layout>),
 }
 
 /// A committed transaction, as it is published.
@@ -81,16 +95,19 @@ impl FileStorage {
         );
         txn.state = TxnState::Finishing { ticket };
         let staged = txn.blobs.take();
-        let mut finishing = lay_out(id, ticket, txn, tid, self.assigned_end, |oid| {
-            self.index.get(oid)
-        });
+        let mut finishing = match txn.is_large() {
+            true => lay_out_later(id, ticket, txn, tid, self.assigned_end, &self.index),
+            false => lay_out(id, ticket, txn, tid, self.assigned_end, |oid| {
+                self.index.get(oid)
+            }),
+        };
         assert_eq!(
             finishing.end - self.assigned_end,
             len,
             "a transaction has another length"
         );
         // They are in `finishing` now.
-        txn.records = Vec::new();
+        finishing.rest = txn.take_rest();
         finishing.blobs = self.blob_moves(staged, tid);
         self.voted_len -= len;
         self.assigned_tid = tid;
@@ -151,12 +168,9 @@ impl FileStorage {
             return;
         }
         let mut held = Vec::new();
-        for finishing in sealed {
+        for mut finishing in sealed {
             // Publishing before the sync would show a transaction that a power cut takes back.
-            for (oid, pos) in &finishing.positions {
-                self.index.insert(*oid, *pos);
-                self.oids.stored(*oid);
-            }
+            let oids = self.publish(finishing.changes, &mut finishing.rest);
             self.tail = finishing.end;
             self.last_tid = finishing.header.tid;
             self.txns.remove(&finishing.txn);
@@ -164,18 +178,43 @@ impl FileStorage {
             self.events.push_back(Event::Committed(Commit {
                 txn: finishing.txn,
                 tid: finishing.header.tid,
-                oids: finishing
-                    .positions
-                    .into_iter()
-                    .map(|(oid, _)| oid)
-                    .collect(),
+                oids,
                 object_count: self.object_count(),
                 len: self.tail,
             }));
             held.append(&mut self.lock.release(finishing.ticket));
+            self.discard_rest(finishing.rest);
         }
         self.save_index_if_due();
         self.go_on(held, now);
+    }
+
+    /// Enters the new positions into the index; the objects that have them.
+    fn publish(&mut self, changes: Changes, rest: &mut Rest) -> Vec<Oid> {
+        match changes {
+            Changes::Listed(positions) => {
+                for (oid, pos) in &positions {
+                    self.index.insert(*oid, *pos);
+                    self.oids.stored(*oid);
+                }
+                positions.into_iter().map(|(oid, _)| oid).collect()
+            }
+            Changes::Prepared(layout) => {
+                let laid_out = layout.laid_out.get();
+                let LaidOut {
+                    change,
+                    oids,
+                    max_oid,
+                } = laid_out.expect("who wrote it has laid it out");
+                self.index.enter(change);
+                if let Some(oid) = max_oid {
+                    self.oids.stored(*oid);
+                }
+                let oids = oids.clone();
+                rest.layout = Some(layout);
+                oids
+            }
+        }
     }
 
     /// After this the file takes no more writes in this process: what the kernel has of it and
@@ -190,6 +229,52 @@ impl FileStorage {
     }
 }
 
+fn header(txn: &Txn, tid: Tid) -> TxnHeader {
+    let metadata = &txn.metadata;
+    let text_len = |text: &Bytes| u16::try_from(text.len()).expect("checked by the vote");
+    TxnHeader {
+        tid,
+        // The length fields do not count the trailing one.
+        len: txn.len_in_file() - TXN_TRAILER_LEN as u64,
+        status: Status::from_byte(metadata.status),
+        user_len: text_len(&metadata.user),
+        descr_len: text_len(&metadata.description),
+        ext_len: text_len(&metadata.extension),
+    }
+}
+
+/// A large transaction, which the worker that writes it will lay out. Takes its records.
+fn lay_out_later(
+    id: TxnId,
+    ticket: Ticket,
+    txn: &mut Txn,
+    tid: Tid,
+    start: u64,
+    index: &Index,
+) -> Finishing {
+    let header = header(txn, tid);
+    let layout = Arc::new(Layout {
+        header,
+        metadata: txn.metadata.clone(),
+        staging_file: txn.staging_file(),
+        records: std::mem::take(&mut txn.records),
+        index: index.snapshot(),
+        start,
+        laid_out: OnceLock::new(),
+    });
+    Finishing {
+        txn: id,
+        ticket,
+        header,
+        start,
+        end: start + txn.len_in_file(),
+        changes: Changes::Prepared(layout.clone()),
+        parts: vec![Part::Layout(layout)],
+        blobs: Vec::new(),
+        rest: Rest::default(),
+    }
+}
+
 /// The bytes of a transaction at its place in the file. Long data stay where they are; the rest is
 /// gathered around them.
 fn lay_out(
@@ -201,17 +286,7 @@ fn lay_out(
     current: impl Fn(Oid) -> Option<u64>,
 ) -> Finishing {
     let metadata = &txn.metadata;
-    // The length fields do not count the trailing one.
-    let len = txn.len_in_file() - TXN_TRAILER_LEN as u64;
-    let text_len = |text: &Bytes| u16::try_from(text.len()).expect("checked by the vote");
-    let header = TxnHeader {
-        tid,
-        len,
-        status: Status::from_byte(metadata.status),
-        user_len: text_len(&metadata.user),
-        descr_len: text_len(&metadata.description),
-        ext_len: text_len(&metadata.extension),
-    };
+    let header = header(txn, tid);
     let unfinished = TxnHeader {
         status: Status::Voted,
         ..header
@@ -227,14 +302,14 @@ fn lay_out(
     for record in &txn.records {
         let data = &record.data;
         let prev = current(record.oid).unwrap_or(0);
-        let header = DataHeader {
+        let data_header = DataHeader {
             oid: record.oid,
             tid,
             prev,
             tloc: start,
             data_len: data.len() as u64,
         };
-        head.put_slice(&header.encode());
+        head.put_slice(&data_header.encode());
         match data {
             Data::Memory(data) if data.len() < SHARED_DATA_LEN_MIN => head.put_slice(data),
             Data::Memory(data) => {
@@ -257,7 +332,7 @@ fn lay_out(
         positions.push((record.oid, pos));
         pos += record.len_in_file();
     }
-    head.put_u64(len);
+    head.put_u64(header.len);
     parts.push(Part::Memory(head.freeze()));
     Finishing {
         txn: id,
@@ -265,8 +340,9 @@ fn lay_out(
         header,
         start,
         end: pos + TXN_TRAILER_LEN as u64,
-        positions,
+        changes: Changes::Listed(positions),
         parts,
         blobs: Vec::new(),
+        rest: Rest::default(),
     }
 }

@@ -7,7 +7,7 @@
 //!              └────────── Resolving ◄─────────┘
 //! ```
 //!
-//! *Checking* compares serials, looks back for what is to be undone (`undo`), and reserves space;
+//! *Checking* compares serials (`compare`), looks back for what is to be undone (`undo`), and reserves space;
 //! it needs a worker for what is not in memory, and for all undos. From *finish* on a transaction
 //! is in the hands of `batch`.
 
@@ -19,19 +19,15 @@ use bytes::Bytes;
 
 use super::blob::Needs;
 use super::commit_lock::Ticket;
+use super::compare::Comparison;
 use super::disk::File;
 use super::error::ReadError;
 use super::format::POS_END;
 use super::job::{Fetched, Job};
-use super::staging::{Base, Data, Metadata, Record, Txn, TxnId, TxnState};
+use super::staging::{Base, Data, Metadata, Record, Rest, Txn, TxnId, TxnState};
 use super::{Event, FileStorage};
 use crate::ids::{Oid, Tid};
-use crate::limits::{
-    CONFLICTS_LEN_MAX, METADATA_LEN_MAX, RESOLVE_TIMEOUT, VOTES_WITH_CONFLICTS_MAX,
-};
-
-/// Serials that a vote compares without a worker; reading one takes about a microsecond.
-const COMPARED_AT_ONCE_MAX: usize = 1000;
+use crate::limits::{METADATA_LEN_MAX, RESOLVE_TIMEOUT};
 
 /// Space is reserved in steps of this many bytes.
 const ALLOCATE_STEP: u64 = 4 << 20;
@@ -280,9 +276,25 @@ impl FileStorage {
         let Some(txn) = self.txns.get(&id) else {
             return;
         };
-        let checked = match self.compare(txn) {
+        let compared = match self.fault(txn) {
+            Some(refusal) => Err(refusal),
+            None if txn.is_large() => return self.send_to_compare(id),
+            None => self.compare(txn),
+        };
+        self.on_comparison(id, ticket, compared, now);
+    }
+
+    /// Goes on with a vote whose serials were compared, or are to be fetched for that.
+    pub(super) fn on_comparison(
+        &mut self,
+        id: TxnId,
+        ticket: Ticket,
+        compared: Result<Comparison, Refusal>,
+        now: Instant,
+    ) {
+        let checked = match compared {
             Ok(Comparison::Fetch { serials, staged }) => {
-                let staging_file = txn.staging_file.as_ref().map(|(file, _)| file.clone());
+                let staging_file = self.txns.get(&id).and_then(Txn::staging_file);
                 self.events.push_back(Event::Run(Job::Fetch {
                     txn: id,
                     file: self.file.clone(),
@@ -308,8 +320,8 @@ impl FileStorage {
         }
     }
 
-    /// Compares the serials that the client sent with those of the current revisions.
-    fn compare(&self, txn: &Txn) -> Result<Comparison, Refusal> {
+    /// Why a transaction cannot be voted, whatever it is compared with.
+    fn fault(&self, txn: &Txn) -> Option<Refusal> {
         let metadata = &txn.metadata;
         for (what, text) in [
             ("user name", &metadata.user),
@@ -317,108 +329,13 @@ impl FileStorage {
             ("extension", &metadata.extension),
         ] {
             if text.len() > METADATA_LEN_MAX {
-                return Err(Refusal::MetadataTooLong(what));
+                return Some(Refusal::MetadataTooLong(what));
             }
         }
         if let Some(reason) = self.failed.as_ref().or(txn.broken.as_ref()) {
-            return Err(Refusal::Disk(reason.clone()));
+            return Some(Refusal::Disk(reason.clone()));
         }
-        if let Some(fault) = txn.blobs.fault() {
-            return Err(Refusal::Blob(fault));
-        }
-        // Each would be a system call, in memory or not.
-        let is_large = txn.records.len() + txn.checks.len() > COMPARED_AT_ONCE_MAX;
-        let mut serials = Vec::new();
-        let mut serial_at = |oid: Oid, pos: u64| -> Result<Option<Tid>, Refusal> {
-            if let Some(tid) = txn.serials_read.get(&pos) {
-                return Ok(Some(*tid));
-            }
-            if is_large {
-                serials.push((oid, pos));
-                return Ok(None);
-            }
-            match self.reader().record_tid(pos, oid) {
-                Ok(tid) => Ok(Some(tid)),
-                Err(ReadError::WouldBlock) => {
-                    serials.push((oid, pos));
-                    Ok(None)
-                }
-                Err(error) => Err(Refusal::Disk(error.to_string())),
-            }
-        };
-        for (oid, read) in &txn.checks {
-            let Some(pos) = self.index.get(*oid) else {
-                return Err(Refusal::Missing(*oid));
-            };
-            match serial_at(*oid, pos)? {
-                Some(committed) if committed != *read => {
-                    return Err(Refusal::ReadConflict {
-                        oid: *oid,
-                        committed,
-                        read: *read,
-                    });
-                }
-                _ => {}
-            }
-        }
-        let mut conflicting = Vec::new();
-        for record in &txn.records {
-            let Some(pos) = self.index.get(record.oid) else {
-                match record.base {
-                    Base::Deleted(_) => return Err(Refusal::Missing(record.oid)),
-                    Base::Replaced(_) | Base::Any { .. } | Base::Undone => continue,
-                }
-            };
-            let sent = match record.base {
-                Base::Replaced(serial) => serial,
-                Base::Deleted(serial) => Some(serial),
-                Base::Any { .. } | Base::Undone => continue,
-            };
-            match serial_at(record.oid, pos)? {
-                Some(committed) if sent != Some(committed) => {
-                    conflicting.push(Conflicting {
-                        record,
-                        committed,
-                        sent: sent.unwrap_or_default(),
-                    });
-                }
-                _ => {}
-            }
-        }
-        if !serials.is_empty() {
-            let staged = Vec::new();
-            return Ok(Comparison::Fetch { serials, staged });
-        }
-        self.conflicts(txn, &conflicting)
-    }
-
-    /// What a client gets to resolve, unless it shall not, or it is too much, or it is a deletion.
-    fn conflicts(&self, txn: &Txn, conflicting: &[Conflicting<'_>]) -> Result<Comparison, Refusal> {
-        let Some(first) = conflicting.first() else {
-            return Ok(Comparison::Clean);
-        };
-        let deletes = |it: &&Conflicting<'_>| matches!(it.record.base, Base::Deleted(_));
-        if let Some(deletion) = conflicting.iter().find(deletes) {
-            return Err(Refusal::Conflict(deletion.to_conflict()));
-        }
-        let len: usize = conflicting.iter().map(|it| it.record.data.len()).sum();
-        let resolves = self.options.client_resolves
-            && txn.conflicting_votes < VOTES_WITH_CONFLICTS_MAX
-            && len <= CONFLICTS_LEN_MAX;
-        if !resolves {
-            return Err(Refusal::Conflict(first.to_conflict()));
-        }
-        let staged = conflicting.iter().filter_map(|it| match it.record.data {
-            Data::Staged { pos, len } => Some((it.record.oid, pos, len)),
-            Data::Memory(_) | Data::Back(_) | Data::Gone => None,
-        });
-        let staged: Vec<_> = staged.collect();
-        if !staged.is_empty() {
-            let serials = Vec::new();
-            return Ok(Comparison::Fetch { serials, staged });
-        }
-        let conflicts = conflicting.iter().map(Conflicting::to_conflict);
-        Ok(Comparison::Conflicts(conflicts.collect()))
+        txn.blobs.fault().map(Refusal::Blob)
     }
 
     /// The client resolves conflicts, with the lock kept for it, but not for ever.
@@ -550,6 +467,9 @@ impl FileStorage {
         result: io::Result<Arc<dyn File>>,
     ) {
         let Some(txn) = self.txns.get_mut(&id) else {
+            if let Ok(file) = result {
+                self.discard_rest(Rest::from(file));
+            }
             return;
         };
         match result {
@@ -565,7 +485,8 @@ impl FileStorage {
                 // Their files have to be removed.
                 broken.blobs = txn.blobs.take();
                 broken.conflicting_votes = txn.conflicting_votes;
-                *txn = broken;
+                let rest = std::mem::replace(txn, broken).into_rest();
+                self.discard_rest(rest);
             }
         }
         self.events.push_back(Event::Spilled(id));
@@ -588,15 +509,23 @@ impl FileStorage {
     }
 
     pub(super) fn roll_back(&mut self, id: TxnId, now: Instant) {
-        let Some(txn) = self.txns.remove(&id) else {
+        let Some(mut txn) = self.txns.remove(&id) else {
             return;
         };
         if let TxnState::Voted { len, .. } = txn.state {
             self.voted_len -= len;
         }
-        self.discard(id, txn.blobs.into_unwanted());
+        self.discard(id, txn.blobs.take().into_unwanted());
         if let Some(ticket) = txn.state.ticket() {
             self.let_go(ticket, now);
+        }
+        self.discard_rest(txn.into_rest());
+    }
+
+    /// Drops what a transaction has left, elsewhere if that takes its time.
+    pub(super) fn discard_rest(&mut self, rest: Rest) {
+        if rest.is_large() {
+            self.events.push_back(Event::Run(Job::Discard(rest)));
         }
     }
 
@@ -630,41 +559,11 @@ impl FileStorage {
     }
 }
 
-/// A record whose object has another current revision than it expects.
-struct Conflicting<'a> {
-    record: &'a Record,
-    committed: Tid,
-    sent: Tid,
-}
-
-impl Conflicting<'_> {
-    fn to_conflict(&self) -> Conflict {
-        Conflict {
-            oid: self.record.oid,
-            committed: self.committed,
-            sent: self.sent,
-            data: match &self.record.data {
-                Data::Memory(data) => data.clone(),
-                Data::Staged { .. } | Data::Back(_) | Data::Gone => Bytes::new(),
-            },
-        }
-    }
-}
-
-/// What comparing serials led to.
-enum Comparison {
-    Clean,
-    Conflicts(Vec<Conflict>),
-    /// Serials and data are not in memory, as [`Job::Fetch`] has them.
-    Fetch {
-        serials: Vec<(Oid, u64)>,
-        staged: Vec<(Oid, u64, usize)>,
-    },
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::VOTES_WITH_CONFLICTS_MAX;
+    use crate::storage::staging::LARGE_COUNT_MIN;
     use crate::storage::testing::{Rig, metadata, options};
     use crate::storage::{LockScope, Options};
 
@@ -958,7 +857,7 @@ mod tests {
     #[test]
     fn a_large_vote_is_compared_by_a_worker() {
         let mut rig = Rig::new(options());
-        let oids = 1..=COMPARED_AT_ONCE_MAX as u64 + 1;
+        let oids = 1..=LARGE_COUNT_MIN as u64 + 1;
         let stores: Vec<_> = oids.map(|oid| (oid, 0, "data")).collect();
         let tid = rig.commit(&stores);
         let again: Vec<_> = stores
@@ -968,7 +867,7 @@ mod tests {
         let id = rig.begin(&again);
         assert!(rig.storage.vote(id, rig.now));
         rig.collect();
-        assert!(matches!(rig.jobs[..], [Job::Fetch { .. }]));
+        assert!(matches!(rig.jobs[..], [Job::Compare(_)]));
         assert!(matches!(rig.settle()[..], [Event::Voted(_, Vote::Granted)]));
     }
 

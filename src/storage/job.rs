@@ -13,15 +13,17 @@ use bytes::Bytes;
 use super::Place;
 use super::blob::{BlobDone, BlobJob, BlobReader, DirectoryMaker, move_in};
 use super::commit::Refusal;
+use super::compare::{Compare, Compared};
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
 use super::format::{STATUS_POS, Status};
 use super::history::{Past, Query};
 use super::index::Index;
+use super::layout::Layout;
 use super::oids;
 use super::pack::{PackError, Packer, Step};
 use super::read::{Found, Reader, Wait};
-use super::staging::TxnId;
+use super::staging::{Rest, TxnId};
 use super::undo::{Backs, LookBack};
 use crate::ids::{Oid, Tid};
 
@@ -143,6 +145,8 @@ pub enum Job {
         /// Objects with position and length of their data there.
         staged: Vec<(Oid, u64, usize)>,
     },
+    /// Compare the serials of a large transaction.
+    Compare(Compare),
     /// Find earlier records whose data a transaction has.
     LookBack(LookBack),
     /// Read for a client.
@@ -194,6 +198,8 @@ pub enum Job {
     /// Let go of a file that has no name any more: its space is freed by that, which takes seconds
     /// if it is large.
     Close(Arc<dyn File>),
+    /// Drop what a large transaction has left.
+    Discard(Rest),
 }
 
 /// What one sync brings to the disk: transactions behind the end of the file, and the status that
@@ -220,6 +226,8 @@ pub struct Append {
 pub(super) enum Part {
     /// In memory.
     Memory(Bytes),
+    /// All of a large transaction; the only part of it.
+    Layout(Arc<Layout>),
     /// In a staging file.
     Staged {
         file: Arc<dyn File>,
@@ -254,23 +262,29 @@ impl Append {
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
         let mut slices_len = 0;
         for part in &self.parts {
-            match part {
-                Part::Memory(bytes) => {
-                    slices.push(IoSlice::new(bytes));
-                    slices_len += bytes.len() as u64;
+            if let Part::Memory(bytes) = part {
+                slices.push(IoSlice::new(bytes));
+                slices_len += bytes.len() as u64;
+                continue;
+            }
+            self.file.write_at(&mut slices, pos)?;
+            pos += slices_len;
+            (slices_len, slices) = (0, Vec::new());
+            pos += match part {
+                Part::Memory(_) => 0,
+                Part::Layout(layout) => {
+                    layout.write(&*self.file)?;
+                    layout.len()
                 }
                 Part::Staged {
                     file,
                     pos: from,
                     len,
                 } => {
-                    self.file.write_at(&mut slices, pos)?;
-                    pos += slices_len;
-                    (slices_len, slices) = (0, Vec::new());
                     copy(&**file, *from, *len, &*self.file, pos)?;
-                    pos += *len as u64;
+                    *len as u64
                 }
-            }
+            };
         }
         self.file.write_at(&mut slices, pos)
     }
@@ -317,6 +331,8 @@ pub enum Done {
         /// What was read.
         result: Result<Fetched, ReadError>,
     },
+    /// Of [`Job::Compare`].
+    Compared(Compared),
     /// Of [`Job::LookBack`].
     LookedBack {
         /// For whom.
@@ -355,7 +371,7 @@ pub enum Done {
     },
     /// Of [`Job::Pack`]: the pack, and how far it has come.
     Packed(Box<Packer>, Result<Step, PackError>),
-    /// Of [`Job::Close`].
+    /// Of [`Job::Close`] and [`Job::Discard`].
     Closed,
 }
 
@@ -365,13 +381,14 @@ impl Job {
         match self {
             Self::Append(_) | Self::Allocate { .. } => Lane::Commit,
             Self::Fetch { .. }
+            | Self::Compare(_)
             | Self::LookBack(_)
             | Self::Lookup { .. }
             | Self::Browse { .. }
             | Self::ReadBlob(_)
             | Self::RaiseOids { .. } => Lane::Read,
             Self::Blob(_) => Lane::Blob,
-            Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
+            Self::SaveIndex { .. } | Self::Spill { .. } | Self::Discard(_) => Lane::Housekeeping,
             Self::Pack(packer) if packer.is_switching() => Lane::Commit,
             Self::Pack(_) | Self::Close(_) => Lane::Pack,
         }
@@ -424,6 +441,7 @@ impl Job {
                 let result = fetch(&reader, &serials, staging_file.as_deref(), &staged);
                 Done::Fetched { txn, result }
             }
+            Self::Compare(compare) => Done::Compared(compare.run()),
             Self::LookBack(look_back) => Done::LookedBack {
                 txn: look_back.txn,
                 result: look_back.run(),
@@ -470,6 +488,10 @@ impl Job {
                 drop(file);
                 Done::Closed
             }
+            Self::Discard(rest) => {
+                drop(rest);
+                Done::Closed
+            }
         }
     }
 }
@@ -507,14 +529,26 @@ fn fetch(
     })
 }
 
-fn copy(from: &dyn File, mut pos: u64, len: usize, to: &dyn File, mut at: u64) -> io::Result<()> {
-    let mut left = len;
-    while left > 0 {
-        let piece = read_whole(from, pos, left.min(COPY_LEN))?;
-        to.write_at(&mut [IoSlice::new(&piece)], at)?;
-        left -= piece.len();
+/// Copies from a staging file. `copy_file_range` would save a copy between two buffers of the
+/// system, but takes longer than this where the file systems do not share blocks; and of records,
+/// which begin anywhere, they cannot.
+pub(super) fn copy(
+    from: &dyn File,
+    mut from_pos: u64,
+    mut len: usize,
+    to: &dyn File,
+    mut pos: u64,
+) -> io::Result<()> {
+    let mut buf = vec![0; len.min(COPY_LEN)];
+    while len > 0 {
+        let piece = &mut buf[..len.min(COPY_LEN)];
+        if from.read_at(piece, from_pos)? != piece.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.write_at(&mut [IoSlice::new(piece)], pos)?;
+        len -= piece.len();
+        from_pos += piece.len() as u64;
         pos += piece.len() as u64;
-        at += piece.len() as u64;
     }
     Ok(())
 }
@@ -535,6 +569,7 @@ impl fmt::Debug for Job {
             Self::Allocate { .. } => "Allocate",
             Self::Spill { .. } => "Spill",
             Self::Fetch { .. } => "Fetch",
+            Self::Compare(_) => "Compare",
             Self::LookBack(_) => "LookBack",
             Self::Lookup { .. } => "Lookup",
             Self::Browse { .. } => "Browse",
@@ -544,6 +579,7 @@ impl fmt::Debug for Job {
             Self::RaiseOids { .. } => "RaiseOids",
             Self::Pack(_) => "Pack",
             Self::Close(_) => "Close",
+            Self::Discard(_) => "Discard",
         };
         f.write_str(name)
     }

@@ -15,7 +15,8 @@
 //! | `history` | what clients ask about the past |
 //! | `oids` | object ids, never handed out twice |
 //! | `references` | which objects a record refers to |
-//! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
+//! | `staging`, `commit_lock`, `commit`, `compare`, `batch` | a transaction from begin to published |
+//! | `layout` | a large one on its way into the file |
 //! | `blob` | files of blobs, from their first byte to their place |
 //! | `undo` | transactions that are undone, objects that are restored or deleted |
 //! | `pack`, `references` | dropping what nobody can ask for any more |
@@ -25,6 +26,7 @@ mod batch;
 pub mod blob;
 mod commit;
 mod commit_lock;
+mod compare;
 pub mod disk;
 pub mod error;
 pub mod format;
@@ -32,6 +34,7 @@ pub mod history;
 pub mod index;
 pub mod iterate;
 mod job;
+mod layout;
 pub mod memory;
 pub mod oids;
 mod pack;
@@ -428,6 +431,7 @@ impl FileStorage {
             Done::Appended(result) => self.on_appended(result, now),
             Done::Allocated { txn, end, result } => self.on_allocated(txn, end, result, now),
             Done::Fetched { txn, result } => self.on_fetched(txn, result, now),
+            Done::Compared(compared) => self.on_large_compared(compared, now),
             Done::LookedBack { txn, result } => self.on_looked_back(txn, result, now),
             Done::Spilled {
                 txn,

@@ -10,9 +10,17 @@ use super::blob::TxnBlobs;
 use super::commit_lock::{Claim, Ticket};
 use super::disk::File;
 use super::format::{DATA_HEADER_LEN, POINTER_LEN, TXN_HEADER_LEN};
+use super::layout::Layout;
 use super::undo::Undone;
 use crate::ids::{Oid, Tid};
 use crate::limits::{SHARED_DATA_LEN_MIN, STAGED_LEN_IN_MEMORY_MAX};
+
+/// Records and dependencies from which on a transaction is *large*: what has to be done with each
+/// of them is done by workers. A vote compares fewer at once, with about a microsecond for each.
+pub(super) const LARGE_COUNT_MIN: usize = 1000;
+
+/// Bytes of memory that a record takes beside its data, roughly.
+const RECORD_MEMORY_LEN: usize = 100;
 
 /// Bytes behind the records of a transaction: its length once more.
 pub(super) const TXN_TRAILER_LEN: usize = 8;
@@ -102,10 +110,11 @@ impl Data {
         }
     }
 
-    /// How much of it is in memory.
+    /// How much memory it takes that a staging file would save. Something for the record itself is
+    /// counted in, so that the work of staging is bounded, however short the data are.
     const fn memory_len(&self) -> usize {
         match self {
-            Self::Memory(data) => data.len(),
+            Self::Memory(data) => RECORD_MEMORY_LEN + data.len(),
             Self::Staged { .. } | Self::Back(_) | Self::Gone => 0,
         }
     }
@@ -142,7 +151,9 @@ pub(super) struct Txn {
     pub(super) serials_read: BTreeMap<u64, Tid>,
     /// Bytes that its records will take in the file.
     records_len: u64,
-    /// Bytes of their data that are in memory.
+    /// Numbers of the records whose data are in memory. Others may be among them, and some twice.
+    in_memory: Vec<usize>,
+    /// Bytes of memory that these take.
     memory_len: usize,
     /// Where data go that are too much for the memory, and where the next ones go in it.
     pub(super) staging_file: Option<(Arc<dyn File>, u64)>,
@@ -154,6 +165,42 @@ pub(super) struct Txn {
     pub(super) is_compared: bool,
     /// Why it can only be rolled back.
     pub(super) broken: Option<String>,
+}
+
+/// What a transaction leaves behind. Dropping a million records takes a while, and closing a
+/// staging file does: that is when the system frees its space.
+#[derive(Debug, Default)]
+pub struct Rest {
+    records: Vec<Record>,
+    _by_oid: BTreeMap<Oid, usize>,
+    staging_file: Option<Arc<dyn File>>,
+    pub(super) layout: Option<Arc<Layout>>,
+}
+
+impl Rest {
+    /// Whether nobody should wait for it to be dropped.
+    pub(super) fn is_large(&self) -> bool {
+        let is_long = self.records.len() > LARGE_COUNT_MIN;
+        is_long || self.staging_file.is_some() || self.layout.is_some()
+    }
+}
+
+impl From<Arc<dyn File>> for Rest {
+    fn from(staging_file: Arc<dyn File>) -> Self {
+        Self {
+            staging_file: Some(staging_file),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<Vec<Record>> for Rest {
+    fn from(records: Vec<Record>) -> Self {
+        Self {
+            records,
+            ..Self::default()
+        }
+    }
 }
 
 /// How far a transaction has come.
@@ -203,6 +250,7 @@ impl Txn {
             conflicting_votes: 0,
             serials_read: BTreeMap::new(),
             records_len: 0,
+            in_memory: Vec::new(),
             memory_len: 0,
             staging_file: None,
             is_spilling: false,
@@ -217,10 +265,14 @@ impl Txn {
     pub(super) fn store(&mut self, mut record: Record) {
         self.records_len += record.len_in_file();
         self.memory_len += record.data.memory_len();
-        match self.by_oid.get(&record.oid) {
+        let at = self.by_oid.get(&record.oid).copied();
+        if matches!(record.data, Data::Memory(_)) {
+            self.in_memory.push(at.unwrap_or(self.records.len()));
+        }
+        match at {
             Some(at) => {
-                record.undos_before = self.records[*at].undos_before;
-                let replaced = std::mem::replace(&mut self.records[*at], record);
+                record.undos_before = self.records[at].undos_before;
+                let replaced = std::mem::replace(&mut self.records[at], record);
                 self.records_len -= replaced.len_in_file();
                 self.memory_len -= replaced.data.memory_len();
             }
@@ -244,11 +296,15 @@ impl Txn {
             return None;
         }
         self.is_spilling = true;
-        let records = self.records.iter().enumerate();
-        let in_memory = records.filter_map(|(at, record)| match &record.data {
-            Data::Memory(data) => Some((at, data.clone())),
-            Data::Staged { .. } | Data::Back(_) | Data::Gone => None,
-        });
+        let mut numbers = std::mem::take(&mut self.in_memory);
+        numbers.sort_unstable();
+        numbers.dedup();
+        let in_memory = numbers
+            .into_iter()
+            .filter_map(|at| match &self.records[at].data {
+                Data::Memory(data) => Some((at, data.clone())),
+                Data::Staged { .. } | Data::Back(_) | Data::Gone => None,
+            });
         Some(in_memory.collect())
     }
 
@@ -258,7 +314,7 @@ impl Txn {
         for at in records {
             let data = &mut self.records[*at].data;
             let len = data.len();
-            self.memory_len -= len;
+            self.memory_len -= data.memory_len();
             *data = Data::Staged { pos, len };
             pos += len as u64;
         }
@@ -268,8 +324,10 @@ impl Txn {
     /// Data of a record that were in the staging file are in memory again.
     pub(super) fn on_fetched(&mut self, oid: Oid, data: Bytes) {
         if let Some(at) = self.by_oid.get(&oid) {
-            self.memory_len += data.len();
-            self.records[*at].data = Data::Memory(data);
+            let data = Data::Memory(data);
+            self.memory_len += data.memory_len();
+            self.in_memory.push(*at);
+            self.records[*at].data = data;
         }
     }
 
@@ -299,6 +357,31 @@ impl Txn {
         self.records_len += record.len_in_file();
     }
 
+    /// Whether it has so many records that it takes its time to go through them.
+    pub(super) fn is_large(&self) -> bool {
+        self.records.len() + self.checks.len() > LARGE_COUNT_MIN
+    }
+
+    /// Where its data are that are not in memory.
+    pub(super) fn staging_file(&self) -> Option<Arc<dyn File>> {
+        self.staging_file.as_ref().map(|(file, _)| file.clone())
+    }
+
+    /// Takes what is of no use any more when it has its place in the file.
+    pub(super) fn take_rest(&mut self) -> Rest {
+        Rest {
+            records: std::mem::take(&mut self.records),
+            _by_oid: std::mem::take(&mut self.by_oid),
+            staging_file: self.staging_file.take().map(|(file, _)| file),
+            layout: None,
+        }
+    }
+
+    /// What is left of one that is rolled back.
+    pub(super) fn into_rest(mut self) -> Rest {
+        self.take_rest()
+    }
+
     /// What its vote has to exclude.
     pub(super) const fn claim(&self) -> Claim {
         if !self.undos.is_empty() {
@@ -310,7 +393,7 @@ impl Txn {
         }
     }
 
-    /// Every object that it names.
+    /// Every object that it names, in any order.
     pub(super) fn oids(&self) -> Vec<Oid> {
         let stored = self.records.iter().map(|record| record.oid);
         stored

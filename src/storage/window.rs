@@ -30,6 +30,10 @@ impl Window {
         }
     }
 
+    pub(super) fn file(&self) -> &dyn File {
+        &*self.file
+    }
+
     /// The `len` bytes at `pos`; fewer only where the file ends. The caller bounds `len`: that
     /// much memory is used.
     pub(super) fn bytes(&mut self, pos: u64, len: usize) -> io::Result<&[u8]> {

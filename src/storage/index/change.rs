@@ -131,7 +131,10 @@ mod tests {
     fn what_others_changed_meanwhile_stays() {
         let before = || many(1000).filter(|(oid, _)| oid % 2 == 0);
         let mut changed = index(before());
-        let prepared = change(&changed.snapshot(), many(9000).filter(|(oid, _)| oid % 3 == 0));
+        let prepared = change(
+            &changed.snapshot(),
+            many(9000).filter(|(oid, _)| oid % 3 == 0),
+        );
         // One chunk that is in the change, one that is new there and here, one that is not.
         let others = [(3001, 5), (4000, 6), (7001, 7), (101_001, 8), (200_000, 9)];
         for (oid, pos) in others {
@@ -139,7 +142,10 @@ mod tests {
         }
         changed.enter(&prepared);
         let all = before().chain(others);
-        assert_same(&changed, &index(all.chain(many(9000).filter(|(oid, _)| oid % 3 == 0))));
+        assert_same(
+            &changed,
+            &index(all.chain(many(9000).filter(|(oid, _)| oid % 3 == 0))),
+        );
     }
 
     #[test]
