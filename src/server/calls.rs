@@ -1,5 +1,7 @@
 //! Each method of the protocol, executed.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use log::Level;
 
@@ -94,10 +96,7 @@ impl Server {
                 Outcome::Reply(served.invalidations.since(tid, now.wall).map_or(
                     Value::None,
                     |(last, oids)| {
-                        Value::Tuple(vec![
-                            Value::from(last),
-                            Value::List(oids.into_iter().map(Value::from).collect()),
-                        ])
+                        Value::Tuple(vec![Value::from(last), Value::from(Arc::new(oids))])
                     },
                 ))
             }

@@ -1,6 +1,7 @@
 //! The changes of the last transactions, for clients that come back with a cache.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ids::{Oid, Tid};
@@ -9,7 +10,7 @@ use crate::ids::{Oid, Tid};
 #[derive(Debug)]
 pub(super) struct InvalidationQueue {
     /// Oldest first, tids ascending.
-    entries: VecDeque<(Tid, Vec<Oid>)>,
+    entries: VecDeque<(Tid, Arc<Vec<Oid>>)>,
     /// How many are kept however old they are.
     count: usize,
     /// How long they are kept however many they are.
@@ -19,15 +20,16 @@ pub(super) struct InvalidationQueue {
 impl InvalidationQueue {
     /// With the last transactions of the file.
     pub(super) fn new(count: usize, age: Duration, entries: Vec<(Tid, Vec<Oid>)>) -> Self {
+        let entries = entries.into_iter();
         Self {
-            entries: entries.into(),
+            entries: entries.map(|(tid, oids)| (tid, Arc::new(oids))).collect(),
             count,
             age,
         }
     }
 
     /// A transaction was committed.
-    pub(super) fn push(&mut self, tid: Tid, oids: Vec<Oid>) {
+    pub(super) fn push(&mut self, tid: Tid, oids: Arc<Vec<Oid>>) {
         debug_assert!(self.entries.back().is_none_or(|(last, _)| *last < tid));
         self.entries.push_back((tid, oids));
         self.trim(tid.unix_time());
@@ -43,13 +45,11 @@ impl InvalidationQueue {
             .binary_search_by_key(&since, |(tid, _)| *tid)
             .ok()?;
         let (last, _) = self.entries.back()?;
-        let changed: BTreeSet<Oid> = self
-            .entries
-            .range(at + 1..)
-            .flat_map(|(_, oids)| oids)
-            .copied()
-            .collect();
-        Some((*last, changed.into_iter().collect()))
+        let entries = self.entries.range(at + 1..);
+        let mut changed: Vec<Oid> = entries.flat_map(|(_, oids)| &**oids).copied().collect();
+        changed.sort_unstable();
+        changed.dedup();
+        Some((*last, changed))
     }
 
     /// Forgets what is neither among the last nor young. `now` counts from 1970.
@@ -77,9 +77,9 @@ mod tests {
     fn queue(age: u64) -> InvalidationQueue {
         let first = vec![(ago(40), vec![Oid(1)])];
         let mut queue = InvalidationQueue::new(3, Duration::from_secs(age), first);
-        queue.push(ago(30), vec![Oid(2), Oid(3)]);
-        queue.push(ago(20), vec![]);
-        queue.push(ago(10), vec![Oid(2)]);
+        queue.push(ago(30), Arc::new(vec![Oid(2), Oid(3)]));
+        queue.push(ago(20), Arc::new(vec![]));
+        queue.push(ago(10), Arc::new(vec![Oid(2)]));
         queue
     }
 

@@ -514,8 +514,7 @@ impl Server {
             let (who, count) = (&client.who, oids.len());
             log::debug!(target: LOG, "{who} committed {tid} ({count} objects)");
         }
-        let changed = Value::List(oids.iter().map(|oid| Value::from(*oid)).collect());
-        let args = vec![tid.into(), changed];
+        let args = vec![tid.into(), oids.clone().into()];
         let mut frames = NoticeFrames::new(self.options.encoding, "invalidateTransaction", args);
         let mut deaf = Vec::new();
         for id in &served.clients {

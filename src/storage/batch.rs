@@ -62,8 +62,8 @@ pub struct Commit {
     pub txn: TxnId,
     /// Its tid.
     pub tid: Tid,
-    /// The objects that it changed.
-    pub oids: Vec<Oid>,
+    /// The objects that it changed, in the order of their records.
+    pub oids: Arc<Vec<Oid>>,
     /// Objects in the storage afterwards.
     pub object_count: u64,
     /// Length of the file afterwards, in bytes.
@@ -190,14 +190,14 @@ impl FileStorage {
     }
 
     /// Enters the new positions into the index; the objects that have them.
-    fn publish(&mut self, changes: Changes, rest: &mut Rest) -> Vec<Oid> {
+    fn publish(&mut self, changes: Changes, rest: &mut Rest) -> Arc<Vec<Oid>> {
         match changes {
             Changes::Listed(positions) => {
                 for (oid, pos) in &positions {
                     self.index.insert(*oid, *pos);
                     self.oids.stored(*oid);
                 }
-                positions.into_iter().map(|(oid, _)| oid).collect()
+                Arc::new(positions.into_iter().map(|(oid, _)| oid).collect())
             }
             Changes::Prepared(layout) => {
                 let laid_out = layout.laid_out.get();

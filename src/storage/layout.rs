@@ -47,7 +47,7 @@ pub(super) struct Layout {
 pub(super) struct LaidOut {
     pub(super) change: Change,
     /// In the order of the records.
-    pub(super) oids: Vec<Oid>,
+    pub(super) oids: Arc<Vec<Oid>>,
     pub(super) max_oid: Option<Oid>,
 }
 
@@ -96,7 +96,7 @@ impl Layout {
         // Writing it twice cannot be; the first would be as good.
         let _ = self.laid_out.set(LaidOut {
             change: self.index.prepare(&positions),
-            oids,
+            oids: Arc::new(oids),
             max_oid: positions.last().map(|(oid, _)| *oid),
         });
         Ok(())

@@ -634,7 +634,7 @@ mod tests {
         let [Event::Committed(commit)] = &events[..] else {
             panic!("{events:?}");
         };
-        assert_eq!(commit.oids, [Oid(2), Oid(1), Oid(3)]);
+        assert_eq!(*commit.oids, [Oid(2), Oid(1), Oid(3)]);
         let third = commit.tid;
         assert_eq!(rig.state(1), Some((b"one".to_vec(), third)));
         assert_eq!(rig.state(2), Some((b"two".to_vec(), third)));

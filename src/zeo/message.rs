@@ -500,7 +500,9 @@ fn is_handle(value: &Value) -> bool {
         Value::Long(bytes) | Value::Text(bytes) | Value::Bytes(bytes) | Value::Str(bytes) => {
             Some(bytes.len())
         }
-        Value::Tuple(_) | Value::List(_) | Value::Dict(_) | Value::Prefix(_) => None,
+        Value::Tuple(_) | Value::List(_) | Value::Oids(_) | Value::Dict(_) | Value::Prefix(_) => {
+            None
+        }
     };
     let len = match value {
         Value::Tuple(values) if values.len() <= HANDLE_VALUES_MAX => {

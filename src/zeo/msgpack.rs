@@ -59,6 +59,13 @@ pub fn encode(sink: &mut impl Sink, value: &Value) {
                 encode(sink, item);
             }
         }
+        Value::Oids(oids) => {
+            encode_collection_head(sink, 0x90, [0xdc, 0xdd], oids.len());
+            for oid in &**oids {
+                let [a, b, c, d, e, f, g, h] = oid.to_bytes();
+                sink.put(&[0xc4, 8, a, b, c, d, e, f, g, h]);
+            }
+        }
         Value::Dict(pairs) => {
             encode_collection_head(sink, 0x80, [0xde, 0xdf], pairs.len());
             for (key, value) in pairs {

@@ -1,6 +1,7 @@
 //! The values that both encodings of ZEO can carry, and why bytes may be none.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -37,6 +38,8 @@ pub enum Value {
     Tuple(Vec<Self>),
     /// A list
     List(Vec<Self>),
+    /// A list of oids, of which a transaction may have millions. Decoders never produce it.
+    Oids(Arc<Vec<Oid>>),
     /// A dict, in the order that it was sent.
     Dict(Vec<(Self, Self)>),
     /// An instance of `ZopeUndo.Prefix.Prefix`, the one class that clients send: its `path`.
@@ -87,6 +90,12 @@ impl From<u64> for Value {
 impl From<Oid> for Value {
     fn from(oid: Oid) -> Self {
         Self::Id(oid.to_bytes())
+    }
+}
+
+impl From<Arc<Vec<Oid>>> for Value {
+    fn from(oids: Arc<Vec<Oid>>) -> Self {
+        Self::Oids(oids)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use crate::ids::Oid;
 use crate::pickle_opcode::*;
 use crate::zeo::frame::Sink;
 use crate::zeo::value::{Value, shortest_integer_len};
@@ -115,6 +116,7 @@ impl<S: Sink> Writer<'_, S> {
             Value::Tuple(items) => self.tuple(items),
             // A path can only be read from a request; as a list it can be answered all the same.
             Value::List(items) | Value::Prefix(items) => self.list(items),
+            Value::Oids(oids) => self.oids(oids),
             Value::Dict(pairs) => self.dict(pairs),
         }
     }
@@ -207,6 +209,25 @@ impl<S: Sink> Writer<'_, S> {
                 self.code(APPENDS);
             }
         }
+    }
+
+    /// As [`Self::list`] would write them one by one.
+    fn oids(&mut self, oids: &[Oid]) {
+        if let [] | [_] = oids {
+            let items: Vec<Value> = oids.iter().map(|oid| Value::from(*oid)).collect();
+            return self.list(&items);
+        }
+        let code = match self.reader {
+            Reader::Python2 => SHORT_BINSTRING,
+            Reader::Python3 | Reader::File => SHORT_BINBYTES,
+        };
+        self.code(EMPTY_LIST);
+        self.code(MARK);
+        for oid in oids {
+            let [a, b, c, d, e, f, g, h] = oid.to_bytes();
+            self.sink.put(&[code, 8, a, b, c, d, e, f, g, h]);
+        }
+        self.code(APPENDS);
     }
 
     fn dict(&mut self, pairs: &[(Value, Value)]) {
