@@ -346,3 +346,173 @@ fn lay_out(
         rest: Rest::default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::storage::disk::{Disk, File, OpenMode};
+    use crate::storage::memory::MemoryDisk;
+    use crate::storage::staging::{Base, LARGE_COUNT_MIN, Record};
+    use crate::storage::testing::{Rig, metadata, options};
+    use crate::storage::{Lookup, Vote};
+
+    /// Data of every kind and length, in memory and staged, of new objects and of others.
+    fn txn(staging_file: Arc<dyn File>) -> Txn {
+        let mut txn = Txn::new(metadata());
+        let lens = [
+            1,
+            100,
+            1023,
+            1024,
+            5000,
+            65_535,
+            65_536,
+            70_000,
+            1 << 20,
+            3_000_000,
+        ];
+        let mut staged_len = 0;
+        for (oid, len) in (0..).step_by(3).zip(lens.into_iter().cycle().take(30)) {
+            let bytes: Vec<u8> = (0..len as u64).map(|n| (n * 31 / 7 + oid) as u8).collect();
+            let data = match oid % 4 {
+                0 | 1 => Data::Memory(bytes.into()),
+                2 => Data::Back(1000 + oid),
+                _ if oid % 8 == 3 => Data::Gone,
+                _ => {
+                    let pos = staged_len;
+                    staged_len += len as u64;
+                    let mut slices = [io::IoSlice::new(&bytes)];
+                    staging_file.write_at(&mut slices, pos).unwrap();
+                    Data::Staged { pos, len }
+                }
+            };
+            txn.store(Record {
+                oid: Oid(99 - oid),
+                base: Base::Replaced(None),
+                data,
+                undos_before: 0,
+            });
+        }
+        txn.staging_file = Some((staging_file, staged_len));
+        txn
+    }
+
+    fn contents(disk: &MemoryDisk, file: &str, finishing: &Finishing) -> Vec<u8> {
+        let path = Path::new(file);
+        let file = disk.open(path, OpenMode::CreateNew).unwrap();
+        let mut pos = finishing.start;
+        for part in &finishing.parts {
+            pos += part.write(&*file, pos).unwrap();
+        }
+        assert_eq!(pos, finishing.end);
+        disk.read(path).unwrap()
+    }
+
+    #[test]
+    fn a_transaction_is_the_same_whoever_lays_it_out() {
+        let mut index = Index::new();
+        for oid in (0..99).step_by(2) {
+            index.insert(Oid(oid), 7 + oid);
+        }
+        let disk = MemoryDisk::new();
+        let mut txn = txn(disk.open_unnamed(Path::new("Data.fs")).unwrap());
+        let (id, ticket) = (TxnId(1), Ticket::default());
+        let at_once = lay_out(id, ticket, &txn, Tid(5), 4, |oid| index.get(oid));
+        let later = lay_out_later(id, ticket, &mut txn, Tid(5), 4, &index);
+        let expected = contents(&disk, "one", &at_once);
+        assert!(contents(&disk, "other", &later) == expected);
+
+        let mut rig = Rig::new(options());
+        assert_eq!(rig.storage.allocate_oids(1), None);
+        rig.settle();
+        let mut publish = |changes| {
+            rig.storage.index = index.snapshot();
+            let oids = rig.storage.publish(changes, &mut Rest::default());
+            let entries: Vec<_> = rig.storage.index.iter().collect();
+            (oids, entries, rig.storage.oids.allocate(1))
+        };
+        // The second time the oids are those behind the ones that were handed out.
+        let (oids, entries, next) = publish(at_once.changes);
+        let (oids_later, entries_later, next_later) = publish(later.changes);
+        assert_eq!((oids_later, entries_later), (oids, entries));
+        assert_eq!(next, Some(100..101));
+        assert_eq!(next_later, Some(101..102));
+    }
+
+    #[test]
+    fn a_transaction_of_many_objects_is_visible_as_a_whole() {
+        let mut rig = Rig::new(options());
+        let oids = || 1..=3 * LARGE_COUNT_MIN as u64;
+        let stores: Vec<_> = oids().map(|oid| (oid, 0, "one")).collect();
+        let first = rig.commit(&stores);
+        let stores: Vec<_> = oids().map(|oid| (oid + 1000, first.0, "two")).collect();
+        let id = rig.begin(&stores);
+        rig.vote(id);
+        rig.finish(id);
+        // An object that shares a chunk of the index with it is committed meanwhile.
+        let other = rig.begin(&[(1, first.0, "other")]);
+        rig.vote_and_leave(other);
+        rig.finish(other);
+        let seen = |rig: &Rig| {
+            let serials = oids().map(|oid| rig.look_up(Lookup::Current(Oid(oid + 1000))));
+            let mut serials: Vec<_> = serials.map(|serial| format!("{serial:?}")).collect();
+            serials.dedup();
+            (serials.len(), rig.storage.object_count())
+        };
+        let before = seen(&rig);
+        assert_eq!(before, (2, 3 * LARGE_COUNT_MIN as u64));
+        rig.storage.flush();
+        rig.collect();
+        while !rig.jobs.is_empty() {
+            let done = rig.jobs.remove(0).run();
+            rig.storage.on_done(done, rig.now);
+            let now = seen(&rig);
+            assert!(now == before || now == (1, before.1 + 1000), "{now:?}");
+            rig.storage.flush();
+            rig.collect();
+        }
+        assert_eq!(seen(&rig), (1, before.1 + 1000));
+        let [Event::Committed(one), Event::Committed(two)] = &rig.events[..] else {
+            panic!("{:?}", rig.events);
+        };
+        assert_eq!((one.txn, two.txn), (id, other));
+        let changed: Vec<Oid> = stores.iter().map(|(oid, ..)| Oid(*oid)).collect();
+        assert_eq!(*one.oids, changed);
+        assert_eq!(rig.current(1).unwrap().0, "other");
+        assert_eq!(rig.current(2000).unwrap().0, "two");
+        assert!(rig.storage.txns.is_empty());
+    }
+
+    #[test]
+    fn a_large_transaction_with_a_conflict_is_told_of_it_and_goes_on() {
+        let mut rig = Rig::new(options());
+        let tid = rig.commit(&[(7, 0, "first")]);
+        let stores: Vec<_> = (1..=3000).map(|oid| (oid, 0, "data")).collect();
+        let id = rig.begin(&stores);
+        let events = rig.vote(id);
+        let [Event::Voted(_, Vote::Conflicts(conflicts))] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!((conflicts.len(), conflicts[0].oid), (1, Oid(7)));
+        assert_eq!(conflicts[0].data, "data");
+        let data = Bytes::from_static(b"resolved");
+        assert!(rig.storage.store(id, Oid(7), Some(tid), data));
+        assert!(rig.end(id) > tid);
+        assert_eq!(rig.current(7).unwrap().0, "resolved");
+        assert_eq!(rig.current(3000).unwrap().0, "data");
+    }
+
+    #[test]
+    fn a_large_transaction_that_is_given_up_while_it_is_compared_is_forgotten() {
+        let mut rig = Rig::new(options());
+        let stores: Vec<_> = (1..=3000).map(|oid| (oid, 0, "data")).collect();
+        let id = rig.begin(&stores);
+        assert!(rig.storage.vote(id, rig.now));
+        rig.storage.abort(id, rig.now);
+        assert!(rig.settle().is_empty());
+        rig.commit(&[(7, 0, "next")]);
+        assert_eq!(rig.storage.object_count(), 1);
+    }
+}

@@ -128,13 +128,13 @@ impl FileStorage {
             data,
             undos_before,
         });
-        if let Some(records) = staging.spill() {
+        if let Some(data) = staging.spill() {
             self.events.push_back(Event::Run(Job::Spill {
                 txn,
                 disk: self.disk.clone(),
                 path: self.path.clone(),
                 staging_file: staging.staging_file.clone(),
-                records,
+                data,
             }));
         }
         true
@@ -459,21 +459,15 @@ impl FileStorage {
         }
     }
 
-    pub(super) fn on_spilled(
-        &mut self,
-        id: TxnId,
-        pos: u64,
-        records: &[usize],
-        result: io::Result<Arc<dyn File>>,
-    ) {
+    pub(super) fn on_spilled(&mut self, id: TxnId, result: io::Result<(Arc<dyn File>, u64)>) {
         let Some(txn) = self.txns.get_mut(&id) else {
-            if let Ok(file) = result {
+            if let Ok((file, _)) = result {
                 self.discard_rest(Rest::from(file));
             }
             return;
         };
         match result {
-            Ok(file) => txn.on_spilled(file, pos, records),
+            Ok((file, end)) => txn.on_spilled(file, end),
             Err(error) => {
                 let reason = format!("a large transaction cannot be staged: {error}");
                 log::error!("{}: {reason}", self.options.name);
@@ -907,7 +901,7 @@ mod tests {
         };
         rig.jobs.clear();
         let full = Err(io::ErrorKind::StorageFull.into());
-        rig.storage.on_spilled(id, 0, &[0], full);
+        rig.storage.on_spilled(id, full);
         let other = rig.begin(&[(2, 0, "other")]);
         assert!(matches!(rig.vote(other)[..], [Event::Spilled(_)]));
         let events = rig.vote(id);

@@ -31,7 +31,7 @@ pub enum LockScope {
 }
 
 /// A ticket's number; smaller is earlier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
 /// The lock, with its queue.

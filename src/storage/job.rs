@@ -127,8 +127,8 @@ pub enum Job {
         path: PathBuf,
         /// The staging file and its end.
         staging_file: Option<(Arc<dyn File>, u64)>,
-        /// Numbers of records with their data.
-        records: Vec<(usize, Bytes)>,
+        /// The data.
+        data: Vec<Bytes>,
     },
     /// Read what a vote needs.
     Fetch {
@@ -270,23 +270,33 @@ impl Append {
             self.file.write_at(&mut slices, pos)?;
             pos += slices_len;
             (slices_len, slices) = (0, Vec::new());
-            pos += match part {
-                Part::Memory(_) => 0,
-                Part::Layout(layout) => {
-                    layout.write(&*self.file)?;
-                    layout.len()
-                }
-                Part::Staged {
-                    file,
-                    pos: from,
-                    len,
-                } => {
-                    copy(&**file, *from, *len, &*self.file, pos)?;
-                    *len as u64
-                }
-            };
+            pos += part.write(&*self.file, pos)?;
         }
         self.file.write_at(&mut slices, pos)
+    }
+}
+
+impl Part {
+    /// Writes it at its place; its length.
+    pub(super) fn write(&self, to: &dyn File, pos: u64) -> io::Result<u64> {
+        match self {
+            Self::Memory(bytes) => {
+                to.write_at(&mut [IoSlice::new(bytes)], pos)?;
+                Ok(bytes.len() as u64)
+            }
+            Self::Layout(layout) => {
+                layout.write(to)?;
+                Ok(layout.len())
+            }
+            Self::Staged {
+                file,
+                pos: from,
+                len,
+            } => {
+                copy(&**file, *from, *len, to, pos)?;
+                Ok(*len as u64)
+            }
+        }
     }
 }
 
@@ -317,12 +327,8 @@ pub enum Done {
     Spilled {
         /// For whom.
         txn: TxnId,
-        /// The former end of the staging file.
-        pos: u64,
-        /// Numbers of the records.
-        records: Vec<usize>,
-        /// The staging file, if it worked.
-        result: io::Result<Arc<dyn File>>,
+        /// The staging file and its end, if it worked.
+        result: io::Result<(Arc<dyn File>, u64)>,
     },
     /// Of [`Job::Fetch`].
     Fetched {
@@ -413,18 +419,11 @@ impl Job {
                 disk,
                 path,
                 staging_file,
-                records,
-            } => {
-                let pos = staging_file.as_ref().map_or(0, |(_, end)| *end);
-                let result = spill(&*disk, &path, staging_file, &records);
-                let records = records.into_iter().map(|(at, _)| at).collect();
-                Done::Spilled {
-                    txn,
-                    pos,
-                    records,
-                    result,
-                }
-            }
+                data,
+            } => Done::Spilled {
+                txn,
+                result: spill(&*disk, &path, staging_file, &data),
+            },
             Self::Fetch {
                 txn,
                 file,
@@ -500,15 +499,16 @@ fn spill(
     disk: &dyn Disk,
     path: &Path,
     staging_file: Option<(Arc<dyn File>, u64)>,
-    records: &[(usize, Bytes)],
-) -> io::Result<Arc<dyn File>> {
+    data: &[Bytes],
+) -> io::Result<(Arc<dyn File>, u64)> {
     let (file, end) = match staging_file {
         Some(there) => there,
         None => (disk.open_unnamed(path)?, 0),
     };
-    let mut slices: Vec<IoSlice<'_>> = records.iter().map(|(_, data)| IoSlice::new(data)).collect();
+    let mut slices: Vec<IoSlice<'_>> = data.iter().map(|data| IoSlice::new(data)).collect();
     file.write_at(&mut slices, end)?;
-    Ok(file)
+    let len: usize = data.iter().map(Bytes::len).sum();
+    Ok((file, end + len as u64))
 }
 
 fn fetch(

@@ -433,12 +433,7 @@ impl FileStorage {
             Done::Fetched { txn, result } => self.on_fetched(txn, result, now),
             Done::Compared(compared) => self.on_large_compared(compared, now),
             Done::LookedBack { txn, result } => self.on_looked_back(txn, result, now),
-            Done::Spilled {
-                txn,
-                pos,
-                records,
-                result,
-            } => self.on_spilled(txn, pos, &records, result),
+            Done::Spilled { txn, result } => self.on_spilled(txn, result),
             Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
             Done::Packed(packer, result) => self.on_packed(packer, result, now),

@@ -289,9 +289,10 @@ impl Txn {
             && !self.blobs.is_voting()
     }
 
-    /// What should go to the staging file: all data in memory, if they are too much for it. Until
-    /// [`Self::on_spilled`] nothing may be stored.
-    pub(super) fn spill(&mut self) -> Option<Vec<(usize, Bytes)>> {
+    /// What should go to the staging file: all data in memory, one behind the other from its end
+    /// on, if they are too much for the memory. Until [`Self::on_spilled`] nothing may be stored or
+    /// read, though the records say already where their data will be.
+    pub(super) fn spill(&mut self) -> Option<Vec<Bytes>> {
         if self.memory_len < STAGED_LEN_IN_MEMORY_MAX || self.is_spilling {
             return None;
         }
@@ -299,26 +300,30 @@ impl Txn {
         let mut numbers = std::mem::take(&mut self.in_memory);
         numbers.sort_unstable();
         numbers.dedup();
-        let in_memory = numbers
-            .into_iter()
-            .filter_map(|at| match &self.records[at].data {
-                Data::Memory(data) => Some((at, data.clone())),
-                Data::Staged { .. } | Data::Back(_) | Data::Gone => None,
-            });
-        Some(in_memory.collect())
+        let mut spilled = Vec::with_capacity(numbers.len());
+        let mut pos = self.staging_file.as_ref().map_or(0, |(_, end)| *end);
+        for at in numbers {
+            let data = &mut self.records[at].data;
+            let len = data.len();
+            let staged = Data::Staged { pos, len };
+            let before = std::mem::replace(data, staged);
+            match before {
+                // Moved, so that it is the worker that frees them.
+                Data::Memory(bytes) => {
+                    pos += len as u64;
+                    spilled.push(bytes);
+                }
+                Data::Staged { .. } | Data::Back(_) | Data::Gone => *data = before,
+            }
+        }
+        self.memory_len = 0;
+        Some(spilled)
     }
 
-    /// These records are in the staging file, one behind the other from its former end on.
-    pub(super) fn on_spilled(&mut self, file: Arc<dyn File>, mut pos: u64, records: &[usize]) {
+    /// What was to be staged is in the staging file, which has this end now.
+    pub(super) fn on_spilled(&mut self, file: Arc<dyn File>, end: u64) {
         self.is_spilling = false;
-        for at in records {
-            let data = &mut self.records[*at].data;
-            let len = data.len();
-            self.memory_len -= data.memory_len();
-            *data = Data::Staged { pos, len };
-            pos += len as u64;
-        }
-        self.staging_file = Some((file, pos));
+        self.staging_file = Some((file, end));
     }
 
     /// Data of a record that were in the staging file are in memory again.

@@ -212,6 +212,17 @@ impl Rig {
         self.settle()
     }
 
+    /// Votes, and has no job run.
+    pub(super) fn vote_and_leave(&mut self, id: TxnId) {
+        assert!(self.storage.vote(id, self.now));
+        self.collect();
+        let events = std::mem::take(&mut self.events);
+        assert!(
+            matches!(events[..], [Event::Voted(_, Vote::Granted)]),
+            "{events:?}"
+        );
+    }
+
     pub(super) fn finish(&mut self, id: TxnId) {
         assert!(self.storage.finish(id, self.wall, self.now));
     }
