@@ -10,8 +10,23 @@ use std::time::Duration;
 pub const FRAME_LEN_MAX_UNREGISTERED: usize = 8 * 1024;
 
 /// Bytes of a frame of a registered client. One `storea` is one frame, so this bounds the size of
-/// an object; ZEO itself has no bound below 4 GiB.
+/// an object; ZEO itself has no bound below 4 GiB. A frame is in memory as a whole only up to
+/// [`WHOLE_FRAME_LEN_MAX`].
 pub const FRAME_LEN_MAX: usize = 1 << 30;
+
+/// Bytes of a frame from which on the data of an object go to the transaction's temporary file as
+/// they come, in pieces. So one connection takes no more than two times
+/// [`STAGED_PIECE_LEN`] for a frame that comes in, and one read, however long it is. From here on
+/// the memory would cost more than the temporary file.
+pub const WHOLE_STORE_LEN_MAX: usize = 1 << 20;
+
+/// Bytes of a frame that is kept in memory until it has come as a whole, because it is not a store
+/// of the form that Python's ZEO sends. Nothing else that a client has to say comes near.
+pub const WHOLE_FRAME_LEN_MAX: usize = 64 << 20;
+
+/// Bytes of an object's data that are written at once while they come. As much again is taken
+/// meanwhile, then no more is read.
+pub const STAGED_PIECE_LEN: usize = 1 << 20;
 
 /// Values (numbers, texts, tuples, ...) in one message. Each takes about 40 bytes of memory but
 /// may be one byte on the wire.
@@ -175,6 +190,8 @@ pub const OLD_LOG_FILES_MAX: u32 = 1000;
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);
+const _: () = assert!(WHOLE_STORE_LEN_MAX < WHOLE_FRAME_LEN_MAX);
+const _: () = assert!(WHOLE_FRAME_LEN_MAX < FRAME_LEN_MAX);
 // A connection that is stopped has little left to send in comparison.
 const _: () = assert!(TLS_BUFFER_LEN <= OUTPUT_RESUME_LEN);
 // Sending blobs alone never keeps a client's calls from being read.

@@ -286,11 +286,38 @@ impl Server {
         }
     }
 
+    /// Data of an object come in pieces. Without a transaction that takes them they are dropped;
+    /// the call behind them will say what is wrong.
+    pub(super) fn take_piece(&mut self, id: ClientId, piece: Bytes, now: Now) {
+        let Some(client) = self.clients.get_mut(&id).filter(|it| !it.read_only) else {
+            return;
+        };
+        if let (Some(at), Some(txn)) = (client.storage, &client.txn) {
+            self.storages[at].storage.add_piece(txn.id, piece);
+            self.follow_storage(at, now);
+        }
+    }
+
+    /// Executes the call that stores what came in pieces.
+    pub(super) fn execute_with_pieces(&mut self, id: ClientId, call: Call, len: usize, now: Now) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.pieces_len = Some(len);
+        }
+        self.execute(id, call, now);
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.pieces_len = None;
+            if let (Some(at), Some(txn)) = (client.storage, &client.txn) {
+                self.storages[at].storage.forget_pieces(txn.id);
+            }
+        }
+    }
+
     /// Adds something to a client's transaction.
     fn stage(&mut self, id: ClientId, at: usize, txn: Value, now: Now, staged: Staged) -> Outcome {
         let Some(client) = self.clients.get_mut(&id) else {
             return Outcome::Later;
         };
+        let pieces_len = client.pieces_len;
         let Some(txn) = client.txn_named(&txn).map(|current| current.id) else {
             return Outcome::Raise(no_such_txn(client.txn.as_ref(), txn));
         };
@@ -300,8 +327,14 @@ impl Server {
         let Served { storage, stats, .. } = &mut self.storages[at];
         stats.stores += u64::from(staged.is_store());
         let added = match staged {
-            Staged::Store(oid, serial, data) => storage.store(txn, oid, serial, data),
-            Staged::Restore(oid, data, same_data) => storage.restore(txn, oid, data, same_data),
+            Staged::Store(oid, serial, data) => match pieces_len {
+                None => storage.store(txn, oid, serial, data),
+                Some(len) => storage.store_pieces(txn, oid, serial, &data, len),
+            },
+            Staged::Restore(oid, data, same_data) => match (data, pieces_len) {
+                (Some(data), Some(len)) => storage.restore_pieces(txn, oid, &data, len, same_data),
+                (data, _) => storage.restore(txn, oid, data, same_data),
+            },
             Staged::Delete(oid, serial) => storage.delete(txn, oid, serial),
             Staged::Check(oid, serial) => storage.check(txn, oid, serial),
             Staged::Undo(tid) => storage.undo(txn, tid),

@@ -19,6 +19,8 @@ pub(super) struct Client {
     pub(super) storage: Option<usize>,
     pub(super) read_only: bool,
     pub(super) txn: Option<ClientTxn>,
+    /// The call that is being executed stores data of this length, which came in pieces.
+    pub(super) pieces_len: Option<usize>,
     /// Its calls that wait for the disk.
     pub(super) waiting: usize,
     pub(super) iterators: BTreeMap<i64, Iteration>,
@@ -104,6 +106,7 @@ impl Client {
             storage: None,
             read_only: false,
             txn: None,
+            pieces_len: None,
             waiting: 0,
             iterators: BTreeMap::new(),
             iterators_begun: 0,

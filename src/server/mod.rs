@@ -213,6 +213,10 @@ impl Server {
                     return false;
                 }
                 Ok(Some(Incoming::Call(call))) => self.execute(id, call, now),
+                Ok(Some(Incoming::Piece(piece))) => self.take_piece(id, piece, now),
+                Ok(Some(Incoming::CallWithPieces(call, len))) => {
+                    self.execute_with_pieces(id, call, len, now);
+                }
                 Ok(Some(Incoming::Status)) => self.answer_status(id, now),
                 Err(error) => self.hang_up(id, &Reason::Session(error), now),
             }

@@ -256,7 +256,7 @@ fn lay_out_later(
     let layout = Arc::new(Layout {
         header,
         metadata: txn.metadata.clone(),
-        staging_file: txn.staging_file(),
+        staging_file: txn.staging_file.clone(),
         records: std::mem::take(&mut txn.records),
         index: index.snapshot(),
         start,
@@ -317,7 +317,7 @@ fn lay_out(
                 parts.push(Part::Memory(data.clone()));
             }
             Data::Staged { pos, len } => {
-                if let Some((file, _)) = &txn.staging_file {
+                if let Some(file) = &txn.staging_file {
                     parts.push(Part::Memory(head.split().freeze()));
                     parts.push(Part::Staged {
                         file: file.clone(),
@@ -395,7 +395,7 @@ mod tests {
                 undos_before: 0,
             });
         }
-        txn.staging_file = Some((staging_file, staged_len));
+        txn.on_spilled(staging_file);
         txn
     }
 

@@ -128,15 +128,7 @@ impl FileStorage {
             data,
             undos_before,
         });
-        if let Some(data) = staging.spill() {
-            self.events.push_back(Event::Run(Job::Spill {
-                txn,
-                disk: self.disk.clone(),
-                path: self.path.clone(),
-                staging_file: staging.staging_file.clone(),
-                data,
-            }));
-        }
+        self.spill(txn);
         true
     }
 
@@ -195,7 +187,7 @@ impl FileStorage {
             matches!(
                 txn.state,
                 TxnState::Checking { .. } | TxnState::Finishing { .. }
-            ) || txn.is_spilling
+            ) || txn.is_spilling()
                 || txn.blobs.is_full()
         })
     }
@@ -294,7 +286,8 @@ impl FileStorage {
     ) {
         let checked = match compared {
             Ok(Comparison::Fetch { serials, staged }) => {
-                let staging_file = self.txns.get(&id).and_then(Txn::staging_file);
+                let txn = self.txns.get(&id);
+                let staging_file = txn.and_then(|txn| txn.staging_file.clone());
                 self.events.push_back(Event::Run(Job::Fetch {
                     txn: id,
                     file: self.file.clone(),
@@ -459,15 +452,19 @@ impl FileStorage {
         }
     }
 
-    pub(super) fn on_spilled(&mut self, id: TxnId, result: io::Result<(Arc<dyn File>, u64)>) {
+    pub(super) fn on_spilled(&mut self, id: TxnId, result: io::Result<Arc<dyn File>>) {
         let Some(txn) = self.txns.get_mut(&id) else {
-            if let Ok((file, _)) = result {
+            if let Ok(file) = result {
                 self.discard_rest(Rest::from(file));
             }
             return;
         };
         match result {
-            Ok((file, end)) => txn.on_spilled(file, end),
+            Ok(file) => {
+                txn.on_spilled(file);
+                // More may have come meanwhile.
+                self.spill(id);
+            }
             Err(error) => {
                 let reason = format!("a large transaction cannot be staged: {error}");
                 log::error!("{}: {reason}", self.options.name);

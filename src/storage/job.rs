@@ -125,8 +125,10 @@ pub enum Job {
         disk: Arc<dyn Disk>,
         /// The data file; the staging file is made beside it.
         path: PathBuf,
-        /// The staging file and its end.
-        staging_file: Option<(Arc<dyn File>, u64)>,
+        /// The staging file.
+        staging_file: Option<Arc<dyn File>>,
+        /// Where they go in it.
+        pos: u64,
         /// The data.
         data: Vec<Bytes>,
     },
@@ -327,8 +329,8 @@ pub enum Done {
     Spilled {
         /// For whom.
         txn: TxnId,
-        /// The staging file and its end, if it worked.
-        result: io::Result<(Arc<dyn File>, u64)>,
+        /// The staging file, if it worked.
+        result: io::Result<Arc<dyn File>>,
     },
     /// Of [`Job::Fetch`].
     Fetched {
@@ -419,10 +421,11 @@ impl Job {
                 disk,
                 path,
                 staging_file,
+                pos,
                 data,
             } => Done::Spilled {
                 txn,
-                result: spill(&*disk, &path, staging_file, &data),
+                result: spill(&*disk, &path, staging_file, pos, &data),
             },
             Self::Fetch {
                 txn,
@@ -498,17 +501,17 @@ impl Job {
 fn spill(
     disk: &dyn Disk,
     path: &Path,
-    staging_file: Option<(Arc<dyn File>, u64)>,
+    staging_file: Option<Arc<dyn File>>,
+    pos: u64,
     data: &[Bytes],
-) -> io::Result<(Arc<dyn File>, u64)> {
-    let (file, end) = match staging_file {
-        Some(there) => there,
-        None => (disk.open_unnamed(path)?, 0),
+) -> io::Result<Arc<dyn File>> {
+    let file = match staging_file {
+        Some(file) => file,
+        None => disk.open_unnamed(path)?,
     };
     let mut slices: Vec<IoSlice<'_>> = data.iter().map(|data| IoSlice::new(data)).collect();
-    file.write_at(&mut slices, end)?;
-    let len: usize = data.iter().map(Bytes::len).sum();
-    Ok((file, end + len as u64))
+    file.write_at(&mut slices, pos)?;
+    Ok(file)
 }
 
 fn fetch(

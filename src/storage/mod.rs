@@ -16,6 +16,7 @@
 //! | `oids` | object ids, never handed out twice |
 //! | `references` | which objects a record refers to |
 //! | `staging`, `commit_lock`, `commit`, `compare`, `batch` | a transaction from begin to published |
+//! | `pieces` | large objects that come in pieces |
 //! | `layout` | a large one on its way into the file |
 //! | `blob` | files of blobs, from their first byte to their place |
 //! | `undo` | transactions that are undone, objects that are restored or deleted |
@@ -38,6 +39,7 @@ mod layout;
 pub mod memory;
 pub mod oids;
 mod pack;
+mod pieces;
 pub mod read;
 pub mod recover;
 pub mod references;

@@ -13,7 +13,7 @@ use super::format::{DATA_HEADER_LEN, POINTER_LEN, TXN_HEADER_LEN};
 use super::layout::Layout;
 use super::undo::Undone;
 use crate::ids::{Oid, Tid};
-use crate::limits::{SHARED_DATA_LEN_MIN, STAGED_LEN_IN_MEMORY_MAX};
+use crate::limits::{SHARED_DATA_LEN_MIN, STAGED_LEN_IN_MEMORY_MAX, STAGED_PIECE_LEN};
 
 /// Records and dependencies from which on a transaction is *large*: what has to be done with each
 /// of them is done by workers. A vote compares fewer at once, with about a microsecond for each.
@@ -155,10 +155,17 @@ pub(super) struct Txn {
     in_memory: Vec<usize>,
     /// Bytes of memory that these take.
     memory_len: usize,
-    /// Where data go that are too much for the memory, and where the next ones go in it.
-    pub(super) staging_file: Option<(Arc<dyn File>, u64)>,
+    /// Where data go that are too much for the memory.
+    pub(super) staging_file: Option<Arc<dyn File>>,
+    /// Where the next ones go in it.
+    staged_end: u64,
     /// Data are on their way to the staging file.
-    pub(super) is_spilling: bool,
+    is_spilling: bool,
+    /// Data of a record that come in pieces: where they begin in the staging file.
+    pieces_pos: Option<u64>,
+    /// Pieces that are to be written before `staged_end`, and their length.
+    pieces: Vec<Bytes>,
+    pieces_len: usize,
     /// The files of its blobs.
     pub(super) blobs: TxnBlobs,
     /// Its serials were found right, and it only waits for space.
@@ -253,7 +260,11 @@ impl Txn {
             in_memory: Vec::new(),
             memory_len: 0,
             staging_file: None,
+            staged_end: 0,
             is_spilling: false,
+            pieces_pos: None,
+            pieces: Vec::new(),
+            pieces_len: 0,
             blobs: TxnBlobs::default(),
             is_compared: false,
             broken: None,
@@ -289,41 +300,75 @@ impl Txn {
             && !self.blobs.is_voting()
     }
 
-    /// What should go to the staging file: all data in memory, one behind the other from its end
-    /// on, if they are too much for the memory. Until [`Self::on_spilled`] nothing may be stored or
-    /// read, though the records say already where their data will be.
-    pub(super) fn spill(&mut self) -> Option<Vec<Bytes>> {
-        if self.memory_len < STAGED_LEN_IN_MEMORY_MAX || self.is_spilling {
+    /// Whether so much is on its way to the staging file that its client has to wait.
+    pub(super) const fn is_spilling(&self) -> bool {
+        match self.pieces_pos {
+            None => self.is_spilling,
+            Some(_) => self.is_spilling && self.pieces_len >= STAGED_PIECE_LEN,
+        }
+    }
+
+    /// Data of a record that is to come.
+    pub(super) fn add_piece(&mut self, piece: Bytes) {
+        self.pieces_pos.get_or_insert(self.staged_end);
+        self.staged_end += piece.len() as u64;
+        self.pieces_len += piece.len();
+        self.pieces.push(piece);
+    }
+
+    /// The data that have come in pieces since this was called last.
+    pub(super) fn take_pieces(&mut self) -> Option<Data> {
+        let pos = self.pieces_pos.take()?;
+        let len = usize::try_from(self.staged_end - pos).ok()?;
+        Some(Data::Staged { pos, len })
+    }
+
+    /// What should go to the staging file now, and where: pieces, if they are long enough or the
+    /// last ones, or all data in memory, if they are too much for it. Until [`Self::on_spilled`]
+    /// none of it may be read, though the records say already where their data will be.
+    pub(super) fn spill(&mut self) -> Option<(u64, Vec<Bytes>)> {
+        if self.is_spilling {
             return None;
         }
-        self.is_spilling = true;
+        let mut data = Vec::new();
+        let pos = self.staged_end - self.pieces_len as u64;
+        if self.pieces_len >= STAGED_PIECE_LEN || self.pieces_pos.is_none() {
+            data = std::mem::take(&mut self.pieces);
+            self.pieces_len = 0;
+        }
+        // What comes in pieces stands in one place.
+        if self.memory_len >= STAGED_LEN_IN_MEMORY_MAX && self.pieces_pos.is_none() {
+            self.move_to_staging(&mut data);
+        }
+        self.is_spilling = !data.is_empty();
+        self.is_spilling.then_some((pos, data))
+    }
+
+    /// Moves all data in memory behind `staged`.
+    fn move_to_staging(&mut self, staged: &mut Vec<Bytes>) {
         let mut numbers = std::mem::take(&mut self.in_memory);
         numbers.sort_unstable();
         numbers.dedup();
-        let mut spilled = Vec::with_capacity(numbers.len());
-        let mut pos = self.staging_file.as_ref().map_or(0, |(_, end)| *end);
+        staged.reserve(numbers.len());
         for at in numbers {
             let data = &mut self.records[at].data;
-            let len = data.len();
-            let staged = Data::Staged { pos, len };
-            let before = std::mem::replace(data, staged);
-            match before {
+            let (pos, len) = (self.staged_end, data.len());
+            match std::mem::replace(data, Data::Staged { pos, len }) {
                 // Moved, so that it is the worker that frees them.
                 Data::Memory(bytes) => {
-                    pos += len as u64;
-                    spilled.push(bytes);
+                    self.staged_end += len as u64;
+                    staged.push(bytes);
                 }
-                Data::Staged { .. } | Data::Back(_) | Data::Gone => *data = before,
+                other => *data = other,
             }
         }
         self.memory_len = 0;
-        Some(spilled)
     }
 
-    /// What was to be staged is in the staging file, which has this end now.
-    pub(super) fn on_spilled(&mut self, file: Arc<dyn File>, end: u64) {
+    /// What was to be staged is in the staging file.
+    pub(super) fn on_spilled(&mut self, file: Arc<dyn File>) {
         self.is_spilling = false;
-        self.staging_file = Some((file, end));
+        self.staging_file = Some(file);
     }
 
     /// Data of a record that were in the staging file are in memory again.
@@ -367,17 +412,12 @@ impl Txn {
         self.records.len() + self.checks.len() > LARGE_COUNT_MIN
     }
 
-    /// Where its data are that are not in memory.
-    pub(super) fn staging_file(&self) -> Option<Arc<dyn File>> {
-        self.staging_file.as_ref().map(|(file, _)| file.clone())
-    }
-
     /// Takes what is of no use any more when it has its place in the file.
     pub(super) fn take_rest(&mut self) -> Rest {
         Rest {
             records: std::mem::take(&mut self.records),
             _by_oid: std::mem::take(&mut self.by_oid),
-            staging_file: self.staging_file.take().map(|(file, _)| file),
+            staging_file: self.staging_file.take(),
             layout: None,
         }
     }

@@ -145,7 +145,7 @@ impl FileStorage {
             txn: id,
             file: self.file.clone(),
             tail: self.tail,
-            staging_file: txn.staging_file.as_ref().map(|(file, _)| file.clone()),
+            staging_file: txn.staging_file.clone(),
             undos: txn.undos.clone(),
             index,
             own,

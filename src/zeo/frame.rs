@@ -42,6 +42,8 @@ pub struct FrameReader {
     /// Whether frames that were given out lie in the allocation of `buf`.
     shared: bool,
     len_max: usize,
+    /// What is left of a frame that is given out in pieces; then `buf` begins within it.
+    left: usize,
 }
 
 impl FrameReader {
@@ -51,6 +53,7 @@ impl FrameReader {
             buf: BytesMut::new(),
             shared: false,
             len_max,
+            left: 0,
         }
     }
 
@@ -74,6 +77,10 @@ impl FrameReader {
         reason = "an iterator that ends and then goes on would mislead"
     )]
     pub fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
+        debug_assert_eq!(
+            self.left, 0,
+            "a frame that is given out in pieces has to end first"
+        );
         let Some(len) = self.first_len() else {
             self.detach();
             return Ok(None);
@@ -94,6 +101,35 @@ impl FrameReader {
         Ok(Some(frame))
     }
 
+    /// The first frame, if it has not arrived as a whole: its length, and its beginning as far as
+    /// it has come.
+    pub fn incomplete(&self) -> Option<(usize, &[u8])> {
+        let len = self.first_len()?;
+        let begun = &self.buf[LENGTH_LEN..];
+        (begun.len() < len).then_some((len, begun))
+    }
+
+    /// The first frame is to be given out in pieces.
+    pub fn begin_pieces(&mut self) {
+        if let Some(len) = self.first_len() {
+            self.buf.advance(LENGTH_LEN);
+            self.left = len;
+        }
+    }
+
+    /// The next piece of a frame that is given out in pieces, `len_max` bytes at most; empty if no
+    /// more has arrived, or the frame has ended.
+    pub fn piece(&mut self, len_max: usize) -> Bytes {
+        let len = len_max.min(self.left).min(self.buf.len());
+        let piece = self.buf.split_to(len).freeze();
+        self.shared = true;
+        self.left -= len;
+        if self.buf.is_empty() {
+            self.detach();
+        }
+        piece
+    }
+
     /// The length of the first frame, as soon as it is known.
     fn first_len(&self) -> Option<usize> {
         (self.buf.len() >= LENGTH_LEN).then(|| BigEndian::read_u32(&self.buf) as usize)
@@ -111,6 +147,7 @@ impl FrameReader {
     /// arrived, and each byte is copied a constant number of times on average.
     fn reallocate(&mut self, needed: usize) {
         let capacity = match self.first_len() {
+            _ if self.left > 0 => needed,
             Some(len) if LENGTH_LEN + len > needed => (LENGTH_LEN + len).min(2 * needed),
             _ => needed,
         };
@@ -377,6 +414,38 @@ mod tests {
             assert_eq!(reader.next(), Ok(None));
             assert!(reader.buf.capacity() <= 2 * (received * 10 + LENGTH_LEN));
         }
+    }
+
+    #[test]
+    fn a_frame_can_be_had_in_pieces() {
+        let long: Vec<u8> = (0..10_000_u32).map(|n| (n % 251) as u8).collect();
+        let stream = stream(&[b"before", &long, b"after"]);
+        let mut reader = FrameReader::new(1 << 20);
+        let (mut frames, mut pieces) = (Vec::new(), Vec::new());
+        for bytes in stream.chunks(700) {
+            reader.receive(bytes);
+            if pieces.is_empty() {
+                while let Some(frame) = reader.next().unwrap() {
+                    frames.push(frame);
+                }
+                let (len, begun) = reader.incomplete().unwrap();
+                assert_eq!((len, begun), (long.len(), &long[..begun.len()]));
+                reader.begin_pieces();
+            }
+            loop {
+                let piece = reader.piece(300);
+                if piece.is_empty() {
+                    break;
+                }
+                pieces.push(piece);
+            }
+            assert!(reader.buf.capacity() <= 1400);
+        }
+        assert_eq!(pieces.concat(), long);
+        frames.extend(reader.next().unwrap());
+        assert_eq!(frames, [&b"before"[..], b"after"]);
+        assert_eq!(reader.next(), Ok(None));
+        assert_eq!(reader.buf.capacity(), 0);
     }
 
     #[test]

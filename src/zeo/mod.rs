@@ -35,6 +35,7 @@
 
 pub mod errors;
 pub mod frame;
+mod large_store;
 pub mod message;
 pub mod msgpack;
 pub mod pickle;

@@ -7,6 +7,7 @@ use std::str;
 use bytes::Bytes;
 
 use super::frame::Sink;
+use super::large_store::BegunStore;
 use super::value::{DecodeError, Value};
 use crate::cursor::Cursor;
 use crate::limits::{VALUE_DEPTH_MAX, VALUES_PER_MESSAGE_MAX};
@@ -27,6 +28,40 @@ pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {
         });
     }
     Ok(value)
+}
+
+/// The call that a frame begins with, up to the data of an object, if these are cut off.
+pub(super) fn begun(bytes: &Bytes) -> Option<BegunStore> {
+    let mut decoder = Decoder {
+        bytes,
+        cursor: Cursor::new(bytes),
+        count: 0,
+        // More than can come, since arrays are entered here by hand.
+        announced: bytes.len() + 1,
+    };
+    let is_array = |decoder: &mut Decoder<'_>, codes: &[u8]| {
+        let code = decoder.cursor.u8();
+        code.is_ok_and(|code| codes.contains(&code)).then_some(())
+    };
+    is_array(&mut decoder, &[0x94])?;
+    let _msgid = decoder.value(1).ok()?;
+    let _asynchronous = decoder.value(1).ok()?;
+    let method = decoder.value(1).ok()?;
+    is_array(&mut decoder, &[0x94, 0x95])?;
+    let _oid = decoder.value(2).ok()?;
+    let _serial = decoder.value(2).ok()?;
+    let head_pos = decoder.cursor.pos();
+    if decoder.cursor.u8().ok()? != 0xc6 {
+        return None;
+    }
+    let data_len = decoder.len(2).ok()?;
+    Some(BegunStore {
+        method: method.string()?.clone(),
+        head_pos,
+        data_pos: decoder.cursor.pos(),
+        data_len,
+        short_head: 0xc4,
+    })
 }
 
 /// Appends `value`.

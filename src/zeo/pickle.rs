@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 pub use self::write::encode_standalone;
 pub(super) use self::write::{Reader, encode_message};
+use super::large_store::BegunStore;
 use super::value::{DecodeError, Value};
 use crate::cursor::Cursor;
 use crate::limits::{VALUE_DEPTH_MAX, VALUES_PER_MESSAGE_MAX};
@@ -26,17 +27,31 @@ use crate::pickle_text::{unescape_string, unescape_unicode};
 
 /// Reads one pickle, which must fill `bytes`.
 pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {
-    let mut machine = Machine {
-        bytes,
-        cursor: Cursor::new(bytes),
-        stack: Vec::with_capacity(16),
-        marks: Vec::new(),
-        memo: BTreeMap::new(),
-        held: Vec::new(),
-        count: 0,
-        opcode_pos: 0,
+    Machine::new(bytes).run()
+}
+
+/// The call that a frame begins with, up to the data of an object, if these are cut off.
+pub(super) fn begun(bytes: &Bytes) -> Option<BegunStore> {
+    let mut machine = Machine::new(bytes);
+    let Err(DecodeError::End(end)) = machine.run() else {
+        return None;
     };
-    machine.run()
+    let short_head = match bytes.get(machine.opcode_pos)? {
+        &BINBYTES | &BINBYTES8 => SHORT_BINBYTES,
+        &BINSTRING => SHORT_BINSTRING,
+        _ => return None,
+    };
+    // The message id, whether it is asynchronous, and the method; the oid and the serial.
+    let [_, _, method, _, _] = &machine.stack[..] else {
+        return None;
+    };
+    Some(BegunStore {
+        method: method.value.string()?.clone(),
+        head_pos: machine.opcode_pos,
+        data_pos: end.pos,
+        data_len: end.needed,
+        short_head,
+    })
 }
 
 /// Something on the stack.
@@ -86,6 +101,19 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
+    fn new(bytes: &'a Bytes) -> Self {
+        Self {
+            bytes,
+            cursor: Cursor::new(bytes),
+            stack: Vec::with_capacity(16),
+            marks: Vec::new(),
+            memo: BTreeMap::new(),
+            held: Vec::new(),
+            count: 0,
+            opcode_pos: 0,
+        }
+    }
+
     fn run(&mut self) -> Result<Value, DecodeError> {
         loop {
             self.opcode_pos = self.cursor.pos();

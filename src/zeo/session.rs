@@ -16,9 +16,10 @@ use bytes::Bytes;
 
 use super::errors::RemoteError;
 use super::frame::{FrameError, FrameReader, OutQueue};
+use super::large_store::{LargeStore, Next};
 use super::message::{Call, Dialect, Encoder, Encoding, Message, ProtocolError, Request, decode};
 use super::value::Value;
-use crate::limits::{FRAME_LEN_MAX, FRAME_LEN_MAX_UNREGISTERED};
+use crate::limits::{FRAME_LEN_MAX, FRAME_LEN_MAX_UNREGISTERED, WHOLE_FRAME_LEN_MAX};
 
 /// The version of the protocol behind the letter of the encoding.
 const VERSION: u8 = b'5';
@@ -29,6 +30,8 @@ pub struct Session {
     phase: Phase,
     encoding: Encoding,
     frames: FrameReader,
+    /// A frame that is given out in pieces.
+    large_store: Option<LargeStore>,
     dialect: Dialect,
     encoder: Encoder,
     /// What waits for the socket.
@@ -50,6 +53,10 @@ pub enum Incoming {
     Status,
     /// A call, in an order that the protocol allows.
     Call(Call),
+    /// Data of an object that is about to be stored, one piece behind the other.
+    Piece(Bytes),
+    /// The call that stores them, and their length. It has the first of them itself.
+    CallWithPieces(Call, usize),
 }
 
 /// Why a connection has to be closed.
@@ -74,6 +81,7 @@ impl Session {
             phase: Phase::Greeting,
             encoding,
             frames: FrameReader::new(FRAME_LEN_MAX_UNREGISTERED),
+            large_store: None,
             dialect: Dialect::Python3,
             encoder: Encoder::new(encoding, Dialect::Python3),
             out: OutQueue::default(),
@@ -104,7 +112,22 @@ impl Session {
     ///
     /// The connection has to be closed.
     pub fn next_call(&mut self) -> Result<Option<Incoming>, SessionError> {
-        while let Some(frame) = self.next_frame()? {
+        loop {
+            let (frame, pieces_len) = match &mut self.large_store {
+                Some(large_store) => match large_store.next(&mut self.frames) {
+                    Next::NotYet => return Ok(None),
+                    Next::Piece(piece) => return Ok(Some(Incoming::Piece(piece))),
+                    Next::Call(frame, len) => {
+                        self.large_store = None;
+                        (frame, Some(len))
+                    }
+                },
+                None => match self.next_frame()? {
+                    Some(frame) => (frame, None),
+                    None if self.begins_large_store()? => continue,
+                    None => return Ok(None),
+                },
+            };
             if self.phase == Phase::Greeting {
                 if frame == b"ruok"[..] {
                     return Ok(Some(Incoming::Status));
@@ -136,9 +159,29 @@ impl Session {
             if is_register {
                 self.speak(call.dialect);
             }
-            return Ok(Some(Incoming::Call(call)));
+            return Ok(Some(match pieces_len {
+                None => Incoming::Call(call),
+                Some(len) => Incoming::CallWithPieces(call, len),
+            }));
         }
-        Ok(None)
+    }
+
+    /// Whether a frame has begun to come that is to be given out in pieces.
+    fn begins_large_store(&mut self) -> Result<bool, SessionError> {
+        if self.phase != Phase::Registered {
+            return Ok(false);
+        }
+        match LargeStore::begin(self.encoding, &mut self.frames) {
+            Ok(begun) => self.large_store = begun,
+            Err(len) if len > WHOLE_FRAME_LEN_MAX => {
+                return Err(SessionError::Frame(FrameError::TooLong {
+                    len,
+                    len_max: WHOLE_FRAME_LEN_MAX,
+                }));
+            }
+            Err(_) => {}
+        }
+        Ok(self.large_store.is_some())
     }
 
     fn next_frame(&mut self) -> Result<Option<Bytes>, SessionError> {

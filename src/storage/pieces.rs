@@ -1,0 +1,216 @@
+//! Data of large objects, which go to the staging file in pieces, as they come.
+//!
+//! They get their place there at once; the job that writes them follows. Two pieces of
+//! [`STAGED_PIECE_LEN`] are in memory at most, one that is being written and one that grows.
+
+use bytes::Bytes;
+
+use super::blob::Needs;
+use super::staging::{Base, Data, TxnId};
+use super::{Event, FileStorage, Job};
+use crate::ids::{Oid, Tid};
+
+impl FileStorage {
+    /// Takes data of an object that [`Self::store_pieces`] or [`Self::restore_pieces`] is going to
+    /// store; more are to come only when the transaction is not busy. They are dropped if the
+    /// transaction takes no stores.
+    pub fn add_piece(&mut self, txn: TxnId, piece: Bytes) {
+        let staging = self.txns.get_mut(&txn).filter(|it| it.takes_records());
+        if let Some(staging) = staging.filter(|it| it.broken.is_none()) {
+            staging.add_piece(piece);
+            self.spill(txn);
+        }
+    }
+
+    /// As [`Self::store`], of data that have come in pieces: `len` bytes of them. `shown` are the
+    /// first ones.
+    #[must_use]
+    pub fn store_pieces(
+        &mut self,
+        txn: TxnId,
+        oid: Oid,
+        serial: Option<Tid>,
+        shown: &[u8],
+        len: usize,
+    ) -> bool {
+        self.add_pieces(txn, oid, Base::Replaced(serial), (shown, Needs::Blob), len)
+    }
+
+    /// As [`Self::restore`], of data that have come in pieces: `len` bytes of them. `shown` are the
+    /// first ones.
+    #[must_use]
+    pub fn restore_pieces(
+        &mut self,
+        txn: TxnId,
+        oid: Oid,
+        shown: &[u8],
+        len: usize,
+        same_data: Option<Tid>,
+    ) -> bool {
+        self.add_pieces(
+            txn,
+            oid,
+            Base::Any { same_data },
+            (shown, Needs::Nothing),
+            len,
+        )
+    }
+
+    /// What has come in pieces, and was not stored, will not be.
+    pub fn forget_pieces(&mut self, txn: TxnId) {
+        if let Some(staging) = self.txns.get_mut(&txn) {
+            staging.take_pieces();
+        }
+    }
+
+    fn add_pieces(
+        &mut self,
+        txn: TxnId,
+        oid: Oid,
+        base: Base,
+        (shown, needs): (&[u8], Needs),
+        len: usize,
+    ) -> bool {
+        self.note_blob(txn, oid, shown, needs);
+        let Some(staging) = self.txns.get_mut(&txn).filter(|it| it.takes_records()) else {
+            return false;
+        };
+        if staging.broken.is_some() {
+            return true;
+        }
+        match staging.take_pieces() {
+            Some(data @ Data::Staged { .. }) if data.len() == len => self.add(txn, oid, base, data),
+            // It took no stores when they came.
+            _ => false,
+        }
+    }
+
+    /// Has written what should not be in memory any more.
+    pub(super) fn spill(&mut self, id: TxnId) {
+        if let Some(txn) = self.txns.get_mut(&id)
+            && let Some((pos, data)) = txn.spill()
+        {
+            self.events.push_back(Event::Run(Job::Spill {
+                txn: id,
+                disk: self.disk.clone(),
+                path: self.path.clone(),
+                staging_file: txn.staging_file.clone(),
+                pos,
+                data,
+            }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::STAGED_PIECE_LEN;
+    use crate::storage::testing::{Rig, metadata, options};
+    use crate::storage::{Done, Vote};
+
+    fn data(len: usize) -> Bytes {
+        (0..len).map(|n| (n * 7 / 3) as u8).collect()
+    }
+
+    /// Gives all of `data` to the transaction, as a client would.
+    fn add(rig: &mut Rig, id: TxnId, data: &Bytes) -> usize {
+        let mut spills = 0;
+        for at in (0..data.len()).step_by(65_000) {
+            rig.storage
+                .add_piece(id, data.slice(at..data.len().min(at + 65_000)));
+            rig.collect();
+            assert!(rig.jobs.len() <= 1);
+            if rig.storage.is_busy(id) {
+                spills += 1;
+                rig.settle();
+            }
+        }
+        spills
+    }
+
+    #[test]
+    fn data_in_pieces_are_stored_as_a_whole() {
+        let mut rig = Rig::new(options());
+        let id = rig.storage.begin(metadata());
+        let long = data(5 * STAGED_PIECE_LEN + 17);
+        let mut stores = 0;
+        for (oid, bytes) in [(1, long.clone()), (3, data(100))] {
+            let short = Bytes::from_static(b"short");
+            assert!(rig.storage.store(id, Oid(oid + 1), None, short));
+            assert!(add(&mut rig, id, &bytes) <= 3);
+            assert!(
+                rig.storage
+                    .store_pieces(id, Oid(oid), None, &bytes[..9], bytes.len())
+            );
+            // Its last bytes are on their way, and the client's next calls wait for them.
+            assert!(rig.storage.is_busy(id));
+            rig.settle();
+            assert!(!rig.storage.is_busy(id));
+            stores += 1;
+        }
+        assert_eq!(stores, 2);
+        rig.end(id);
+        assert!(rig.current(1).unwrap().0 == long);
+        assert_eq!(rig.current(3).unwrap().0, data(100));
+        assert_eq!(rig.current(2).unwrap().0, "short");
+        assert_eq!(rig.current(4).unwrap().0, "short");
+    }
+
+    #[test]
+    fn what_is_not_stored_leaves_nothing_behind() {
+        let mut rig = Rig::new(options());
+        let id = rig.storage.begin(metadata());
+        add(&mut rig, id, &data(3 * STAGED_PIECE_LEN + 5));
+        rig.storage.forget_pieces(id);
+        let kept = data(2 * STAGED_PIECE_LEN);
+        add(&mut rig, id, &kept);
+        assert!(rig.storage.store_pieces(id, Oid(1), None, b"", kept.len()));
+        rig.settle();
+        rig.end(id);
+        assert!(rig.current(1).unwrap().0 == kept);
+        assert_eq!(rig.storage.object_count(), 1);
+    }
+
+    #[test]
+    fn pieces_that_came_too_late_are_not_stored() {
+        let mut rig = Rig::new(options());
+        let id = rig.begin(&[(1, 0, "one")]);
+        assert!(matches!(
+            rig.vote(id)[..],
+            [crate::storage::Event::Voted(_, Vote::Granted)]
+        ));
+        rig.storage.add_piece(id, data(100));
+        assert!(!rig.storage.store_pieces(id, Oid(2), None, b"", 100));
+        rig.finish(id);
+        rig.settle();
+        assert_eq!(rig.storage.object_count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_transaction() {
+        let mut rig = Rig::new(options());
+        let id = rig.storage.begin(metadata());
+        rig.storage.add_piece(id, data(STAGED_PIECE_LEN));
+        rig.collect();
+        let full = || Err(std::io::ErrorKind::StorageFull.into());
+        rig.jobs.clear();
+        let done = Done::Spilled {
+            txn: id,
+            result: full(),
+        };
+        rig.storage.on_done(done, rig.now);
+        // The rest of the frame is taken all the same.
+        rig.storage.add_piece(id, data(STAGED_PIECE_LEN));
+        assert!(!rig.storage.is_busy(id));
+        assert!(
+            rig.storage
+                .store_pieces(id, Oid(1), None, b"", 2 * STAGED_PIECE_LEN)
+        );
+        let events = rig.vote(id);
+        let [.., crate::storage::Event::Voted(_, Vote::Refused(_))] = &events[..] else {
+            panic!("{events:?}");
+        };
+        rig.commit(&[(1, 0, "one")]);
+    }
+}
