@@ -20,6 +20,15 @@ pub const FRAME_LEN_MAX: usize = 1 << 30;
 /// the memory would cost more than the temporary file.
 pub const WHOLE_STORE_LEN_MAX: usize = 1 << 20;
 
+/// Bytes of an object's data up to which they are read at once. Longer ones are read as the client
+/// takes them, so that neither many loads of one client nor many clients take more memory than
+/// [`LONG_READ_LEN`] and what waits for the socket.
+pub const WHOLE_LOAD_LEN_MAX: usize = 1 << 20;
+
+/// Bytes of a long reply that are read at a time, when no more than [`OUTPUT_RESUME_LEN`] wait for
+/// the socket.
+pub const LONG_READ_LEN: usize = 256 * 1024;
+
 /// Bytes of a frame that is kept in memory until it has come as a whole, because it is not a store
 /// of the form that Python's ZEO sends. Nothing else that a client has to say comes near.
 pub const WHOLE_FRAME_LEN_MAX: usize = 64 << 20;
@@ -196,4 +205,6 @@ const _: () = assert!(WHOLE_FRAME_LEN_MAX < FRAME_LEN_MAX);
 const _: () = assert!(TLS_BUFFER_LEN <= OUTPUT_RESUME_LEN);
 // Sending blobs alone never keeps a client's calls from being read.
 const _: () = assert!(OUTPUT_RESUME_LEN + 2 * BLOB_READ_LEN < OUTPUT_PAUSE_LEN);
+// Nor does a long reply, while it is sent.
+const _: () = assert!(OUTPUT_RESUME_LEN + LONG_READ_LEN < OUTPUT_PAUSE_LEN);
 const _: () = assert!(OIDS_PER_CALL_MAX < OID_RESERVE);

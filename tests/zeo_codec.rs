@@ -271,7 +271,7 @@ fn show(value: &Value) -> String {
         Value::Float(float) => format!("f{}", hex(&float.to_be_bytes())),
         Value::Text(text) => format!("u{}", hex(text)),
         Value::Bytes(bytes) => format!("b{}", hex(bytes)),
-        Value::Id(_) | Value::Oids(_) => panic!("decoders do not make ids"),
+        Value::Id(_) | Value::Oids(_) | Value::Gap(_) => panic!("decoders do not make ids"),
         Value::Str(bytes) => format!("s{}", hex(bytes)),
         Value::Tuple(items) => format!("({})", all(items)),
         Value::List(items) => format!("[{}]", all(items)),

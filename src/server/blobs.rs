@@ -130,7 +130,7 @@ impl Server {
         let (Some(storage), false) = (client.storage, client.closing || client.reading_blob) else {
             return;
         };
-        if client.session.out.len() > OUTPUT_RESUME_LEN {
+        if client.session.waiting_len() > OUTPUT_RESUME_LEN {
             return;
         }
         let Some(Transfer { pending, reader }) = client.transfers.pop_front() else {

@@ -11,7 +11,7 @@ use super::client::{ClientTxn, Pending};
 use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Served, Server, Wanted};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{LABEL_LEN_MAX, METADATA_LEN_MAX, OIDS_PER_CALL_MAX};
-use crate::storage::{Answer, Conflict, Job, Lookup, Metadata, Refusal, Unanswered};
+use crate::storage::{Answer, Conflict, Job, LongData, Lookup, Metadata, Refusal, Unanswered};
 use crate::zeo::errors::{self, RemoteError};
 use crate::zeo::message::{Call, Request};
 use crate::zeo::{Value, pickle};
@@ -20,6 +20,8 @@ use crate::zeo::{Value, pickle};
 pub(super) enum Outcome {
     /// The answer, if somebody waits for one.
     Reply(Value),
+    /// The answer, in which a gap stands for data that are still to be read.
+    ReplyLong(Value, LongData),
     /// It was answered, or will be.
     Later,
     /// An exception; in an asynchronous call, the end of the connection.
@@ -52,6 +54,7 @@ impl Server {
                 if let Some(client) = self.clients.get_mut(&id).filter(|_| !asynchronous) {
                     match outcome {
                         Outcome::Reply(value) => client.session.reply(&msgid, &value),
+                        Outcome::ReplyLong(value, data) => client.reply_long(&msgid, &value, data),
                         Outcome::Raise(error) => client.session.fail(&msgid, &error),
                         Outcome::Later | Outcome::HangUp(_) => {}
                     }
@@ -530,6 +533,7 @@ impl Server {
         client.waiting -= 1;
         match outcome {
             Outcome::Reply(value) => client.session.reply(msgid, &value),
+            Outcome::ReplyLong(value, data) => client.reply_long(msgid, &value, data),
             Outcome::Raise(error) => client.session.fail(msgid, &error),
             Outcome::Later | Outcome::HangUp(_) => {}
         }
@@ -640,24 +644,30 @@ fn interfaces(has_blobs: bool) -> Value {
 }
 
 fn lookup_outcome(wanted: Wanted, lookup: Lookup, answer: Answer) -> Outcome {
-    Outcome::Reply(match (wanted, answer) {
-        (Wanted::NextObject { oid, next }, Answer::Revision { data, serial, .. }) => {
-            Value::Tuple(vec![
-                oid.into(),
-                serial.into(),
-                Value::Bytes(data),
-                next.map_or(Value::None, Value::from),
-            ])
+    let revision = |data: Value, serial: Tid, end: Option<Tid>| match wanted {
+        Wanted::NextObject { oid, next } => {
+            let next = next.map_or(Value::None, Value::from);
+            Value::Tuple(vec![oid.into(), serial.into(), data, next])
         }
-        (_, Answer::Revision { data, serial, end }) => Value::Tuple(vec![
-            Value::Bytes(data),
+        _ => Value::Tuple(vec![
+            data,
             serial.into(),
             end.map_or(Value::None, Value::from),
         ]),
-        (_, Answer::NoneBefore) => Value::None,
-        (_, Answer::Data(data)) => Value::Bytes(data),
-        (_, Answer::Serial(serial)) => serial.into(),
-        (_, Answer::Missing) => return Outcome::Raise(RemoteError::PosKey(lookup.oid())),
+    };
+    Outcome::Reply(match answer {
+        Answer::Revision { data, serial, end } => revision(Value::Bytes(data), serial, end),
+        Answer::LongRevision { data, serial, end } => {
+            let value = revision(Value::Gap(data.left()), serial, end);
+            return Outcome::ReplyLong(value, data);
+        }
+        Answer::LongData(data) => {
+            return Outcome::ReplyLong(Value::Gap(data.left()), data);
+        }
+        Answer::NoneBefore => Value::None,
+        Answer::Data(data) => Value::Bytes(data),
+        Answer::Serial(serial) => serial.into(),
+        Answer::Missing => return Outcome::Raise(RemoteError::PosKey(lookup.oid())),
     })
 }
 

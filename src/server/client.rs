@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use super::PendingRead;
+use super::long_replies::LongReply;
 use crate::ids::{ClientId, Tid};
 use crate::storage::history::{self, Step};
 use crate::storage::{BlobReader, TxnId, View};
@@ -28,6 +29,8 @@ pub(super) struct Client {
     pub(super) iterators_begun: i64,
     /// One of them waits for the disk, and the client's next calls for it.
     pub(super) iterating: bool,
+    /// Replies with more data than are read at once, as they are sent, of which some are missing.
+    pub(super) long_replies: VecDeque<LongReply>,
     /// Blobs that it asked for, of which no piece is being read.
     pub(super) transfers: VecDeque<Transfer>,
     /// A piece of a blob is being read for it.
@@ -111,6 +114,7 @@ impl Client {
             iterators: BTreeMap::new(),
             iterators_begun: 0,
             iterating: false,
+            long_replies: VecDeque::new(),
             transfers: VecDeque::new(),
             reading_blob: false,
             paused: false,

@@ -14,6 +14,7 @@ mod browse;
 mod calls;
 mod client;
 mod invalidation;
+mod long_replies;
 mod packing;
 mod refusals;
 mod stats;
@@ -141,6 +142,8 @@ enum Wanted {
     Log,
     /// The next transaction or record of this iterator.
     Iteration(i64),
+    /// The next piece of a long reply.
+    Piece,
     /// The next piece of a blob. `begun`: it is not the first.
     Blob { oid: Oid, serial: Tid, begun: bool },
 }
@@ -230,7 +233,7 @@ impl Server {
         let Some(client) = self.clients.get(&id) else {
             return false;
         };
-        let waits = client.waiting >= WAITING_CALLS_MAX;
+        let waits = client.waiting + client.long_replies.len() >= WAITING_CALLS_MAX;
         !client.closing && !client.paused && !waits && !client.iterating && !self.is_busy(client)
     }
 
@@ -301,11 +304,12 @@ impl Server {
             return;
         };
         // Of what is left no more can be notices; so a client that keeps up is never called deaf.
-        client.notices_len = client.notices_len.min(client.session.out.len());
-        if client.paused && client.session.out.len() <= OUTPUT_RESUME_LEN {
+        client.notices_len = client.notices_len.min(client.session.waiting_len());
+        if client.paused && client.session.waiting_len() <= OUTPUT_RESUME_LEN {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
         }
+        self.read_long(id);
         self.read_blobs(id);
     }
 
@@ -335,6 +339,10 @@ impl Server {
             (Some(key), Done::Browsed(result)) => {
                 let pending = self.reads.remove(key);
                 self.answer_browse(tag.storage, pending, result);
+            }
+            (Some(key), Done::LongRead(result)) => {
+                let pending = self.reads.remove(key);
+                self.on_long_read(tag.storage, &pending, result, now);
             }
             (Some(key), Done::BlobRead(result)) => {
                 let pending = self.reads.remove(key);
@@ -534,7 +542,7 @@ impl Server {
             } else {
                 let frame = frames.of(client.session.dialect());
                 client.notices_len += frame.len();
-                client.session.out.push(frame);
+                client.session.push(frame);
             }
             self.to_send.insert(*id);
         }
@@ -568,9 +576,10 @@ impl Server {
         if let Some(client) = self.clients.get_mut(&id)
             && !client.session.out.is_empty()
         {
-            client.paused |= client.session.out.len() >= OUTPUT_PAUSE_LEN;
+            client.paused |= client.session.waiting_len() >= OUTPUT_PAUSE_LEN;
             self.to_send.insert(id);
         }
+        self.read_long(id);
     }
 
     /// Ends a connection from our side, and with it its transaction.
@@ -580,6 +589,7 @@ impl Server {
         };
         client.closing = true;
         client.transfers.clear();
+        client.long_replies.clear();
         reason.log(&client.who, client.storage.is_some());
         self.outputs.push_back(Output::Close(id));
         let (storage, txn) = (client.storage, client.txn.take());

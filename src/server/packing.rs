@@ -75,7 +75,7 @@ impl Server {
                 };
                 let frame = frames.of(client.session.dialect());
                 client.notices_len += frame.len();
-                client.session.out.push(frame);
+                client.session.push(frame);
                 self.to_send.insert(*id);
             }
         }

@@ -7,9 +7,9 @@
 //!              └────────── Resolving ◄─────────┘
 //! ```
 //!
-//! *Checking* compares serials (`compare`), looks back for what is to be undone (`undo`), and reserves space;
-//! it needs a worker for what is not in memory, and for all undos. From *finish* on a transaction
-//! is in the hands of `batch`.
+//! *Checking* compares serials (`compare`), looks back for what is to be undone (`undo`), and
+//! reserves space; it needs a worker for what is not in memory, and for all undos. From *finish* on
+//! a transaction is in the hands of `batch`.
 
 use std::io;
 use std::sync::Arc;

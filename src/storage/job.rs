@@ -22,7 +22,8 @@ use super::index::Index;
 use super::layout::Layout;
 use super::oids;
 use super::pack::{PackError, Packer, Step};
-use super::read::{Found, Reader, Wait};
+use super::pieces::LongData;
+use super::read::{Content, Found, Reader, Wait};
 use super::staging::{Rest, TxnId};
 use super::undo::{Backs, LookBack};
 use crate::ids::{Oid, Tid};
@@ -62,17 +63,33 @@ impl Lookup {
         }
     }
 
-    /// Follows the object's revisions from its record at `pos` on.
-    pub(super) fn follow(self, reader: &Reader<'_>, pos: u64) -> Result<Answer, ReadError> {
+    /// Follows the object's revisions from its record at `pos` on. `file` is the reader's.
+    pub(super) fn follow(
+        self,
+        reader: &Reader<'_>,
+        file: &Arc<dyn File>,
+        pos: u64,
+    ) -> Result<Answer, ReadError> {
         Ok(match self {
-            Self::Before(oid, before) => match reader.load_before(pos, oid, before)? {
-                Found::Revision { data, serial, end } => Answer::Revision { data, serial, end },
+            Self::Before(oid, before) => match reader.content_before(pos, oid, before)? {
+                Found::Revision { data, serial, end } => match data {
+                    Content::Data(data) => Answer::Revision { data, serial, end },
+                    Content::Long { pos, len } => Answer::LongRevision {
+                        data: LongData::new(file.clone(), pos, len),
+                        serial,
+                        end,
+                    },
+                },
                 Found::NoneBefore => Answer::NoneBefore,
                 Found::Deleted => Answer::Missing,
             },
-            Self::Serial(oid, serial) => reader
-                .load_serial(pos, oid, serial)?
-                .map_or(Answer::Missing, Answer::Data),
+            Self::Serial(oid, serial) => match reader.content_of_serial(pos, oid, serial)? {
+                Some(Content::Data(data)) => Answer::Data(data),
+                Some(Content::Long { pos, len }) => {
+                    Answer::LongData(LongData::new(file.clone(), pos, len))
+                }
+                None => Answer::Missing,
+            },
             Self::Current(oid) => reader
                 .current_tid(pos, oid)?
                 .map_or(Answer::Missing, Answer::Serial),
@@ -92,10 +109,21 @@ pub enum Answer {
         /// The revision after it, if it is not the current one.
         end: Option<Tid>,
     },
+    /// To [`Lookup::Before`], too: of an object that is read piece by piece.
+    LongRevision {
+        /// The object's state.
+        data: LongData,
+        /// The revision.
+        serial: Tid,
+        /// The revision after it, if it is not the current one.
+        end: Option<Tid>,
+    },
     /// To [`Lookup::Before`]: the object was created later.
     NoneBefore,
     /// To [`Lookup::Serial`].
     Data(Bytes),
+    /// To [`Lookup::Serial`], too: of an object that is read piece by piece.
+    LongData(LongData),
     /// To [`Lookup::Current`].
     Serial(Tid),
     /// There is no such object, no such revision, or it was deleted: `POSKeyError`.
@@ -184,6 +212,8 @@ pub enum Job {
     },
     /// Keep a blob that comes in.
     Blob(BlobJob),
+    /// Read the next piece of a long object for a client.
+    ReadLong(LongData),
     /// Read the next piece of a blob for a client.
     ReadBlob(BlobReader),
     /// Make a higher oid ceiling durable.
@@ -368,6 +398,8 @@ pub enum Done {
     },
     /// Of [`Job::Blob`].
     Blob(BlobDone),
+    /// Of [`Job::ReadLong`]: the rest, and a piece.
+    LongRead(io::Result<(LongData, Bytes)>),
     /// Of [`Job::ReadBlob`]: the rest, and a piece.
     BlobRead(io::Result<(BlobReader, Bytes)>),
     /// Of [`Job::RaiseOids`].
@@ -393,6 +425,7 @@ impl Job {
             | Self::LookBack(_)
             | Self::Lookup { .. }
             | Self::Browse { .. }
+            | Self::ReadLong(_)
             | Self::ReadBlob(_)
             | Self::RaiseOids { .. } => Lane::Read,
             Self::Blob(_) => Lane::Blob,
@@ -462,7 +495,7 @@ impl Job {
                 Done::Looked {
                     lookup,
                     place,
-                    result: lookup.follow(&reader, place.pos),
+                    result: lookup.follow(&reader, &file, place.pos),
                 }
             }
             Self::Browse { query, file, tail } => Done::Browsed(query.answer(&file, tail)),
@@ -476,6 +509,7 @@ impl Job {
                 result: index.save(tail, &*disk, &path),
             },
             Self::Blob(job) => Done::Blob(job.run()),
+            Self::ReadLong(data) => Done::LongRead(data.read()),
             Self::ReadBlob(reader) => Done::BlobRead(reader.read()),
             Self::RaiseOids {
                 disk,
@@ -578,6 +612,7 @@ impl fmt::Debug for Job {
             Self::Browse { .. } => "Browse",
             Self::SaveIndex { .. } => "SaveIndex",
             Self::Blob(_) => "Blob",
+            Self::ReadLong(_) => "ReadLong",
             Self::ReadBlob(_) => "ReadBlob",
             Self::RaiseOids { .. } => "RaiseOids",
             Self::Pack(_) => "Pack",

@@ -15,7 +15,8 @@
 //! | `history` | what clients ask about the past |
 //! | `oids` | object ids, never handed out twice |
 //! | `references` | which objects a record refers to |
-//! | `staging`, `commit_lock`, `commit`, `compare`, `batch` | a transaction from begin to published |
+//! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
+//! | `compare` | what a vote compares |
 //! | `pieces` | large objects that come in pieces |
 //! | `layout` | a large one on its way into the file |
 //! | `blob` | files of blobs, from their first byte to their place |
@@ -61,6 +62,7 @@ pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
 pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as PackStep};
+pub use pieces::LongData;
 pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
@@ -345,7 +347,7 @@ impl FileStorage {
         let Some(pos) = self.index.get(lookup.oid()) else {
             return Ok(Answer::Missing);
         };
-        match lookup.follow(&self.reader(), pos) {
+        match lookup.follow(&self.reader(), &self.file, pos) {
             Ok(answer) => Ok(answer),
             Err(ReadError::WouldBlock) => {
                 let (file, tail) = (self.file.clone(), self.tail);
@@ -376,7 +378,11 @@ impl FileStorage {
         // What is older than the current revision stays as it is.
         let is_past = matches!(
             &result,
-            Ok(Answer::Revision { end: Some(_), .. } | Answer::NoneBefore | Answer::Data(_))
+            Ok(Answer::Revision { end: Some(_), .. }
+                | Answer::LongRevision { end: Some(_), .. }
+                | Answer::NoneBefore
+                | Answer::Data(_)
+                | Answer::LongData(_))
         );
         let current = self.index.get(lookup.oid()).map(|pos| self.place(pos));
         if !is_past && current != Some(place) {
@@ -441,7 +447,7 @@ impl FileStorage {
             Done::Packed(packer, result) => self.on_packed(packer, result, now),
             Done::Blob(done) => self.on_blob_done(done, now),
             Done::Closed => {}
-            Done::Looked { .. } | Done::Browsed(_) | Done::BlobRead(_) => {
+            Done::Looked { .. } | Done::Browsed(_) | Done::LongRead(_) | Done::BlobRead(_) => {
                 debug_assert!(false, "these are for who asked");
             }
         }

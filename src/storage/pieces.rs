@@ -1,14 +1,21 @@
-//! Data of large objects, which go to the staging file in pieces, as they come.
+//! Data of large objects, in pieces.
 //!
-//! They get their place there at once; the job that writes them follows. Two pieces of
-//! [`STAGED_PIECE_LEN`] are in memory at most, one that is being written and one that grows.
+//! Those that are stored go to the staging file as they come. They get their place there at once;
+//! the job that writes them follows. Two times [`STAGED_PIECE_LEN`](crate::limits::STAGED_PIECE_LEN)
+//! is in memory at most: what is being written, and what has come meanwhile.
+//! Those that are loaded are read as their client takes them ([`LongData`]).
+
+use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::blob::Needs;
+use super::disk::File;
 use super::staging::{Base, Data, TxnId};
 use super::{Event, FileStorage, Job};
 use crate::ids::{Oid, Tid};
+use crate::limits::LONG_READ_LEN;
 
 impl FileStorage {
     /// Takes data of an object that [`Self::store_pieces`] or [`Self::restore_pieces`] is going to
@@ -101,6 +108,53 @@ impl FileStorage {
         }
     }
 }
+
+/// Data of an object in the data file that are read piece by piece. They stay what they are,
+/// whatever is committed or packed away meanwhile.
+#[derive(Clone, Debug)]
+pub struct LongData {
+    file: Arc<dyn File>,
+    pos: u64,
+    left: u64,
+}
+
+impl LongData {
+    pub(super) const fn new(file: Arc<dyn File>, pos: u64, len: u64) -> Self {
+        Self {
+            file,
+            pos,
+            left: len,
+        }
+    }
+
+    /// Bytes that have not been read yet.
+    pub fn left(&self) -> usize {
+        usize::try_from(self.left).unwrap_or(usize::MAX)
+    }
+
+    /// The next piece, [`LONG_READ_LEN`] bytes unless it is the last. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The disk does not read it.
+    pub fn read(mut self) -> io::Result<(Self, Bytes)> {
+        let mut piece = vec![0; self.left().min(LONG_READ_LEN)];
+        if self.file.read_at(&mut piece, self.pos)? != piece.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.pos += piece.len() as u64;
+        self.left -= piece.len() as u64;
+        Ok((self, Bytes::from(piece)))
+    }
+}
+
+impl PartialEq for LongData {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file) && (self.pos, self.left) == (other.pos, other.left)
+    }
+}
+
+impl Eq for LongData {}
 
 #[cfg(test)]
 mod tests {

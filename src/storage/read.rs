@@ -14,16 +14,13 @@ use super::error::{Damage, Fault, ReadError};
 use super::format::{DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, POINTER_LEN};
 use super::history::Revision;
 use crate::ids::{Oid, Tid};
-use crate::limits::FRAME_LEN_MAX;
+use crate::limits::{FRAME_LEN_MAX, WHOLE_LOAD_LEN_MAX};
 
 /// Bytes read along with a header, as most objects are not longer.
 const GUESS_LEN: usize = 4096;
 
 /// Older revisions that are looked at where waiting is not allowed.
 const STEPS_NOWAIT_MAX: usize = 32;
-
-/// Bytes of data that are read where waiting is not allowed.
-const DATA_LEN_NOWAIT_MAX: usize = 1 << 20;
 
 /// Bytes that tell all but the data.
 const HEAD_LEN: usize = DATA_HEADER_LEN + POINTER_LEN;
@@ -39,11 +36,11 @@ pub enum Wait {
 
 /// The answer to a load.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum Found<D = Bytes> {
     /// The revision that was current at the time asked for.
     Revision {
         /// The object's pickle.
-        data: Bytes,
+        data: D,
         /// Tid of the transaction that wrote the revision.
         serial: Tid,
         /// Tid of the next revision, if there is one.
@@ -54,6 +51,17 @@ pub enum Found {
     /// The object did not exist at the time asked for, though it had existed before. ZODB raises
     /// `POSKeyError`.
     Deleted,
+}
+
+/// Data that may be too long to be read at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Data(Bytes),
+    /// So many bytes from there on.
+    Long {
+        pos: u64,
+        len: u64,
+    },
 }
 
 /// Where data stand in the file.
@@ -81,12 +89,32 @@ pub struct Reader<'a> {
 impl Reader<'_> {
     /// The revision that was current just before the tid `before`.
     pub fn load_before(&self, pos: u64, oid: Oid, before: Tid) -> Result<Found, ReadError> {
+        self.find_before(pos, oid, before, Self::data)
+    }
+
+    /// As [`Self::load_before`], but long data are not read.
+    pub(super) fn content_before(
+        &self,
+        pos: u64,
+        oid: Oid,
+        before: Tid,
+    ) -> Result<Found<Content>, ReadError> {
+        self.find_before(pos, oid, before, Self::content)
+    }
+
+    fn find_before<D>(
+        &self,
+        pos: u64,
+        oid: Oid,
+        before: Tid,
+        data: impl Fn(&Self, Record) -> Result<Option<D>, ReadError>,
+    ) -> Result<Found<D>, ReadError> {
         let (record, newer) = self.walk(pos, oid, |tid| tid < before)?;
         let Some(record) = record else {
             return Ok(Found::NoneBefore);
         };
         let serial = record.header.tid;
-        Ok(match self.data(record)? {
+        Ok(match data(self, record)? {
             Some(data) => Found::Revision {
                 data,
                 serial,
@@ -101,6 +129,19 @@ impl Reader<'_> {
     pub fn load_serial(&self, pos: u64, oid: Oid, serial: Tid) -> Result<Option<Bytes>, ReadError> {
         match self.walk(pos, oid, |tid| tid <= serial)? {
             (Some(record), _) if record.header.tid == serial => self.data(record),
+            _ => Ok(None),
+        }
+    }
+
+    /// As [`Self::load_serial`], but long data are not read.
+    pub(super) fn content_of_serial(
+        &self,
+        pos: u64,
+        oid: Oid,
+        serial: Tid,
+    ) -> Result<Option<Content>, ReadError> {
+        match self.walk(pos, oid, |tid| tid <= serial)? {
+            (Some(record), _) if record.header.tid == serial => self.content(record),
             _ => Ok(None),
         }
     }
@@ -212,7 +253,30 @@ impl Reader<'_> {
     }
 
     /// The data of a record, wherever they are; `None` if the object does not exist as of it.
-    fn data(&self, mut record: Record) -> Result<Option<Bytes>, ReadError> {
+    fn data(&self, record: Record) -> Result<Option<Bytes>, ReadError> {
+        let holder = self.holder(record)?;
+        holder.map(|record| self.own_data(record)).transpose()
+    }
+
+    /// The same, but long data are not read.
+    fn content(&self, record: Record) -> Result<Option<Content>, ReadError> {
+        let Some(record) = self.holder(record)? else {
+            return Ok(None);
+        };
+        let len = record.header.data_len;
+        Ok(Some(
+            match len > WHOLE_LOAD_LEN_MAX as u64 && len <= FRAME_LEN_MAX as u64 {
+                true => Content::Long {
+                    pos: record.pos + DATA_HEADER_LEN as u64,
+                    len,
+                },
+                false => Content::Data(self.own_data(record)?),
+            },
+        ))
+    }
+
+    /// The record that holds the data of this one.
+    fn holder(&self, mut record: Record) -> Result<Option<Record>, ReadError> {
         let mut steps = 0;
         while record.header.data_len == 0 {
             steps += 1;
@@ -225,7 +289,7 @@ impl Reader<'_> {
                 None => return Ok(None),
             }
         }
-        self.own_data(record).map(Some)
+        Ok(Some(record))
     }
 
     /// The data that stand in the record itself.
@@ -244,7 +308,7 @@ impl Reader<'_> {
         };
         let held = start.len() - DATA_HEADER_LEN;
         // Copying takes its time, too.
-        if self.wait == Wait::No && len > DATA_LEN_NOWAIT_MAX {
+        if self.wait == Wait::No && len > WHOLE_LOAD_LEN_MAX {
             return Err(ReadError::WouldBlock);
         }
         if held >= len {

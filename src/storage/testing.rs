@@ -266,6 +266,18 @@ impl Rig {
                 serial,
                 end: None,
             } => Some((data, serial)),
+            Answer::LongRevision {
+                mut data,
+                serial,
+                end: None,
+            } => {
+                let mut pieces = Vec::new();
+                while data.left() > 0 {
+                    let (rest, piece) = data.read().unwrap();
+                    (data, pieces) = (rest, [pieces, vec![piece]].concat());
+                }
+                Some((pieces.concat().into(), serial))
+            }
             Answer::Missing => None,
             answer => panic!("{answer:?}"),
         }

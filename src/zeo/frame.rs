@@ -233,6 +233,14 @@ impl OutQueue {
         }
     }
 
+    /// Appends all that waits in another queue.
+    pub fn append(&mut self, mut other: Self) {
+        self.push_tail();
+        self.pieces.append(&mut other.pieces);
+        self.pieces_len += other.pieces_len;
+        self.tail = other.tail;
+    }
+
     /// All that waits, in one piece.
     pub fn into_bytes(mut self) -> Bytes {
         if self.pieces.is_empty() {
@@ -307,6 +315,52 @@ pub trait Sink {
     fn put(&mut self, bytes: &[u8]);
     /// Appends data that the sink may keep as they are.
     fn put_data(&mut self, data: &Bytes);
+    /// Leaves room for data that come from elsewhere. Only [`Around`] can.
+    fn put_gap(&mut self, _len: usize) {
+        debug_assert!(false, "a gap has to be filled");
+    }
+}
+
+/// A frame with one gap in it.
+#[derive(Debug, Default)]
+pub(super) struct Around {
+    bytes: Vec<u8>,
+    gap_pos: usize,
+    gap_len: usize,
+}
+
+impl Around {
+    /// What comes before the gap, with the length of the frame, and what behind.
+    pub(super) fn finish(self) -> Result<[Bytes; 2], FrameError> {
+        let Self {
+            bytes,
+            gap_pos,
+            gap_len,
+        } = self;
+        let len = bytes.len() + gap_len;
+        let Ok(length) = u32::try_from(len) else {
+            let len_max = u32::MAX as usize;
+            return Err(FrameError::TooLong { len, len_max });
+        };
+        let (before, behind) = bytes.split_at(gap_pos);
+        let before = [&length.to_be_bytes(), before].concat();
+        Ok([before.into(), Bytes::copy_from_slice(behind)])
+    }
+}
+
+impl Sink for Around {
+    fn put(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    fn put_data(&mut self, data: &Bytes) {
+        self.put(data);
+    }
+
+    fn put_gap(&mut self, len: usize) {
+        debug_assert_eq!(self.gap_len, 0, "there is one gap");
+        (self.gap_pos, self.gap_len) = (self.bytes.len(), len);
+    }
 }
 
 impl Sink for Frame<'_> {

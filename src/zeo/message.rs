@@ -6,7 +6,7 @@ use std::vec;
 use bytes::Bytes;
 
 use super::errors::RemoteError;
-use super::frame::{Frame, FrameError, OutQueue, Sink};
+use super::frame::{Around, Frame, FrameError, OutQueue, Sink};
 use super::pickle::Reader;
 use super::value::{DecodeError, Value};
 use super::{msgpack, pickle};
@@ -500,9 +500,12 @@ fn is_handle(value: &Value) -> bool {
         Value::Long(bytes) | Value::Text(bytes) | Value::Bytes(bytes) | Value::Str(bytes) => {
             Some(bytes.len())
         }
-        Value::Tuple(_) | Value::List(_) | Value::Oids(_) | Value::Dict(_) | Value::Prefix(_) => {
-            None
-        }
+        Value::Tuple(_)
+        | Value::List(_)
+        | Value::Oids(_)
+        | Value::Dict(_)
+        | Value::Prefix(_)
+        | Value::Gap(_) => None,
     };
     let len = match value {
         Value::Tuple(values) if values.len() <= HANDLE_VALUES_MAX => {
@@ -707,6 +710,18 @@ impl Encoder {
             };
             self.exception(out, msgid, &error);
         }
+    }
+
+    /// The result of a call with a [`Value::Gap`] in it: what of its frame comes before the gap,
+    /// and what behind.
+    ///
+    /// # Errors
+    ///
+    /// The frame is too long.
+    pub fn reply_around(&self, msgid: &Value, result: &Value) -> Result<[Bytes; 2], FrameError> {
+        let mut around = Around::default();
+        self.encode(&mut around, [msgid, &Value::Int(0), &REPLY, result]);
+        around.finish()
     }
 
     /// Queues an exception as the result of a call.

@@ -81,6 +81,10 @@ pub fn encode(sink: &mut impl Sink, value: &Value) {
             encode_head(sink, [0xc4, 0xc5, 0xc6], bytes.len());
             sink.put_data(bytes);
         }
+        Value::Gap(len) => {
+            encode_head(sink, [0xc4, 0xc5, 0xc6], *len);
+            sink.put_gap(*len);
+        }
         Value::Id(id) => {
             sink.put(&[0xc4, 8]);
             sink.put(id);

@@ -10,6 +10,7 @@
 //! [`Session::next_call`], answers are queued in [`Session::out`]. What a call does is unknown
 //! here.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use bytes::Bytes;
@@ -36,6 +37,8 @@ pub struct Session {
     encoder: Encoder,
     /// What waits for the socket.
     pub out: OutQueue,
+    /// What waits for data of long replies: how many bytes are missing, and what comes behind them.
+    behind: VecDeque<(usize, OutQueue)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,12 +88,14 @@ impl Session {
             dialect: Dialect::Python3,
             encoder: Encoder::new(encoding, Dialect::Python3),
             out: OutQueue::default(),
+            behind: VecDeque::new(),
         }
     }
 
     /// Announces the protocol, as the server has to before anything else.
     pub fn greet(&mut self) {
-        self.out.push(raw_frame(&self.greeting()));
+        let greeting = raw_frame(&self.greeting());
+        self.push(greeting);
     }
 
     const fn greeting(&self) -> [u8; 2] {
@@ -216,24 +221,80 @@ impl Session {
         self.dialect
     }
 
+    /// Where the next frame goes.
+    fn last(&mut self) -> &mut OutQueue {
+        match self.behind.back_mut() {
+            Some((_, queue)) => queue,
+            None => &mut self.out,
+        }
+    }
+
+    /// Sends frames that are complete.
+    pub fn push(&mut self, frames: Bytes) {
+        self.last().push(frames);
+    }
+
     /// Answers a call.
     pub fn reply(&mut self, msgid: &Value, result: &Value) {
-        self.encoder.reply(&mut self.out, msgid, result);
+        let encoder = self.encoder;
+        encoder.reply(self.last(), msgid, result);
+    }
+
+    /// Answers a call with a result that has a [`Value::Gap`] of `len` bytes in it. What fills it
+    /// comes by [`Self::fill`], after what fills earlier ones; frames that are sent meanwhile wait.
+    ///
+    /// # Errors
+    ///
+    /// The reply would be too long; nothing was sent.
+    pub fn reply_long(
+        &mut self,
+        msgid: &Value,
+        result: &Value,
+        len: usize,
+    ) -> Result<(), FrameError> {
+        let [before, behind] = self.encoder.reply_around(msgid, result)?;
+        self.push(before);
+        let mut queue = OutQueue::default();
+        queue.push(behind);
+        self.behind.push_back((len, queue));
+        Ok(())
+    }
+
+    /// Sends the next bytes of the first long reply that misses some, no more than these.
+    pub fn fill(&mut self, data: Bytes) {
+        let Some((left, _)) = self.behind.front_mut() else {
+            return;
+        };
+        debug_assert!(data.len() <= *left, "more than was announced");
+        *left = left.saturating_sub(data.len());
+        let is_full = *left == 0;
+        self.out.push(data);
+        if is_full && let Some((_, queue)) = self.behind.pop_front() {
+            self.out.append(queue);
+        }
+    }
+
+    /// Bytes that wait for the socket, or behind what a long reply misses.
+    pub fn waiting_len(&self) -> usize {
+        let behind = self.behind.iter().map(|(_, queue)| queue.len());
+        self.out.len() + behind.sum::<usize>()
     }
 
     /// Answers a call with an exception.
     pub fn fail(&mut self, msgid: &Value, error: &RemoteError) {
-        self.encoder.exception(&mut self.out, msgid, error);
+        let encoder = self.encoder;
+        encoder.exception(self.last(), msgid, error);
     }
 
     /// Calls the client.
     pub fn notify(&mut self, name: &'static str, args: Vec<Value>) {
-        self.encoder.notice(&mut self.out, name, args);
+        let encoder = self.encoder;
+        encoder.notice(self.last(), name, args);
     }
 
     /// Answers `ruok`.
     pub fn answer_status(&mut self, json: &str) {
-        self.out.push(raw_frame(json.as_bytes()));
+        self.push(raw_frame(json.as_bytes()));
     }
 }
 

@@ -34,6 +34,9 @@ pub enum Value {
     /// Python 2 `str`, which is text or bytes; only the callee knows. Only decoders of pickles
     /// produce it.
     Str(Bytes),
+    /// Bytes of this length that are sent for themselves: see `Session::reply_long`. Decoders never
+    /// produce it.
+    Gap(usize),
     /// A tuple
     Tuple(Vec<Self>),
     /// A list

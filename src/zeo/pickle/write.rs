@@ -108,6 +108,10 @@ impl<S: Sink> Writer<'_, S> {
                 self.bytes_head(bytes.len());
                 self.sink.put_data(bytes);
             }
+            Value::Gap(len) => {
+                self.bytes_head(*len);
+                self.sink.put_gap(*len);
+            }
             Value::Id(id) => {
                 self.bytes_head(id.len());
                 self.sink.put(id);
