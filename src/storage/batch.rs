@@ -11,6 +11,17 @@
 //! single status has reached the disk, all bytes are there. Under load the second sync of a batch
 //! is the first of the next, so that one sync is spent on each batch, not two. Only after it is the
 //! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
+//!
+//! A disk that has nothing to do need not wait for the finish: the bytes of a transaction whose vote
+//! was just granted are written *ahead*, and the first sync runs while the client takes in the
+//! answer. What such a client waits for is the second. If the transaction is not finished after all,
+//! or another one is before it, its bytes are cut off before anything else is written there:
+//!
+//! ```text
+//!            ┌─── written ahead ───┐ finish
+//!   voted ───┤                     ├────────► written ──► sealing ──► published
+//!            └─ finishing ─ writing ┘
+//! ```
 
 use std::io;
 use std::path::PathBuf;
@@ -22,9 +33,12 @@ use super::commit_lock::Ticket;
 use super::format::{DataHeader, Status, TxnHeader};
 use super::job::{Append, Job, Part};
 use super::staging::{Data, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
-use super::{Event, FileStorage};
+use super::{Event, FileStorage, LockScope};
 use crate::ids::{Oid, Tid};
-use crate::limits::SHARED_DATA_LEN_MIN;
+use crate::limits::{SHARED_DATA_LEN_MIN, WRITTEN_AHEAD_LEN_MAX};
+
+/// Finishes without a transaction written ahead after another one overtook the last.
+const OVERTAKEN_REST: u32 = 100;
 
 /// A transaction on its way to the disk.
 #[derive(Debug)]
@@ -39,6 +53,20 @@ pub(super) struct Finishing {
     parts: Vec<Part>,
     /// Files of its blobs: where they are, and where they shall be.
     blobs: Vec<(PathBuf, PathBuf)>,
+}
+
+/// A voted transaction at the place that it will have if it is the next one that is finished.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    finishing: Finishing,
+    /// Its bytes are on stable storage. Else they are in the worker's hands.
+    is_written: bool,
+}
+
+impl Ahead {
+    pub(super) fn is_of(&self, txn: TxnId) -> bool {
+        self.finishing.txn == txn
+    }
 }
 
 /// A committed transaction, as it is published.
@@ -71,43 +99,61 @@ impl FileStorage {
             self.events.push_back(Event::Lost(id));
             return true;
         }
-        let tid = match txn.metadata.tid {
-            Some(tid) => tid,
-            None => Tid::from_unix_time(wall).max(self.assigned_tid.next()),
-        };
-        assert!(
-            tid > self.assigned_tid,
-            "a vote for a tid that is not above the last was granted"
-        );
         txn.state = TxnState::Finishing { ticket };
         let staged = txn.blobs.take();
-        let mut finishing = lay_out(id, ticket, txn, tid, self.assigned_end, |oid| {
-            self.index.get(oid)
-        });
+        let ahead = self.ahead.take_if(|ahead| ahead.is_of(id));
+        let is_written = ahead.as_ref().map(|ahead| ahead.is_written);
+        let mut finishing = match ahead {
+            Some(ahead) => ahead.finishing,
+            None => {
+                let overtakes = self.abandon_ahead();
+                self.ahead_rest = match overtakes {
+                    true => OVERTAKEN_REST,
+                    false => self.ahead_rest.saturating_sub(1),
+                };
+                self.lay_out(id, ticket, &self.txns[&id], wall)
+            }
+        };
         assert_eq!(
-            finishing.end - self.assigned_end,
-            len,
-            "a transaction has another length"
+            (finishing.start, finishing.end - finishing.start),
+            (self.assigned_end, len),
+            "a transaction has another place or length"
         );
-        // They are in `finishing` now.
-        txn.records = Vec::new();
-        finishing.blobs = self.blob_moves(staged, tid);
+        if let Some(txn) = self.txns.get_mut(&id) {
+            // They are in `finishing` now.
+            txn.records = Vec::new();
+        }
+        finishing.blobs = self.blob_moves(staged, finishing.header.tid);
         self.voted_len -= len;
-        self.assigned_tid = tid;
+        self.assigned_tid = finishing.header.tid;
         self.assigned_end = finishing.end;
-        self.finishing.push(finishing);
+        match is_written {
+            None => self.finishing.push(finishing),
+            Some(false) => self.writing.push(finishing),
+            Some(true) => self.written.push(finishing),
+        }
         let held = self.lock.downgrade(ticket);
         self.go_on(held, now);
         true
     }
 
+    /// The tid that a transaction has got by [`Self::finish`], until it is committed.
+    pub fn assigned_tid(&self, id: TxnId) -> Option<Tid> {
+        let stations = [&self.sealing, &self.written, &self.writing, &self.finishing];
+        let mut finishing = stations.into_iter().flatten();
+        finishing
+            .find(|one| one.txn == id)
+            .map(|one| one.header.tid)
+    }
+
     /// Sends to the disk what is there to be sent, unless it is busy. To be called at the end of a
     /// turn, so that those who finish in the same turn share their syncs.
-    pub fn flush(&mut self) {
-        let idle = self.sealing.is_empty() && self.writing.is_empty();
-        let wanted = !self.written.is_empty() || !self.finishing.is_empty();
-        if !idle || !wanted || self.failed.is_some() {
+    pub fn flush(&mut self, wall: Duration) {
+        if self.appending || self.failed.is_some() {
             return;
+        }
+        if self.written.is_empty() && self.finishing.is_empty() {
+            return self.write_ahead(wall);
         }
         self.sealing = std::mem::take(&mut self.written);
         self.writing = std::mem::take(&mut self.finishing);
@@ -116,6 +162,51 @@ impl FileStorage {
             parts.append(&mut one.parts);
             blobs.append(&mut one.blobs);
         }
+        let pos = self
+            .writing
+            .first()
+            .map_or(self.assigned_end, |first| first.start);
+        self.append(pos, parts, blobs);
+    }
+
+    /// Writes the transaction that will probably be finished next, while its client does not know
+    /// yet that it may.
+    fn write_ahead(&mut self, wall: Duration) {
+        if self.ahead.is_some() || self.ahead_rest > 0 {
+            return;
+        }
+        // One who votes beside it may be faster, unless there can be none.
+        let is_next = self.options.lock_scope == LockScope::Storage || self.tickets.len() == 1;
+        let first = self.tickets.first_key_value().filter(|_| is_next);
+        let Some((ticket, id)) = first.map(|(ticket, id)| (*ticket, *id)) else {
+            return;
+        };
+        let is_simple = |txn: &&Txn| {
+            matches!(txn.state, TxnState::Voted { len, .. } if len <= WRITTEN_AHEAD_LEN_MAX)
+                && txn.staging_file.is_none()
+                && txn.blobs.is_empty()
+        };
+        let Some(txn) = self.txns.get(&id).filter(is_simple) else {
+            return;
+        };
+        let mut finishing = self.lay_out(id, ticket, txn, wall);
+        let parts = std::mem::take(&mut finishing.parts);
+        self.ahead = Some(Ahead {
+            finishing,
+            is_written: false,
+        });
+        self.append(self.assigned_end, parts, Vec::new());
+    }
+
+    /// What was written ahead is not the next transaction. Whether there was anything.
+    pub(super) fn abandon_ahead(&mut self) -> bool {
+        let was_there = self.ahead.take().is_some();
+        self.leftover |= was_there;
+        was_there
+    }
+
+    fn append(&mut self, pos: u64, parts: Vec<Part>, blobs: Vec<(PathBuf, PathBuf)>) {
+        self.appending = true;
         let append = Append {
             parts,
             blobs,
@@ -129,19 +220,22 @@ impl FileStorage {
                 .iter()
                 .map(|one| (one.start, one.header.status))
                 .collect(),
-            pos: self
-                .writing
-                .first()
-                .map_or(self.assigned_end, |first| first.start),
+            pos,
+            leftover_end: std::mem::take(&mut self.leftover).then_some(self.allocated_end),
         };
         self.events.push_back(Event::Run(Job::Append(append)));
     }
 
     pub(super) fn on_appended(&mut self, result: io::Result<()>, now: Instant) {
+        self.appending = false;
         let sealed = std::mem::take(&mut self.sealing);
         self.written = std::mem::take(&mut self.writing);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.is_written = true;
+        }
         if let Err(error) = result {
             self.fail(&error);
+            self.ahead = None;
             let written = std::mem::take(&mut self.written);
             let later = std::mem::take(&mut self.finishing);
             for finishing in sealed.into_iter().chain(written).chain(later) {
@@ -176,6 +270,20 @@ impl FileStorage {
         }
         self.save_index_if_due();
         self.go_on(held, now);
+    }
+
+    /// A transaction with the next tid and at the next place.
+    fn lay_out(&self, id: TxnId, ticket: Ticket, txn: &Txn, wall: Duration) -> Finishing {
+        let tid = match txn.metadata.tid {
+            Some(tid) => tid,
+            None => Tid::from_unix_time(wall).max(self.assigned_tid.next()),
+        };
+        assert!(
+            tid > self.assigned_tid,
+            "a vote for a tid that is not above the last was granted"
+        );
+        let current = |oid| self.index.get(oid);
+        lay_out(id, ticket, txn, tid, self.assigned_end, current)
     }
 
     /// After this the file takes no more writes in this process: what the kernel has of it and

@@ -213,6 +213,9 @@ pub struct Append {
     /// Files of their blobs: where they are, and where they shall be.
     pub(super) blobs: Vec<(PathBuf, PathBuf)>,
     pub(super) directory_maker: DirectoryMaker,
+    /// Behind `pos` are bytes of a transaction that will never be finished. They have to go, and
+    /// what they stand in, up to here, is to be reserved again.
+    pub(super) leftover_end: Option<u64>,
 }
 
 /// Bytes of a transaction.
@@ -238,6 +241,9 @@ impl Append {
                 "the file was replaced while it was served",
             ));
         }
+        if let Some(end) = self.leftover_end {
+            self.cut_leftover(end)?;
+        }
         for (pos, status) in &self.seals {
             let status = [status.to_byte()];
             self.file
@@ -247,6 +253,28 @@ impl Append {
         move_in(&*self.disk, &self.directory_maker, &self.blobs)?;
         self.write_parts()?;
         self.file.sync()
+    }
+
+    /// Durable before anything is written: what would be behind that is not for opening to be
+    /// taken for a transaction.
+    fn cut_leftover(&self, end: u64) -> io::Result<()> {
+        self.file.set_len(self.pos)?;
+        self.file.sync()?;
+        if end == u64::MAX {
+            // This file system cannot reserve space.
+            return Ok(());
+        }
+        self.file.allocate(self.pos, end - self.pos)
+    }
+
+    /// How many transactions it seals, whether it cuts something off, and the bytes it writes.
+    #[cfg(test)]
+    pub(super) fn summary(&self) -> (usize, bool, u64) {
+        let lens = self.parts.iter().map(|part| match part {
+            Part::Memory(bytes) => bytes.len() as u64,
+            Part::Staged { len, .. } => *len as u64,
+        });
+        (self.seals.len(), self.leftover_end.is_some(), lens.sum())
     }
 
     fn write_parts(&self) -> io::Result<()> {

@@ -59,7 +59,7 @@ pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as Pack
 pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
-use batch::Finishing;
+use batch::{Ahead, Finishing};
 use blob::Blobs;
 use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
@@ -186,6 +186,14 @@ pub struct FileStorage {
     writing: Vec<Finishing>,
     /// It is still growing.
     finishing: Vec<Finishing>,
+    /// A voted one that has been written where `finishing` would put it.
+    ahead: Option<Ahead>,
+    /// So many finishes until the next one may be written ahead.
+    ahead_rest: u32,
+    /// Behind `assigned_end` are bytes of one that is not the next one after all.
+    leftover: bool,
+    /// A worker appends.
+    appending: bool,
 
     // What is voted: its space is reserved.
     voted_len: u64,
@@ -265,6 +273,10 @@ impl FileStorage {
             written: Vec::new(),
             writing: Vec::new(),
             finishing: Vec::new(),
+            ahead: None,
+            ahead_rest: 0,
+            leftover: false,
+            appending: false,
             voted_len: 0,
             allocated_end: opened.tail,
             txns: BTreeMap::new(),
@@ -463,7 +475,8 @@ impl FileStorage {
     /// Whether transactions are on their way to the disk, or a packed file on its way to its name.
     pub fn is_writing(&self) -> bool {
         let stations = [&self.sealing, &self.written, &self.writing, &self.finishing];
-        stations.into_iter().any(|batch| !batch.is_empty()) || self.is_switching()
+        let on_their_way = stations.into_iter().any(|batch| !batch.is_empty());
+        on_their_way || self.appending || self.is_switching()
     }
 
     /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone,

@@ -53,6 +53,7 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     }
     driver.wait()?;
     driver.roll_back()?;
+    driver.overtake()?;
     // What the first one created has been changed since.
     driver.undo_at(0)?;
     driver.finish_together(2)?;
@@ -125,6 +126,11 @@ fn the_workload_has_all_that_it_should() {
         assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
         assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
         assert_eq!(seen.refusals, 0);
+        // What was written ahead in vain is cut off, and that is durable before anything else.
+        let cuts = recording.log.windows(2).filter(
+            |ops| matches!(ops, [Op::SetLen { inode: a, .. }, Op::Sync { inode: b }] if a == b),
+        );
+        assert!(cuts.count() > seen.overtaken, "{seen:?}");
     }
 }
 
