@@ -287,7 +287,8 @@ impl Driver {
             };
             // What leads back to an earlier deletion is kept, too.
             let is_second = |(at, record): (usize, &&(Oid, ledger::State))| {
-                record.1.is_none() && past[..at].contains(record)
+                let is_last = past[at + 1..].iter().all(|(oid, _)| *oid != record.0);
+                record.1.is_none() && is_last && past[..at].contains(record)
             };
             let is_second = past.iter().enumerate().any(is_second);
             is_second || future.iter().flat_map(|txn| &txn.records).any(is_old)

@@ -283,12 +283,13 @@ fn packing(driver: &mut Driver) -> Result<(), Stop> {
 
 #[test]
 fn a_power_cut_during_a_pack_leaves_the_old_file_or_the_new_one() {
-    let mut states = 0;
+    let (mut states, mut packs) = (0, 0);
     for seed in seeds() {
         let setting = Setting::new(seed);
         let recording = record(&setting, packing).unwrap();
         let seen = recording.seen;
-        assert!(seen.packs == 3 && seen.packs_failed == 0, "{seen:?}");
+        assert!(seen.packs > 0 && seen.packs_failed == 0, "{seen:?}");
+        packs += seen.packs;
         assert!(seen.beside_packs > 3, "{seen:?}");
         let mut sweep = Sweep::new(setting);
         sweep.only_step = from_env("CRASH_STEP");
@@ -297,6 +298,8 @@ fn a_power_cut_during_a_pack_leaves_the_old_file_or_the_new_one() {
         }
         states += sweep.state_count();
     }
+    // Some have nothing to drop: the time was moved back so that the ledger can follow.
+    assert!(packs >= 2 * seeds().count(), "{packs}");
     assert!(states > 500, "{states}");
 }
 
