@@ -31,7 +31,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::commit_lock::Ticket;
 use super::format::{DataHeader, Status, TxnHeader};
-use super::job::{Append, Job, Part};
+use super::job::{Append, Job, Part, Success};
 use super::staging::{Data, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
 use super::{Event, FileStorage, LockScope};
 use crate::ids::{Oid, Tid};
@@ -53,6 +53,25 @@ pub(super) struct Finishing {
     parts: Vec<Part>,
     /// Files of its blobs: where they are, and where they shall be.
     blobs: Vec<(PathBuf, PathBuf)>,
+}
+
+/// What a worker has in hands.
+#[derive(Debug, Default)]
+pub(super) struct Appending {
+    /// These get their status.
+    sealing: Vec<Finishing>,
+    /// The bytes of these are written.
+    writing: Vec<Finishing>,
+    /// Whether it has succeeded; known to the worker before us.
+    success: Success,
+}
+
+impl Appending {
+    /// Whether all the transactions that there are, so many, are written here, and nothing else is
+    /// done.
+    fn is_lone(&self, count: usize) -> bool {
+        self.sealing.is_empty() && !self.writing.is_empty() && self.writing.len() == count
+    }
 }
 
 /// A voted transaction at the place that it will have if it is the next one that is finished.
@@ -129,7 +148,8 @@ impl FileStorage {
         self.assigned_end = finishing.end;
         match is_written {
             None => self.finishing.push(finishing),
-            Some(false) => self.writing.push(finishing),
+            // Nothing else is in the worker's hands: it would have been written before.
+            Some(false) => self.appends[0].writing.push(finishing),
             Some(true) => self.written.push(finishing),
         }
         let held = self.lock.downgrade(ticket);
@@ -139,34 +159,38 @@ impl FileStorage {
 
     /// The tid that a transaction has got by [`Self::finish`], until it is committed.
     pub fn assigned_tid(&self, id: TxnId) -> Option<Tid> {
-        let stations = [&self.sealing, &self.written, &self.writing, &self.finishing];
-        let mut finishing = stations.into_iter().flatten();
+        let mut finishing = self.on_their_way();
         finishing
             .find(|one| one.txn == id)
             .map(|one| one.header.tid)
     }
 
+    pub(super) fn on_their_way(&self) -> impl Iterator<Item = &Finishing> {
+        let in_hands = self.appends.iter();
+        let in_hands = in_hands.flat_map(|one| one.sealing.iter().chain(&one.writing));
+        in_hands.chain(&self.written).chain(&self.finishing)
+    }
+
     /// Sends to the disk what is there to be sent, unless it is busy. To be called at the end of a
     /// turn, so that those who finish in the same turn share their syncs.
     pub fn flush(&mut self, wall: Duration) {
-        if self.appending || self.failed.is_some() {
+        if self.failed.is_some() {
             return;
         }
-        if self.written.is_empty() && self.finishing.is_empty() {
-            return self.write_ahead(wall);
-        }
-        self.sealing = std::mem::take(&mut self.written);
-        self.writing = std::mem::take(&mut self.finishing);
-        let (mut parts, mut blobs) = (Vec::new(), Vec::new());
-        for one in &mut self.writing {
-            parts.append(&mut one.parts);
-            blobs.append(&mut one.blobs);
-        }
-        let pos = self
-            .writing
-            .first()
-            .map_or(self.assigned_end, |first| first.start);
-        self.append(pos, parts, blobs);
+        let sealing = match self.appends.front_mut() {
+            None if self.written.is_empty() && self.finishing.is_empty() => {
+                return self.write_ahead(wall);
+            }
+            None => std::mem::take(&mut self.written),
+            // Nobody else is about to finish: the statuses can wait for the bytes in the worker's
+            // queue, and not for us. If the bytes fail, the file takes no status either.
+            Some(first) if first.is_lone(self.tickets.len()) => std::mem::take(&mut first.writing),
+            Some(_) => return,
+        };
+        let writing = std::mem::take(&mut self.finishing);
+        let first = writing.first();
+        let pos = first.map_or(self.assigned_end, |first| first.start);
+        self.append(pos, sealing, writing);
     }
 
     /// Writes the transaction that will probably be finished next, while its client does not know
@@ -195,7 +219,7 @@ impl FileStorage {
             finishing,
             is_written: false,
         });
-        self.append(self.assigned_end, parts, Vec::new());
+        self.send_append(self.assigned_end, Appending::default(), parts, Vec::new());
     }
 
     /// What was written ahead is not the next transaction. Whether there was anything.
@@ -205,8 +229,28 @@ impl FileStorage {
         was_there
     }
 
-    fn append(&mut self, pos: u64, parts: Vec<Part>, blobs: Vec<(PathBuf, PathBuf)>) {
-        self.appending = true;
+    fn append(&mut self, pos: u64, sealing: Vec<Finishing>, mut writing: Vec<Finishing>) {
+        let (mut parts, mut blobs) = (Vec::new(), Vec::new());
+        for one in &mut writing {
+            parts.append(&mut one.parts);
+            blobs.append(&mut one.blobs);
+        }
+        let appending = Appending {
+            sealing,
+            writing,
+            success: Success::default(),
+        };
+        self.send_append(pos, appending, parts, blobs);
+    }
+
+    fn send_append(
+        &mut self,
+        pos: u64,
+        appending: Appending,
+        parts: Vec<Part>,
+        blobs: Vec<(PathBuf, PathBuf)>,
+    ) {
+        let seals = appending.sealing.iter();
         let append = Append {
             parts,
             blobs,
@@ -215,37 +259,47 @@ impl FileStorage {
             path: self.path.clone(),
             file: self.file.clone(),
             id: self.file_id,
-            seals: self
-                .sealing
-                .iter()
-                .map(|one| (one.start, one.header.status))
-                .collect(),
+            seals: seals.map(|one| (one.start, one.header.status)).collect(),
             pos,
+            after: self.appends.back().map(|one| one.success.clone()),
+            success: appending.success.clone(),
             leftover_end: std::mem::take(&mut self.leftover).then_some(self.allocated_end),
         };
+        self.appends.push_back(appending);
         self.events.push_back(Event::Run(Job::Append(append)));
     }
 
     pub(super) fn on_appended(&mut self, result: io::Result<()>, now: Instant) {
-        self.appending = false;
-        let sealed = std::mem::take(&mut self.sealing);
-        self.written = std::mem::take(&mut self.writing);
+        let Appending {
+            sealing, writing, ..
+        } = self.appends.pop_front().unwrap_or_default();
+        self.written.extend(writing);
         if let Some(ahead) = &mut self.ahead {
             ahead.is_written = true;
         }
         if let Err(error) = result {
-            self.fail(&error);
+            if self.failed.is_none() {
+                self.fail(&error);
+            }
             self.ahead = None;
-            let written = std::mem::take(&mut self.written);
-            let later = std::mem::take(&mut self.finishing);
-            for finishing in sealed.into_iter().chain(written).chain(later) {
-                self.roll_back(finishing.txn, now);
-                self.events.push_back(Event::Lost(finishing.txn));
+            let lost: Vec<TxnId> = { sealing.iter() }
+                .chain(self.on_their_way())
+                .map(|one| one.txn)
+                .collect();
+            self.written.clear();
+            self.finishing.clear();
+            for append in &mut self.appends {
+                // It fails, too.
+                *append = Appending::default();
+            }
+            for id in lost {
+                self.roll_back(id, now);
+                self.events.push_back(Event::Lost(id));
             }
             return;
         }
         let mut held = Vec::new();
-        for finishing in sealed {
+        for finishing in sealing {
             // Publishing before the sync would show a transaction that a power cut takes back.
             for (oid, pos) in &finishing.positions {
                 self.index.insert(*oid, *pos);

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -216,7 +217,16 @@ pub struct Append {
     /// Behind `pos` are bytes of a transaction that will never be finished. They have to go, and
     /// what they stand in, up to here, is to be reserved again.
     pub(super) leftover_end: Option<u64>,
+    /// That of the one before, if it may still be in the queue: what is sealed here was written
+    /// there.
+    pub(super) after: Option<Success>,
+    /// Our own.
+    pub(super) success: Success,
 }
+
+/// Whether an append has succeeded.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Success(Arc<AtomicBool>);
 
 /// Bytes of a transaction.
 #[derive(Debug)]
@@ -236,6 +246,10 @@ const COPY_LEN: usize = 1 << 20;
 
 impl Append {
     fn run(&self) -> io::Result<()> {
+        let failed = |before: &Success| !before.0.load(Ordering::Acquire);
+        if self.after.as_ref().is_some_and(failed) {
+            return Err(io::Error::other("the write before has failed"));
+        }
         if self.disk.identify(&self.path)? != self.id {
             return Err(io::Error::other(
                 "the file was replaced while it was served",
@@ -252,7 +266,9 @@ impl Append {
         // Their statuses come with the next sync: no finished transaction is without its blobs.
         move_in(&*self.disk, &self.directory_maker, &self.blobs)?;
         self.write_parts()?;
-        self.file.sync()
+        self.file.sync()?;
+        self.success.0.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Durable before anything is written: what would be behind that is not for opening to be

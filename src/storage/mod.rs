@@ -59,7 +59,7 @@ pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as Pack
 pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
-use batch::{Ahead, Finishing};
+use batch::{Ahead, Appending, Finishing};
 use blob::Blobs;
 use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
@@ -178,12 +178,10 @@ pub struct FileStorage {
     assigned_end: u64,
     assigned_tid: Tid,
     // The stations of a batch on its way to the disk, last one first (see `batch`).
-    /// Its status is in the worker's hands.
-    sealing: Vec<Finishing>,
+    /// In the worker's hands, the next one that ends first; two at most.
+    appends: VecDeque<Appending>,
     /// All its bytes are on stable storage.
     written: Vec<Finishing>,
-    /// Its bytes are in the worker's hands.
-    writing: Vec<Finishing>,
     /// It is still growing.
     finishing: Vec<Finishing>,
     /// A voted one that has been written where `finishing` would put it.
@@ -192,8 +190,6 @@ pub struct FileStorage {
     ahead_rest: u32,
     /// Behind `assigned_end` are bytes of one that is not the next one after all.
     leftover: bool,
-    /// A worker appends.
-    appending: bool,
 
     // What is voted: its space is reserved.
     voted_len: u64,
@@ -269,14 +265,12 @@ impl FileStorage {
             last_tid: opened.last_tid,
             assigned_end: opened.tail,
             assigned_tid: opened.last_tid,
-            sealing: Vec::new(),
+            appends: VecDeque::new(),
             written: Vec::new(),
-            writing: Vec::new(),
             finishing: Vec::new(),
             ahead: None,
             ahead_rest: 0,
             leftover: false,
-            appending: false,
             voted_len: 0,
             allocated_end: opened.tail,
             txns: BTreeMap::new(),
@@ -474,9 +468,8 @@ impl FileStorage {
 
     /// Whether transactions are on their way to the disk, or a packed file on its way to its name.
     pub fn is_writing(&self) -> bool {
-        let stations = [&self.sealing, &self.written, &self.writing, &self.finishing];
-        let on_their_way = stations.into_iter().any(|batch| !batch.is_empty());
-        on_their_way || self.appending || self.is_switching()
+        let none_is_left = self.appends.is_empty() && self.on_their_way().next().is_none();
+        !none_is_left || self.is_switching()
     }
 
     /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone,
