@@ -266,7 +266,8 @@ impl FileStorage {
             leftover_end: std::mem::take(&mut self.leftover).then_some(self.allocated_end),
         };
         self.appends.push_back(appending);
-        self.events.push_back(Event::Run(Job::Append(append)));
+        self.events
+            .push_back(Event::Run(Job::Append(Box::new(append))));
     }
 
     pub(super) fn on_appended(&mut self, result: io::Result<()>, now: Instant) {

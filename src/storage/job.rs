@@ -104,7 +104,7 @@ pub enum Answer {
 /// A piece of work.
 pub enum Job {
     /// Write transactions at the end of the file and sync it.
-    Append(Append),
+    Append(Box<Append>),
     /// Reserve space at the end of the file, so that a finish cannot fail for lack of it.
     Allocate {
         /// For whom.
