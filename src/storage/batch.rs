@@ -12,10 +12,10 @@
 //! is the first of the next, so that one sync is spent on each batch, not two. Only after it is the
 //! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
 //!
-//! A disk that has nothing to do need not wait for the finish: the bytes of a transaction whose vote
-//! was just granted are written *ahead*, and the first sync runs while the client takes in the
-//! answer. What such a client waits for is the second. If the transaction is not finished after all,
-//! or another one is before it, its bytes are cut off before anything else is written there:
+//! A disk that has nothing to do need not wait for the finish: the bytes of a transaction whose
+//! vote was just granted are written *ahead*, and the first sync runs while the client takes in the
+//! answer. What such a client waits for is the second. If the transaction is not finished after
+//! all, or another one is before it, its bytes are cut off before anything else is written there:
 //!
 //! ```text
 //!            ┌─── written ahead ───┐ finish
