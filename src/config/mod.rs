@@ -59,9 +59,9 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LockScope {
     /// Every other vote on its storage, as ZEO does.
-    #[default]
     Storage,
     /// Votes that name one of its objects.
+    #[default]
     Objects,
 }
 

@@ -543,7 +543,7 @@ mod tests {
             pid_file: None,
             client_conflict_resolution: true,
             msgpack: false,
-            lock_scope: LockScope::Storage,
+            lock_scope: LockScope::Objects,
             storages: vec![storage],
             log: LogConfig::stderr(LevelFilter::Info),
             runner_keys: Vec::new(),
@@ -562,7 +562,7 @@ mod tests {
               pid-filename zeo.pid
               client-conflict-resolution true
               msgpack true
-              commit-lock objects
+              commit-lock storage
             </zeo>
             <filestorage Main>
               path Data.fs
@@ -599,7 +599,7 @@ mod tests {
         assert_eq!(config.invalidation_age, Some(Duration::from_millis(10_500)));
         assert_eq!(config.transaction_timeout, Some(Duration::from_secs(300)));
         assert_eq!(config.pid_file, Some("zeo.pid".into()));
-        assert_eq!(config.lock_scope, LockScope::Objects);
+        assert_eq!(config.lock_scope, LockScope::Storage);
         let file = FileStorageConfig {
             path: "Data.fs".into(),
             blob_dir: Some("blobs".into()),

@@ -11,6 +11,17 @@
 //! single status has reached the disk, all bytes are there. Under load the second sync of a batch
 //! is the first of the next, so that one sync is spent on each batch, not two. Only after it is the
 //! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
+//!
+//! A disk that has nothing to do need not wait for the finish: the bytes of a transaction whose
+//! vote was just granted are written *ahead*, and the first sync runs while the client takes in the
+//! answer. What such a client waits for is the second. If the transaction is not finished after
+//! all, or another one is before it, its bytes are cut off before anything else is written there:
+//!
+//! ```text
+//!            ┌─── written ahead ───┐ finish
+//!   voted ───┤                     ├────────► written ──► sealing ──► published
+//!            └─ finishing ─ writing ┘
+//! ```
 
 use std::io;
 use std::path::PathBuf;
@@ -22,12 +33,15 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::commit_lock::Ticket;
 use super::format::{DataHeader, Status, TxnHeader};
 use super::index::Index;
-use super::job::{Append, Job, Part};
+use super::job::{Append, Job, Part, Success};
 use super::layout::{LaidOut, Layout};
 use super::staging::{Data, Rest, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
-use super::{Event, FileStorage};
+use super::{Event, FileStorage, LockScope};
 use crate::ids::{Oid, Tid};
-use crate::limits::SHARED_DATA_LEN_MIN;
+use crate::limits::{SHARED_DATA_LEN_MIN, WRITTEN_AHEAD_LEN_MAX};
+
+/// Finishes without a transaction written ahead after another one overtook the last.
+const OVERTAKEN_REST: u32 = 100;
 
 /// A transaction on its way to the disk.
 #[derive(Debug)]
@@ -53,6 +67,39 @@ enum Changes {
     Listed(Vec<(Oid, u64)>),
     /// The worker that writes the transaction finds that out.
     Prepared(Arc<Layout>),
+}
+
+/// What a worker has in hands.
+#[derive(Debug, Default)]
+pub(super) struct Appending {
+    /// These get their status.
+    sealing: Vec<Finishing>,
+    /// The bytes of these are written.
+    writing: Vec<Finishing>,
+    /// Whether it has succeeded; known to the worker before us.
+    success: Success,
+}
+
+impl Appending {
+    /// Whether all the transactions that there are, so many, are written here, and nothing else is
+    /// done.
+    fn is_lone(&self, count: usize) -> bool {
+        self.sealing.is_empty() && !self.writing.is_empty() && self.writing.len() == count
+    }
+}
+
+/// A voted transaction at the place that it will have if it is the next one that is finished.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    finishing: Finishing,
+    /// Its bytes are on stable storage. Else they are in the worker's hands.
+    is_written: bool,
+}
+
+impl Ahead {
+    pub(super) fn is_of(&self, txn: TxnId) -> bool {
+        self.finishing.txn == txn
+    }
 }
 
 /// A committed transaction, as it is published.
@@ -85,54 +132,147 @@ impl FileStorage {
             self.events.push_back(Event::Lost(id));
             return true;
         }
-        let tid = match txn.metadata.tid {
-            Some(tid) => tid,
-            None => Tid::from_unix_time(wall).max(self.assigned_tid.next()),
-        };
-        assert!(
-            tid > self.assigned_tid,
-            "a vote for a tid that is not above the last was granted"
-        );
         txn.state = TxnState::Finishing { ticket };
         let staged = txn.blobs.take();
-        let mut finishing = match txn.is_large() {
-            true => lay_out_later(id, ticket, txn, tid, self.assigned_end, &self.index),
-            false => lay_out(id, ticket, txn, tid, self.assigned_end, |oid| {
-                self.index.get(oid)
-            }),
+        let ahead = self.ahead.take_if(|ahead| ahead.is_of(id));
+        let is_written = ahead.as_ref().map(|ahead| ahead.is_written);
+        let mut finishing = match ahead {
+            Some(ahead) => ahead.finishing,
+            None => {
+                let overtakes = self.abandon_ahead();
+                self.ahead_rest = match overtakes {
+                    true => OVERTAKEN_REST,
+                    false => self.ahead_rest.saturating_sub(1),
+                };
+                let tid = self.next_tid(&self.txns[&id], wall);
+                match self.txns.get_mut(&id) {
+                    Some(txn) if txn.is_large() => {
+                        lay_out_later(id, ticket, txn, tid, self.assigned_end, &self.index)
+                    }
+                    _ => self.lay_out(id, ticket, &self.txns[&id], wall),
+                }
+            }
         };
         assert_eq!(
-            finishing.end - self.assigned_end,
-            len,
-            "a transaction has another length"
+            (finishing.start, finishing.end - finishing.start),
+            (self.assigned_end, len),
+            "a transaction has another place or length"
         );
-        // They are in `finishing` now.
-        finishing.rest = txn.take_rest();
-        finishing.blobs = self.blob_moves(staged, tid);
+        if let Some(txn) = self.txns.get_mut(&id) {
+            // They are in `finishing` now.
+            finishing.rest = txn.take_rest();
+        }
+        finishing.blobs = self.blob_moves(staged, finishing.header.tid);
         self.voted_len -= len;
-        self.assigned_tid = tid;
+        self.assigned_tid = finishing.header.tid;
         self.assigned_end = finishing.end;
-        self.finishing.push(finishing);
+        match is_written {
+            None => self.finishing.push(finishing),
+            // Nothing else is in the worker's hands: it would have been written before.
+            Some(false) => self.appends[0].writing.push(finishing),
+            Some(true) => self.written.push(finishing),
+        }
         let held = self.lock.downgrade(ticket);
         self.go_on(held, now);
         true
     }
 
+    /// The tid that a transaction has got by [`Self::finish`], until it is committed.
+    pub fn assigned_tid(&self, id: TxnId) -> Option<Tid> {
+        let mut finishing = self.on_their_way();
+        finishing
+            .find(|one| one.txn == id)
+            .map(|one| one.header.tid)
+    }
+
+    pub(super) fn on_their_way(&self) -> impl Iterator<Item = &Finishing> {
+        let in_hands = self.appends.iter();
+        let in_hands = in_hands.flat_map(|one| one.sealing.iter().chain(&one.writing));
+        in_hands.chain(&self.written).chain(&self.finishing)
+    }
+
     /// Sends to the disk what is there to be sent, unless it is busy. To be called at the end of a
     /// turn, so that those who finish in the same turn share their syncs.
-    pub fn flush(&mut self) {
-        let idle = self.sealing.is_empty() && self.writing.is_empty();
-        let wanted = !self.written.is_empty() || !self.finishing.is_empty();
-        if !idle || !wanted || self.failed.is_some() {
+    pub fn flush(&mut self, wall: Duration) {
+        if self.failed.is_some() {
             return;
         }
-        self.sealing = std::mem::take(&mut self.written);
-        self.writing = std::mem::take(&mut self.finishing);
+        let sealing = match self.appends.front_mut() {
+            None if self.written.is_empty() && self.finishing.is_empty() => {
+                return self.write_ahead(wall);
+            }
+            None => std::mem::take(&mut self.written),
+            // Nobody else is about to finish: the statuses can wait for the bytes in the worker's
+            // queue, and not for us. If the bytes fail, the file takes no status either.
+            Some(first) if first.is_lone(self.tickets.len()) => std::mem::take(&mut first.writing),
+            Some(_) => return,
+        };
+        let writing = std::mem::take(&mut self.finishing);
+        let first = writing.first();
+        let pos = first.map_or(self.assigned_end, |first| first.start);
+        self.append(pos, sealing, writing);
+    }
+
+    /// Writes the transaction that will probably be finished next, while its client does not know
+    /// yet that it may.
+    fn write_ahead(&mut self, wall: Duration) {
+        if self.ahead.is_some() || self.ahead_rest > 0 {
+            return;
+        }
+        // One who votes beside it may be faster, unless there can be none.
+        let is_next = self.options.lock_scope == LockScope::Storage || self.tickets.len() == 1;
+        let first = self.tickets.first_key_value().filter(|_| is_next);
+        let Some((ticket, id)) = first.map(|(ticket, id)| (*ticket, *id)) else {
+            return;
+        };
+        let is_simple = |txn: &&Txn| {
+            matches!(txn.state, TxnState::Voted { len, .. } if len <= WRITTEN_AHEAD_LEN_MAX)
+                && txn.staging_file.is_none()
+                && txn.blobs.is_empty()
+                // A worker lays it out, when nothing can come before it any more.
+                && !txn.is_large()
+        };
+        let Some(txn) = self.txns.get(&id).filter(is_simple) else {
+            return;
+        };
+        let mut finishing = self.lay_out(id, ticket, txn, wall);
+        let parts = std::mem::take(&mut finishing.parts);
+        self.ahead = Some(Ahead {
+            finishing,
+            is_written: false,
+        });
+        self.send_append(self.assigned_end, Appending::default(), parts, Vec::new());
+    }
+
+    /// What was written ahead is not the next transaction. Whether there was anything.
+    pub(super) fn abandon_ahead(&mut self) -> bool {
+        let was_there = self.ahead.take().is_some();
+        self.leftover |= was_there;
+        was_there
+    }
+
+    fn append(&mut self, pos: u64, sealing: Vec<Finishing>, mut writing: Vec<Finishing>) {
         let (mut parts, mut blobs) = (Vec::new(), Vec::new());
-        for one in &mut self.writing {
+        for one in &mut writing {
             parts.append(&mut one.parts);
             blobs.append(&mut one.blobs);
         }
+        let appending = Appending {
+            sealing,
+            writing,
+            success: Success::default(),
+        };
+        self.send_append(pos, appending, parts, blobs);
+    }
+
+    fn send_append(
+        &mut self,
+        pos: u64,
+        appending: Appending,
+        parts: Vec<Part>,
+        blobs: Vec<(PathBuf, PathBuf)>,
+    ) {
+        let seals = appending.sealing.iter();
         let append = Append {
             parts,
             blobs,
@@ -141,34 +281,48 @@ impl FileStorage {
             path: self.path.clone(),
             file: self.file.clone(),
             id: self.file_id,
-            seals: self
-                .sealing
-                .iter()
-                .map(|one| (one.start, one.header.status))
-                .collect(),
-            pos: self
-                .writing
-                .first()
-                .map_or(self.assigned_end, |first| first.start),
+            seals: seals.map(|one| (one.start, one.header.status)).collect(),
+            pos,
+            after: self.appends.back().map(|one| one.success.clone()),
+            success: appending.success.clone(),
+            leftover_end: std::mem::take(&mut self.leftover).then_some(self.allocated_end),
         };
-        self.events.push_back(Event::Run(Job::Append(append)));
+        self.appends.push_back(appending);
+        self.events
+            .push_back(Event::Run(Job::Append(Box::new(append))));
     }
 
     pub(super) fn on_appended(&mut self, result: io::Result<()>, now: Instant) {
-        let sealed = std::mem::take(&mut self.sealing);
-        self.written = std::mem::take(&mut self.writing);
+        let Appending {
+            sealing, writing, ..
+        } = self.appends.pop_front().unwrap_or_default();
+        self.written.extend(writing);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.is_written = true;
+        }
         if let Err(error) = result {
-            self.fail(&error);
-            let written = std::mem::take(&mut self.written);
-            let later = std::mem::take(&mut self.finishing);
-            for finishing in sealed.into_iter().chain(written).chain(later) {
-                self.roll_back(finishing.txn, now);
-                self.events.push_back(Event::Lost(finishing.txn));
+            if self.failed.is_none() {
+                self.fail(&error);
+            }
+            self.ahead = None;
+            let lost: Vec<TxnId> = { sealing.iter() }
+                .chain(self.on_their_way())
+                .map(|one| one.txn)
+                .collect();
+            self.written.clear();
+            self.finishing.clear();
+            for append in &mut self.appends {
+                // It fails, too.
+                *append = Appending::default();
+            }
+            for id in lost {
+                self.roll_back(id, now);
+                self.events.push_back(Event::Lost(id));
             }
             return;
         }
         let mut held = Vec::new();
-        for mut finishing in sealed {
+        for mut finishing in sealing {
             // Publishing before the sync would show a transaction that a power cut takes back.
             let oids = self.publish(finishing.changes, &mut finishing.rest);
             self.tail = finishing.end;
@@ -215,6 +369,25 @@ impl FileStorage {
                 oids
             }
         }
+    }
+
+    fn next_tid(&self, txn: &Txn, wall: Duration) -> Tid {
+        let tid = match txn.metadata.tid {
+            Some(tid) => tid,
+            None => Tid::from_unix_time(wall).max(self.assigned_tid.next()),
+        };
+        assert!(
+            tid > self.assigned_tid,
+            "a vote for a tid that is not above the last was granted"
+        );
+        tid
+    }
+
+    /// A transaction with the next tid and at the next place.
+    fn lay_out(&self, id: TxnId, ticket: Ticket, txn: &Txn, wall: Duration) -> Finishing {
+        let tid = self.next_tid(txn, wall);
+        let current = |oid| self.index.get(oid);
+        lay_out(id, ticket, txn, tid, self.assigned_end, current)
     }
 
     /// After this the file takes no more writes in this process: what the kernel has of it and
@@ -463,14 +636,14 @@ mod tests {
         };
         let before = seen(&rig);
         assert_eq!(before, (2, 3 * LARGE_COUNT_MIN as u64));
-        rig.storage.flush();
+        rig.storage.flush(rig.wall);
         rig.collect();
         while !rig.jobs.is_empty() {
             let done = rig.jobs.remove(0).run();
             rig.storage.on_done(done, rig.now);
             let now = seen(&rig);
             assert!(now == before || now == (1, before.1 + 1000), "{now:?}");
-            rig.storage.flush();
+            rig.storage.flush(rig.wall);
             rig.collect();
         }
         assert_eq!(seen(&rig), (1, before.1 + 1000));

@@ -24,9 +24,9 @@ use crate::ids::Oid;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LockScope {
     /// Every other vote on its storage, as ZEO does.
-    #[default]
     Storage,
     /// Votes that name one of its objects.
+    #[default]
     Objects,
 }
 

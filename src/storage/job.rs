@@ -7,6 +7,7 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -133,7 +134,7 @@ pub enum Answer {
 /// A piece of work.
 pub enum Job {
     /// Write transactions at the end of the file and sync it.
-    Append(Append),
+    Append(Box<Append>),
     /// Reserve space at the end of the file, so that a finish cannot fail for lack of it.
     Allocate {
         /// For whom.
@@ -251,7 +252,19 @@ pub struct Append {
     /// Files of their blobs: where they are, and where they shall be.
     pub(super) blobs: Vec<(PathBuf, PathBuf)>,
     pub(super) directory_maker: DirectoryMaker,
+    /// Behind `pos` are bytes of a transaction that will never be finished. They have to go, and
+    /// what they stand in, up to here, is to be reserved again.
+    pub(super) leftover_end: Option<u64>,
+    /// That of the one before, if it may still be in the queue: what is sealed here was written
+    /// there.
+    pub(super) after: Option<Success>,
+    /// Our own.
+    pub(super) success: Success,
 }
+
+/// Whether an append has succeeded.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Success(Arc<AtomicBool>);
 
 /// Bytes of a transaction.
 #[derive(Debug)]
@@ -273,10 +286,17 @@ const COPY_LEN: usize = 1 << 20;
 
 impl Append {
     fn run(&self) -> io::Result<()> {
+        let failed = |before: &Success| !before.0.load(Ordering::Acquire);
+        if self.after.as_ref().is_some_and(failed) {
+            return Err(io::Error::other("the write before has failed"));
+        }
         if self.disk.identify(&self.path)? != self.id {
             return Err(io::Error::other(
                 "the file was replaced while it was served",
             ));
+        }
+        if let Some(end) = self.leftover_end {
+            self.cut_leftover(end)?;
         }
         for (pos, status) in &self.seals {
             let status = [status.to_byte()];
@@ -286,7 +306,32 @@ impl Append {
         // Their statuses come with the next sync: no finished transaction is without its blobs.
         move_in(&*self.disk, &self.directory_maker, &self.blobs)?;
         self.write_parts()?;
-        self.file.sync()
+        self.file.sync()?;
+        self.success.0.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Durable before anything is written: what would be behind that is not for opening to be
+    /// taken for a transaction.
+    fn cut_leftover(&self, end: u64) -> io::Result<()> {
+        self.file.set_len(self.pos)?;
+        self.file.sync()?;
+        if end == u64::MAX {
+            // This file system cannot reserve space.
+            return Ok(());
+        }
+        self.file.allocate(self.pos, end - self.pos)
+    }
+
+    /// How many transactions it seals, whether it cuts something off, and the bytes it writes.
+    #[cfg(test)]
+    pub(super) fn summary(&self) -> (usize, bool, u64) {
+        let lens = self.parts.iter().map(|part| match part {
+            Part::Memory(bytes) => bytes.len() as u64,
+            Part::Layout(layout) => layout.len(),
+            Part::Staged { len, .. } => *len as u64,
+        });
+        (self.seals.len(), self.leftover_end.is_some(), lens.sum())
     }
 
     fn write_parts(&self) -> io::Result<()> {

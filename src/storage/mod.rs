@@ -66,7 +66,7 @@ pub use pieces::LongData;
 pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
-use batch::Finishing;
+use batch::{Ahead, Appending, Finishing};
 use blob::Blobs;
 use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
@@ -185,14 +185,18 @@ pub struct FileStorage {
     assigned_end: u64,
     assigned_tid: Tid,
     // The stations of a batch on its way to the disk, last one first (see `batch`).
-    /// Its status is in the worker's hands.
-    sealing: Vec<Finishing>,
+    /// In the worker's hands, the next one that ends first; two at most.
+    appends: VecDeque<Appending>,
     /// All its bytes are on stable storage.
     written: Vec<Finishing>,
-    /// Its bytes are in the worker's hands.
-    writing: Vec<Finishing>,
     /// It is still growing.
     finishing: Vec<Finishing>,
+    /// A voted one that has been written where `finishing` would put it.
+    ahead: Option<Ahead>,
+    /// So many finishes until the next one may be written ahead.
+    ahead_rest: u32,
+    /// Behind `assigned_end` are bytes of one that is not the next one after all.
+    leftover: bool,
 
     // What is voted: its space is reserved.
     voted_len: u64,
@@ -268,10 +272,12 @@ impl FileStorage {
             last_tid: opened.last_tid,
             assigned_end: opened.tail,
             assigned_tid: opened.last_tid,
-            sealing: Vec::new(),
+            appends: VecDeque::new(),
             written: Vec::new(),
-            writing: Vec::new(),
             finishing: Vec::new(),
+            ahead: None,
+            ahead_rest: 0,
+            leftover: false,
             voted_len: 0,
             allocated_end: opened.tail,
             txns: BTreeMap::new(),
@@ -469,8 +475,8 @@ impl FileStorage {
 
     /// Whether transactions are on their way to the disk, or a packed file on its way to its name.
     pub fn is_writing(&self) -> bool {
-        let stations = [&self.sealing, &self.written, &self.writing, &self.finishing];
-        stations.into_iter().any(|batch| !batch.is_empty()) || self.is_switching()
+        let none_is_left = self.appends.is_empty() && self.on_their_way().next().is_none();
+        !none_is_left || self.is_switching()
     }
 
     /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone,

@@ -417,10 +417,11 @@ impl Names {
             Op::Create { path, inode } | Op::Link { path, inode } => {
                 self.files.insert(path.clone(), *inode);
             }
-            Op::Rename { from, to, .. } => {
-                // Nothing to rename if the creation did not survive.
-                if let Some(inode) = self.files.remove(from) {
-                    self.files.insert(to.clone(), inode);
+            Op::Rename { from, to, inode } => {
+                // Nothing to rename if the creation did not survive. If an older file had the name,
+                // that was written anew: it is no other file that comes to stand here.
+                if self.files.remove(from).is_some() {
+                    self.files.insert(to.clone(), *inode);
                 }
             }
             Op::Remove { path } => {

@@ -48,6 +48,8 @@ pub(crate) struct Seen {
     pub(crate) overlapping: usize,
     pub(crate) conflicts: usize,
     pub(crate) aborts: usize,
+    /// Transactions that another one overtook after they were written ahead.
+    pub(crate) overtaken: usize,
     pub(crate) indexes: usize,
     pub(crate) ceilings: usize,
     /// Transactions undone, and undos that had to be refused.
@@ -191,7 +193,8 @@ impl Driver {
 
     /// Ends a turn of the reactor.
     pub(crate) fn turn(&mut self) -> Result<(), Stop> {
-        self.storage().flush();
+        let wall = self.wall;
+        self.storage().flush(wall);
         while let Some(event) = self.storage().poll_event() {
             match event {
                 Event::Run(job) => {
@@ -271,16 +274,24 @@ impl Driver {
     pub(crate) fn pack(&mut self) -> Result<(), Stop> {
         let txns: Vec<&Txn> = self.ledger.committed().collect();
         let mut place = txns.len() * 2 / 3;
-        // Not between a transaction and its undo: the revision before both would be kept for the
-        // undo's back pointer, which the ledger does not know of.
+        // Not behind the second deletion of an object, nor between a transaction and its undo: the
+        // revision before both would be kept for the back pointer, which the ledger does not know.
         let leads_back = |place: usize| {
             let (past, future) = txns.split_at(place + 1);
             let past: Vec<_> = past.iter().flat_map(|txn| &txn.records).collect();
             let is_old = |record: &(Oid, ledger::State)| {
-                let of_it = past.iter().rev().filter(|(oid, _)| *oid == record.0);
-                of_it.skip(1).any(|it| *it == record)
+                let mut of_it = past.iter().rev().filter(|(oid, _)| *oid == record.0);
+                // The last one is kept anyway, unless it is a deletion.
+                let last = of_it.next();
+                last == Some(&record) && record.1.is_none() || of_it.any(|it| *it == record)
             };
-            future.iter().flat_map(|txn| &txn.records).any(is_old)
+            // What leads back to an earlier deletion is kept, too.
+            let is_second = |(at, record): (usize, &&(Oid, ledger::State))| {
+                let is_last = past[at + 1..].iter().all(|(oid, _)| *oid != record.0);
+                record.1.is_none() && is_last && past[..at].contains(record)
+            };
+            let is_second = past.iter().enumerate().any(is_second);
+            is_second || future.iter().flat_map(|txn| &txn.records).any(is_old)
         };
         while leads_back(place) {
             place -= 1;
@@ -414,7 +425,7 @@ impl Driver {
 
     /// Votes and finishes a transaction, without ending the turn. Not if the disk fails: the vote
     /// is refused then.
-    pub(crate) fn finish(&mut self, (id, mut txn): (TxnId, Txn)) -> Result<(), Stop> {
+    pub(crate) fn finish(&mut self, (id, txn): (TxnId, Txn)) -> Result<(), Stop> {
         match self.vote(id)? {
             Vote::Granted => {}
             Vote::Refused(Refusal::Disk(_)) => return Ok(()),
@@ -426,10 +437,25 @@ impl Driver {
                 )));
             }
         }
+        if self.random.below(2) == 0 {
+            // The client is slow, and what was written ahead is on the disk when it comes.
+            self.run_job()?;
+        }
+        self.finish_voted((id, txn))
+    }
+
+    fn finish_voted(&mut self, (id, mut txn): (TxnId, Txn)) -> Result<(), Stop> {
         self.wall += Duration::from_millis(10);
         let last = self.ledger.entries.last();
         let after_last = last.map_or(Tid::ZERO, |entry| entry.txn.tid.next());
-        txn.tid = Tid::from_unix_time(self.wall).max(after_last);
+        let (wall, now) = (self.wall, self.now);
+        self.storage().finish(id, wall, now);
+        // It may have got one when it was written ahead. It has none if the storage has failed.
+        let assigned = self.storage().assigned_tid(id);
+        txn.tid = assigned.unwrap_or(Tid::from_unix_time(wall).max(after_last));
+        if txn.tid < after_last {
+            return Err(Stop::Wrong(format!("{} after {after_last}", txn.tid)));
+        }
         self.seen.overlapping += usize::from(!self.in_flight.is_empty());
         self.in_flight.push_back((id, self.ledger.entries.len()));
         self.ledger.entries.push(ledger::Entry {
@@ -437,9 +463,35 @@ impl Driver {
             finished: self.disk.step_count(),
             committed: None,
         });
-        let (wall, now) = (self.wall, self.now);
-        self.storage().finish(id, wall, now);
         Ok(())
+    }
+
+    /// A transaction that is voted first and finished last, if there can be such, with a longer
+    /// or a shorter one before it.
+    pub(crate) fn overtake(&mut self) -> Result<(), Stop> {
+        if self.lock_scope == LockScope::Storage {
+            return Ok(());
+        }
+        self.settle()?;
+        let len = 1 + self.random.below(1500);
+        let oids: Vec<_> = self.allocate(2)?.map(Oid).collect();
+        let slow = self.begin(&[(oids[0], 700)]);
+        let fast = self.begin(&[(oids[1], len)]);
+        for id in [slow.0, fast.0] {
+            if !matches!(self.vote(id)?, Vote::Granted) {
+                return Ok(());
+            }
+            if self.random.below(2) == 0 {
+                self.run_job()?;
+            }
+        }
+        self.finish_voted(fast)?;
+        if self.random.below(2) == 0 {
+            self.settle()?;
+        }
+        self.finish_voted(slow)?;
+        self.seen.overtaken += 1;
+        self.turn()
     }
 
     /// A whole transaction.

@@ -53,6 +53,7 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     }
     driver.wait()?;
     driver.roll_back()?;
+    driver.overtake()?;
     // What the first one created has been changed since.
     driver.undo_at(0)?;
     driver.finish_together(2)?;
@@ -125,6 +126,11 @@ fn the_workload_has_all_that_it_should() {
         assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
         assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
         assert_eq!(seen.refusals, 0);
+        // What was written ahead in vain is cut off, and that is durable before anything else.
+        let cuts = recording.log.windows(2).filter(
+            |ops| matches!(ops, [Op::SetLen { inode: a, .. }, Op::Sync { inode: b }] if a == b),
+        );
+        assert!(cuts.count() > seen.overtaken, "{seen:?}");
     }
 }
 
@@ -277,12 +283,13 @@ fn packing(driver: &mut Driver) -> Result<(), Stop> {
 
 #[test]
 fn a_power_cut_during_a_pack_leaves_the_old_file_or_the_new_one() {
-    let mut states = 0;
+    let (mut states, mut packs) = (0, 0);
     for seed in seeds() {
         let setting = Setting::new(seed);
         let recording = record(&setting, packing).unwrap();
         let seen = recording.seen;
-        assert!(seen.packs == 3 && seen.packs_failed == 0, "{seen:?}");
+        assert!(seen.packs > 0 && seen.packs_failed == 0, "{seen:?}");
+        packs += seen.packs;
         assert!(seen.beside_packs > 3, "{seen:?}");
         let mut sweep = Sweep::new(setting);
         sweep.only_step = from_env("CRASH_STEP");
@@ -291,6 +298,8 @@ fn a_power_cut_during_a_pack_leaves_the_old_file_or_the_new_one() {
         }
         states += sweep.state_count();
     }
+    // Some have nothing to drop: the time was moved back so that the ledger can follow.
+    assert!(packs >= 2 * seeds().count(), "{packs}");
     assert!(states > 500, "{states}");
 }
 

@@ -236,6 +236,11 @@ impl TxnBlobs {
         self.jobs > 0 || ends
     }
 
+    /// Whether there is no blob, and none is on its way.
+    pub(in crate::storage) fn is_empty(&self) -> bool {
+        self.upload.is_none() && self.staged.is_empty() && self.jobs == 0
+    }
+
     /// Whether as much waits for the disk as may, so that no more should be taken.
     pub(in crate::storage) fn is_full(&self) -> bool {
         self.jobs >= BLOB_JOBS_MAX

@@ -323,6 +323,7 @@ impl FileStorage {
         self.index = index;
         self.tail = tail;
         self.assigned_end = tail;
+        self.leftover = false;
         // Without a change if this file system cannot reserve space.
         self.allocated_end = match self.allocated_end {
             u64::MAX => u64::MAX,
@@ -457,7 +458,7 @@ mod tests {
         }
 
         fn collect(&mut self) {
-            self.storage.flush();
+            self.storage.flush(self.wall);
             while let Some(event) = self.storage.poll_event() {
                 match event {
                     Event::Run(job) => self.jobs.push(job),
