@@ -293,9 +293,10 @@ impl Server {
 
     /// Whether anything waits for the client's socket.
     pub fn has_output(&self, id: ClientId) -> bool {
-        self.clients
-            .get(&id)
-            .is_some_and(|client| !client.session.out.is_empty())
+        self.clients.get(&id).is_some_and(|client| {
+            // The next piece of a long reply may be with a worker.
+            !client.session.out.is_empty() || !client.long_replies.is_empty()
+        })
     }
 
     /// The client's socket took something.

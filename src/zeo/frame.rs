@@ -315,7 +315,7 @@ pub trait Sink {
     fn put(&mut self, bytes: &[u8]);
     /// Appends data that the sink may keep as they are.
     fn put_data(&mut self, data: &Bytes);
-    /// Leaves room for data that come from elsewhere. Only [`Around`] can.
+    /// Leaves room for data that come from elsewhere. Only `Around` can.
     fn put_gap(&mut self, _len: usize) {
         debug_assert!(false, "a gap has to be filled");
     }

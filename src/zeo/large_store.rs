@@ -180,7 +180,6 @@ mod tests {
     }
 
     /// The pieces of data that a session gives out, and its calls with the lengths of their data.
-    #[expect(clippy::type_complexity, reason = "it is only for tests")]
     fn all(
         session: &mut Session,
         bytes: &[u8],

@@ -50,7 +50,6 @@ enum Phase {
 
 /// What a client asked.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "executed at once, never kept")]
 pub enum Incoming {
     /// `ruok`, the health check: to be answered by [`Session::answer_status`], and closed.
     Status,

@@ -185,6 +185,44 @@ fn a_transaction_that_was_staged_in_a_file_is_whole_or_not_there() {
     }
 }
 
+/// Transactions of more objects than are laid out at once, in batches with others.
+fn large(driver: &mut Driver) -> Result<(), Stop> {
+    driver.open()?;
+    driver.commit(&[(Oid(0), 20), (Oid(500), 10)])?;
+    driver.settle()?;
+    let many: Vec<_> = (1..1100).map(|oid| (Oid(oid), 1)).collect();
+    for round in 0..2 {
+        let before = driver.begin(&[(Oid(2000 + round), 5)]);
+        driver.finish(before)?;
+        let large = driver.begin(&many);
+        driver.finish(large)?;
+        driver.turn()?;
+        driver.run_job()?;
+        let after = driver.begin(&[(Oid(3000 + round), 5)]);
+        driver.finish(after)?;
+        driver.settle()?;
+    }
+    driver.commit(&[(Oid(0), 20), (Oid(1), 10)])
+}
+
+#[test]
+fn a_transaction_of_many_objects_is_whole_or_not_there() {
+    // So many objects take their time: one seed, and not all steps.
+    let seed = *seeds().start();
+    let setting = Setting::new(seed);
+    let recording = record(&setting, large).unwrap();
+    let mut sweep = Sweep::new(setting);
+    sweep.only_step = from_env("CRASH_STEP");
+    if let Err(error) = sweep.run(&recording) {
+        panic!("CRASH_SEED={seed} {error}");
+    }
+    for step in (0..recording.log.len()).step_by(3) {
+        if let Err(error) = fail(seed, step, io::ErrorKind::Other, large) {
+            panic!("CRASH_SEED={seed} CRASH_STEP={step}: {error}");
+        }
+    }
+}
+
 #[test]
 fn a_failed_write_or_sync_ends_writing_and_loses_nothing() {
     for seed in seeds() {
