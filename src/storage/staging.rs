@@ -10,6 +10,7 @@ use super::blob::TxnBlobs;
 use super::commit_lock::{Claim, Ticket};
 use super::disk::File;
 use super::format::{DATA_HEADER_LEN, POINTER_LEN, TXN_HEADER_LEN};
+use super::index::Index;
 use super::layout::Layout;
 use super::undo::Undone;
 use crate::ids::{Oid, Tid};
@@ -136,8 +137,9 @@ pub(super) struct Txn {
     pub(super) metadata: Metadata,
     /// In the order in which the objects were named first; one record an object.
     pub(super) records: Vec<Record>,
-    /// Where in `records` an object is.
-    by_oid: BTreeMap<Oid, usize>,
+    /// Where in `records` an object is, counted from 1. An index of positions is the map of so many
+    /// that takes the least memory.
+    by_oid: Index,
     /// Objects that must not have changed since the client read them.
     pub(super) checks: Vec<(Oid, Tid)>,
     /// Transactions to be undone, in order; `None` for what cannot be one.
@@ -179,7 +181,7 @@ pub(super) struct Txn {
 #[derive(Debug, Default)]
 pub struct Rest {
     records: Vec<Record>,
-    _by_oid: BTreeMap<Oid, usize>,
+    _by_oid: Index,
     staging_file: Option<Arc<dyn File>>,
     pub(super) layout: Option<Arc<Layout>>,
 }
@@ -249,7 +251,7 @@ impl Txn {
         Self {
             metadata,
             records: Vec::new(),
-            by_oid: BTreeMap::new(),
+            by_oid: Index::new(),
             checks: Vec::new(),
             undos: Vec::new(),
             undone: Vec::new(),
@@ -276,7 +278,7 @@ impl Txn {
     pub(super) fn store(&mut self, mut record: Record) {
         self.records_len += record.len_in_file();
         self.memory_len += record.data.memory_len();
-        let at = self.by_oid.get(&record.oid).copied();
+        let at = self.place_of(record.oid);
         if matches!(record.data, Data::Memory(_)) {
             self.in_memory.push(at.unwrap_or(self.records.len()));
         }
@@ -288,10 +290,16 @@ impl Txn {
                 self.memory_len -= replaced.data.memory_len();
             }
             None => {
-                self.by_oid.insert(record.oid, self.records.len());
+                self.by_oid
+                    .insert(record.oid, self.records.len() as u64 + 1);
                 self.records.push(record);
             }
         }
+    }
+
+    fn place_of(&self, oid: Oid) -> Option<usize> {
+        let count = self.by_oid.get(oid)?;
+        usize::try_from(count - 1).ok()
     }
 
     /// Whether records can be added: not while the lock covers those that there are.
@@ -373,19 +381,19 @@ impl Txn {
 
     /// Data of a record that were in the staging file are in memory again.
     pub(super) fn on_fetched(&mut self, oid: Oid, data: Bytes) {
-        if let Some(at) = self.by_oid.get(&oid) {
+        if let Some(at) = self.place_of(oid) {
             let data = Data::Memory(data);
             self.memory_len += data.memory_len();
-            self.in_memory.push(*at);
-            self.records[*at].data = data;
+            self.in_memory.push(at);
+            self.records[at].data = data;
         }
     }
 
     /// What came of the undos replaces what was stored before them.
     pub(super) fn on_undone(&mut self, mut undone: Vec<Undone>) {
         undone.retain(|one| {
-            let later = |at: &usize| self.records[*at].undos_before > one.undo;
-            !self.by_oid.get(&one.oid).is_some_and(later)
+            let later = |at: usize| self.records[at].undos_before > one.undo;
+            !self.place_of(one.oid).is_some_and(later)
         });
         for one in &undone {
             self.store(Record {
