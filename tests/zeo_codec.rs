@@ -5,8 +5,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use standby::ids::Oid;
 use standby::zeo::{
     DecodeError, Dialect, Encoder, Encoding, FrameReader, Message, OutQueue, ProtocolError,
     Request, Value, decode_standalone, encode_standalone, message, msgpack, pickle,
@@ -136,6 +138,25 @@ fn bytes_for_python_2_are_its_str() {
     Encoder::new(Encoding::Z, Dialect::Python2).reply(&mut out, &Value::Int(1), &result);
     let body = b"\x80\x02(K\x01K\x00X\x06\0\0\0.replyU\x01\xffU\x08\0\0\0\0\0\0\0\0\x86t.";
     assert_eq!(out.into_bytes()[4..], body[..]);
+}
+
+#[test]
+fn a_list_of_oids_is_written_as_one_of_values() {
+    let kinds = [
+        (Encoding::Z, Dialect::Python3),
+        (Encoding::Z, Dialect::Python2),
+        (Encoding::M, Dialect::Python3),
+    ];
+    for (encoding, dialect) in kinds {
+        let encoder = Encoder::new(encoding, dialect);
+        for count in [0, 1, 2, 15, 16, 70_000] {
+            let oids: Vec<Oid> = (0..count).map(|n| Oid(n * 0x0101_0101)).collect();
+            let values = oids.iter().map(|oid| Value::from(*oid)).collect();
+            let expected = encoder.notice_frame("oids", vec![Value::List(values)]);
+            let written = encoder.notice_frame("oids", vec![Value::from(Arc::new(oids))]);
+            assert!(written == expected, "{encoding:?} {dialect:?} {count}");
+        }
+    }
 }
 
 /// What ZODB of several Pythons writes into files, and clients into messages.

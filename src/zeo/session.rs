@@ -331,6 +331,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_sent_behind_a_long_reply_waits_for_its_data() {
+        let data: Bytes = (0..5000_u32).map(|n| n as u8).collect();
+        for encoding in [Encoding::Z, Encoding::M] {
+            let mut whole = Session::new(encoding);
+            let mut pieces = Session::new(encoding);
+            let result = |data: Value| Value::Tuple(vec![data, Value::Int(7)]);
+            let one = Value::Int(1);
+            for _ in 0..2 {
+                whole.reply(&one, &result(Value::Bytes(data.clone())));
+                whole.notify("info", vec![one.clone()]);
+                let gap = result(Value::Gap(data.len()));
+                pieces.reply_long(&one, &gap, data.len()).unwrap();
+                pieces.notify("info", vec![one.clone()]);
+            }
+            let before = pieces.waiting_len();
+            assert_eq!(before, whole.waiting_len() - 2 * data.len());
+            let mut sent = Vec::new();
+            for piece in [0..2000, 2000..4000, 4000..5000, 0..4999, 4999..5000] {
+                sent.extend(std::mem::take(&mut pieces.out).into_bytes());
+                pieces.fill(data.slice(piece));
+            }
+            sent.extend(std::mem::take(&mut pieces.out).into_bytes());
+            assert!(sent == whole.out.into_bytes());
+            assert_eq!(pieces.waiting_len(), 0);
+        }
+    }
+
+    #[test]
     fn a_client_that_speaks_tls_is_told_from_noise() {
         for (bytes, expected) in [
             (&[0x16, 3, 1, 2, 0, 1][..], "it speaks TLS"),
