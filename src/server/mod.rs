@@ -383,7 +383,7 @@ impl Server {
     /// All calls of this turn were executed.
     pub fn end_turn(&mut self, now: Now) {
         for at in 0..self.storages.len() {
-            self.storages[at].storage.flush(now.wall);
+            self.storages[at].storage.flush();
             self.follow_storage(at, now);
         }
     }
