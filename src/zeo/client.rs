@@ -4,19 +4,16 @@
 //! said comes out of [`ClientSession::next`], calls are queued in [`ClientSession::out`]. Matching
 //! replies with calls is the caller's business.
 //!
-//! Loads have a way of their own, both out and in: a tool that measures a server must not spend
-//! more on a load than the server does. A call of `loadBefore` is one form of bytes with oid and
-//! tid in known places, and so is the beginning of its reply. The forms are made by the encoders,
-//! so that there is no second idea of them; a reply that is written in another way is read as any
-//! other message.
+//! Loads have a way of their own, both out and in ([`LoadForm`]). A reply that is written in
+//! another way is read as any other message.
 
 use std::fmt;
 
 use bytes::Bytes;
 
 use super::frame::{Frame, FrameError, FrameReader, OutQueue, Sink};
+use super::load_form::{LoadForm, Loaded, encode};
 use super::message::Encoding;
-use super::pickle::Reader;
 use super::value::{DecodeError, Value};
 use super::{msgpack, pickle};
 use crate::ids::{Oid, Tid};
@@ -63,21 +60,6 @@ pub enum Received {
         /// Its arguments
         args: Vec<Value>,
     },
-}
-
-/// A revision of an object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
-    /// Whose
-    pub oid: Oid,
-    /// Before which tid was asked.
-    pub before: Tid,
-    /// The record
-    pub data: Bytes,
-    /// The transaction that wrote it.
-    pub serial: Tid,
-    /// The one that replaced it, `None` for the current revision.
-    pub end: Option<Tid>,
 }
 
 /// An exception of the server's.
@@ -139,7 +121,7 @@ impl ClientSession {
         let Some(speech) = &self.speech else {
             return self.on_greeting(frame).map(Some);
         };
-        match speech.loads.read(&frame) {
+        match speech.loads.read_reply(&frame) {
             Some(loaded) => Ok(Some(Received::Loaded(loaded))),
             None => decode(speech.encoding, &frame).map(Some),
         }
@@ -226,7 +208,7 @@ impl ClientSession {
         let Self { speech, out, .. } = self;
         let speech = speech.as_ref().expect("calls come after the greeting");
         let mut frame = out.frame();
-        speech.loads.write(&mut frame, oid, before);
+        speech.loads.write_call(&mut frame, oid, before);
         finish(frame)
     }
 }
@@ -245,13 +227,6 @@ pub fn load_msgid(msgid: &Value) -> Option<(Oid, Tid)> {
 
 fn finish(frame: Frame<'_>) -> Result<(), ClientError> {
     frame.finish().map_err(ClientError::Frame)
-}
-
-fn encode(encoding: Encoding, sink: &mut impl Sink, message: [&Value; 4]) {
-    match encoding {
-        Encoding::Z => pickle::encode_message(sink, Reader::Python3, message),
-        Encoding::M => msgpack::encode_message(sink, message),
-    }
 }
 
 fn decode(encoding: Encoding, frame: &Bytes) -> Result<Received, ClientError> {
@@ -332,190 +307,6 @@ impl fmt::Display for Raised {
     }
 }
 
-/// The bytes of `loadBefore` and of the beginning of its answer, in one encoding.
-#[derive(Debug)]
-struct LoadForm {
-    encoding: Encoding,
-    call: Form,
-    /// Up to the result
-    reply: Form,
-    /// What follows the result.
-    reply_end: &'static [u8],
-}
-
-/// Bytes with an oid and a tid in some places.
-#[derive(Debug)]
-struct Form {
-    bytes: Vec<u8>,
-    oid_places: Vec<usize>,
-    tid_places: Vec<usize>,
-}
-
-impl LoadForm {
-    fn new(encoding: Encoding) -> Self {
-        // Stand for oid and tid until they are found again; no other part of a message has them.
-        let (oid, tid) = (Value::Id(Form::OID), Value::Id(Form::TID));
-        let pair = Value::Tuple(vec![oid, tid]);
-        let mut call = Vec::new();
-        let load = Value::text("loadBefore");
-        encode(
-            encoding,
-            &mut call,
-            [&pair, &Value::Bool(false), &load, &pair],
-        );
-        let mut reply = Vec::new();
-        let name = Value::text(".reply");
-        encode(
-            encoding,
-            &mut reply,
-            [&pair, &Value::Int(0), &name, &Value::None],
-        );
-        // The result is one byte, with the end behind it.
-        let reply_end: &[u8] = match encoding {
-            Encoding::Z => b"t.",
-            Encoding::M => b"",
-        };
-        reply.truncate(reply.len() - 1 - reply_end.len());
-        Self {
-            encoding,
-            call: Form::new(call),
-            reply: Form::new(reply),
-            reply_end,
-        }
-    }
-
-    fn write(&self, frame: &mut Frame<'_>, oid: Oid, before: Tid) {
-        let mut written = 0;
-        let places = self.call.oid_places.iter().zip(&self.call.tid_places);
-        for (oid_place, tid_place) in places {
-            frame.put(&self.call.bytes[written..*oid_place]);
-            frame.put(&oid.to_bytes());
-            frame.put(&self.call.bytes[oid_place + 8..*tid_place]);
-            frame.put(&before.to_bytes());
-            written = tid_place + 8;
-        }
-        frame.put(&self.call.bytes[written..]);
-    }
-
-    /// `None` for what is not exactly of this form.
-    fn read(&self, frame: &Bytes) -> Option<Loaded> {
-        let (oid, before) = self.reply.read(frame)?;
-        let mut rest = Rest {
-            encoding: self.encoding,
-            bytes: frame,
-            pos: self.reply.bytes.len(),
-        };
-        if self.encoding == Encoding::M && rest.byte()? != 0x93 {
-            return None;
-        }
-        let data = rest.byte_string()?;
-        let serial = Tid::from_slice(&rest.byte_string()?)?;
-        let end = if rest.skip_none() {
-            None
-        } else {
-            Some(Tid::from_slice(&rest.byte_string()?)?)
-        };
-        // TUPLE3
-        if self.encoding == Encoding::Z && rest.byte()? != 0x87 {
-            return None;
-        }
-        (frame[rest.pos..] == *self.reply_end).then_some(Loaded {
-            oid,
-            before,
-            data,
-            serial,
-            end,
-        })
-    }
-}
-
-impl Form {
-    const OID: [u8; 8] = *b"\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7";
-    const TID: [u8; 8] = *b"\xb0\xb1\xb2\xb3\xb4\xb5\xb6\xb7";
-
-    fn new(bytes: Vec<u8>) -> Self {
-        let places = |id: [u8; 8]| {
-            let windows = bytes.windows(id.len()).enumerate();
-            windows
-                .filter(|(_, window)| **window == id)
-                .map(|(place, _)| place)
-                .collect()
-        };
-        Self {
-            oid_places: places(Self::OID),
-            tid_places: places(Self::TID),
-            bytes,
-        }
-    }
-
-    /// What stands in the first places, if all around them is as it should be at the start of
-    /// `frame`.
-    fn read(&self, frame: &[u8]) -> Option<(Oid, Tid)> {
-        let (oid_place, tid_place) = (*self.oid_places.first()?, *self.tid_places.first()?);
-        let head = frame.get(..self.bytes.len())?;
-        let is_equal = |from: usize, to: usize| head[from..to] == self.bytes[from..to];
-        if !is_equal(0, oid_place)
-            || !is_equal(oid_place + 8, tid_place)
-            || !is_equal(tid_place + 8, head.len())
-        {
-            return None;
-        }
-        let oid = Oid::from_slice(&head[oid_place..oid_place + 8])?;
-        let tid = Tid::from_slice(&head[tid_place..tid_place + 8])?;
-        Some((oid, tid))
-    }
-}
-
-/// What is left of a frame.
-struct Rest<'a> {
-    encoding: Encoding,
-    bytes: &'a Bytes,
-    pos: usize,
-}
-
-impl Rest<'_> {
-    fn byte(&mut self) -> Option<u8> {
-        let byte = *self.bytes.get(self.pos)?;
-        self.pos += 1;
-        Some(byte)
-    }
-
-    fn skip_none(&mut self) -> bool {
-        let none = match self.encoding {
-            Encoding::Z => b'N',
-            Encoding::M => 0xc0,
-        };
-        let is_none = self.bytes.get(self.pos) == Some(&none);
-        self.pos += usize::from(is_none);
-        is_none
-    }
-
-    fn byte_string(&mut self) -> Option<Bytes> {
-        let code = self.byte()?;
-        let width = match (self.encoding, code) {
-            (Encoding::Z, b'C') | (Encoding::M, 0xc4) => 1,
-            (Encoding::M, 0xc5) => 2,
-            (Encoding::Z, b'B') | (Encoding::M, 0xc6) => 4,
-            _ => return None,
-        };
-        let mut len = 0_usize;
-        for n in 0..width {
-            let byte = usize::from(self.byte()?);
-            len = match self.encoding {
-                Encoding::Z => len | byte << (8 * n),
-                Encoding::M => len << 8 | byte,
-            };
-        }
-        let end = self.pos.checked_add(len)?;
-        if end > self.bytes.len() {
-            return None;
-        }
-        let bytes = self.bytes.slice(self.pos..end);
-        self.pos = end;
-        Some(bytes)
-    }
-}
-
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -535,7 +326,6 @@ impl std::error::Error for ClientError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::zeo::message::{Dialect, Encoder};
     use crate::zeo::session::{Incoming, Session};
     use crate::zeo::{Call, RemoteError, Request};
 
@@ -599,25 +389,6 @@ mod tests {
                     assert_eq!(client.next(), Ok(None));
                 }
             }
-        }
-    }
-
-    #[test]
-    fn the_form_of_a_load_is_recognised_without_decoding_it() {
-        for encoding in [Encoding::Z, Encoding::M] {
-            let form = LoadForm::new(encoding);
-            let mut out = OutQueue::default();
-            let pair = Value::Tuple(vec![OID.into(), TID.into()]);
-            let data = Value::Bytes(Bytes::from_static(b"data"));
-            let result = Value::Tuple(vec![data, TID.into(), Value::None]);
-            Encoder::new(encoding, Dialect::Python3).reply(&mut out, &pair, &result);
-            let frame = out.into_bytes().slice(4..);
-            assert!(form.read(&frame).is_some());
-            for len in 0..frame.len() {
-                assert_eq!(form.read(&frame.slice(..len)), None);
-            }
-            let longer = Bytes::from([&frame[..], b"x"].concat());
-            assert_eq!(form.read(&longer), None);
         }
     }
 

@@ -36,6 +36,7 @@
 pub mod client;
 pub mod errors;
 pub mod frame;
+pub mod load_form;
 pub mod message;
 pub mod msgpack;
 pub mod pickle;

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use standby::ids::{Oid, Tid};
 use standby::zeo::Value;
-use standby::zeo::client::{Loaded, Raised, Received, load_msgid};
+use standby::zeo::client::{Raised, Received, load_msgid};
+use standby::zeo::load_form::Loaded;
 
 use crate::failure::Failure;
 use crate::fleet::{Address, Fleet, now};
@@ -68,6 +69,11 @@ pub(crate) trait Workload {
 
     /// Nothing more is to be waited for.
     fn is_done(&self) -> bool;
+
+    /// Is anything overdue that is no answer to a call? Asked a few times a second.
+    fn check(&self, _now: Instant) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 /// How often overdue answers are looked for, at least.
@@ -132,6 +138,7 @@ impl Bench {
         if now >= self.next_check {
             self.next_check = now + CHECK_INTERVAL;
             self.fleet.check_patience(now)?;
+            workload.check(now)?;
             self.meter.tick(now);
         }
         Ok(())
@@ -258,16 +265,6 @@ impl Bench {
     pub(crate) fn load(&mut self, link: usize, oid: Oid) -> Result<Option<Loaded>, Failure> {
         let found = self.load_all(link, &[(oid, Tid::MAX)])?;
         Ok(found.into_iter().next().flatten())
-    }
-
-    /// At the end of a run: what was committed must have reached all.
-    pub(crate) fn compare_links(&mut self) -> Result<(), Failure> {
-        for link in 0..self.fleet.len() {
-            let tid = self.ask(link, "lastTransaction", Vec::new())?;
-            let tid = as_tid(&tid).ok_or_else(|| Failure::answer("lastTransaction"))?;
-            self.ledger.on_last_transaction(link, tid)?;
-        }
-        self.ledger.compare_links()
     }
 }
 

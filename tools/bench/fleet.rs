@@ -83,7 +83,7 @@ pub(crate) struct Fleet {
     poll: Poll,
     events: Events,
     address: Address,
-    links: Vec<Option<Link>>,
+    links: Vec<Link>,
     /// Links with something to write.
     dirty: Vec<usize>,
     buffer: Box<[u8]>,
@@ -110,14 +110,14 @@ impl Fleet {
         })
     }
 
-    /// The number of connections, closed ones included.
+    /// The number of connections.
     pub(crate) const fn len(&self) -> usize {
         self.links.len()
     }
 
     /// Begins one more connection. The first that comes of it is the greeting.
     pub(crate) fn connect(&mut self, now: Instant) -> Result<usize, Failure> {
-        let mut stream = self.dial().map_err(|error| self.lost(&error))?;
+        let mut stream = self.dial().map_err(|error| lost(&error))?;
         let (token, both) = (
             Token(self.links.len()),
             Interest::READABLE | Interest::WRITABLE,
@@ -128,7 +128,7 @@ impl Fleet {
             Stream::Unix(stream) => registry.register(stream, token, both),
         }
         .map_err(|error| Failure::own("epoll", &error))?;
-        self.links.push(Some(Link {
+        self.links.push(Link {
             stream,
             session: ClientSession::default(),
             is_writable: false,
@@ -136,7 +136,7 @@ impl Fleet {
             unanswered: 1,
             since: now,
             next_msgid: 1,
-        }));
+        });
         Ok(token.0)
     }
 
@@ -151,11 +151,6 @@ impl Fleet {
         }
     }
 
-    /// Ends a connection.
-    pub(crate) fn close(&mut self, link: usize) {
-        self.links[link] = None;
-    }
-
     /// Makes a call; its msgid.
     pub(crate) fn call(
         &mut self,
@@ -164,7 +159,7 @@ impl Fleet {
         args: Vec<Value>,
         now: Instant,
     ) -> Result<i64, Failure> {
-        let open = self.begin_call(link, now)?;
+        let open = self.begin_call(link, now);
         let msgid = open.next_msgid;
         open.next_msgid += 1;
         open.session.call(msgid, name, args)?;
@@ -180,7 +175,7 @@ impl Fleet {
         now: Instant,
     ) -> Result<(), Failure> {
         Ok(self
-            .begin_call(link, now)?
+            .begin_call(link, now)
             .session
             .load_before(oid, before)?)
     }
@@ -193,31 +188,26 @@ impl Fleet {
         args: Vec<Value>,
     ) -> Result<(), Failure> {
         self.touch(link);
-        Ok(self.link(link)?.session.send(name, args)?)
+        Ok(self.links[link].session.send(name, args)?)
     }
 
-    fn begin_call(&mut self, link: usize, now: Instant) -> Result<&mut Link, Failure> {
+    fn begin_call(&mut self, link: usize, now: Instant) -> &mut Link {
         self.touch(link);
-        let link = self.link(link)?;
+        let link = &mut self.links[link];
         if link.unanswered == 0 {
             link.since = now;
         }
         link.unanswered += 1;
-        Ok(link)
+        link
     }
 
+    /// Has it written in this turn.
     fn touch(&mut self, number: usize) {
-        if let Some(link) = &mut self.links[number]
-            && !link.is_dirty
-        {
+        let link = &mut self.links[number];
+        if !link.is_dirty {
             link.is_dirty = true;
             self.dirty.push(number);
         }
-    }
-
-    fn link(&mut self, link: usize) -> Result<&mut Link, Failure> {
-        let closed = || Failure::Own(format!("connection {link} is closed"));
-        self.links[link].as_mut().ok_or_else(closed)
     }
 
     /// Waits for something to come, until `until`. Gives out the links that may have it.
@@ -230,9 +220,7 @@ impl Fleet {
         }
         for event in &self.events {
             let Token(number) = event.token();
-            let Some(link) = &mut self.links[number] else {
-                continue;
-            };
+            let link = &mut self.links[number];
             if event.is_writable() {
                 link.is_writable = true;
                 if !link.is_dirty {
@@ -249,17 +237,15 @@ impl Fleet {
 
     /// Reads what there is. True if more may be there.
     pub(crate) fn read(&mut self, number: usize, now: Instant) -> Result<bool, Failure> {
-        let Some(link) = &mut self.links[number] else {
-            return Ok(false);
-        };
+        let link = &mut self.links[number];
         let result = match &mut link.stream {
             Stream::Tcp(stream) => stream.read(&mut self.buffer),
             Stream::Unix(stream) => stream.read(&mut self.buffer),
         };
         match result {
             Ok(0) => Err(Failure::Server(format!(
-                "{}: hung up connection {number} with {} calls unanswered",
-                self.address, link.unanswered
+                "the server hung up connection {number} with {} calls unanswered",
+                link.unanswered
             ))),
             Ok(len) => {
                 link.session.receive(&self.buffer[..len]);
@@ -268,15 +254,13 @@ impl Fleet {
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
-            Err(error) => Err(self.lost(&error)),
+            Err(error) => Err(lost(&error)),
         }
     }
 
     /// What has come whole on a connection.
     pub(crate) fn next(&mut self, number: usize) -> Result<Option<Received>, Failure> {
-        let Some(link) = &mut self.links[number] else {
-            return Ok(None);
-        };
+        let link = &mut self.links[number];
         let received = link.session.next()?;
         match &received {
             None | Some(Received::Notice { .. }) => {}
@@ -289,27 +273,20 @@ impl Fleet {
                 })?;
             }
         }
-        self.touch_if_waiting(number);
-        Ok(received)
-    }
-
-    /// The answer to the greeting is queued by the session itself.
-    fn touch_if_waiting(&mut self, number: usize) {
-        let waits = |link: &Link| !link.session.out.is_empty();
-        if self.links[number].as_ref().is_some_and(waits) {
+        // The answer to the greeting was queued by the session itself.
+        if !link.session.out.is_empty() {
             self.touch(number);
         }
+        Ok(received)
     }
 
     /// Writes what waits, as far as there is room.
     pub(crate) fn flush(&mut self, now: Instant) -> Result<(), Failure> {
         while let Some(number) = self.dirty.pop() {
-            let Some(link) = &mut self.links[number] else {
-                continue;
-            };
+            let link = &mut self.links[number];
             link.is_dirty = false;
             if let Err(error) = link.write(now) {
-                return Err(self.lost(&error));
+                return Err(lost(&error));
             }
         }
         Ok(())
@@ -318,21 +295,15 @@ impl Fleet {
     /// Fails if an answer is overdue.
     pub(crate) fn check_patience(&self, now: Instant) -> Result<(), Failure> {
         for (number, link) in self.links.iter().enumerate() {
-            let Some(link) = link else { continue };
             if link.unanswered > 0 && now.saturating_duration_since(link.since) > self.patience {
                 return Err(Failure::Server(format!(
-                    "{}: no answer on connection {number} for {} s ({} calls wait)",
-                    self.address,
+                    "no answer on connection {number} for {} s ({} calls wait)",
                     self.patience.as_secs_f64(),
                     link.unanswered
                 )));
             }
         }
         Ok(())
-    }
-
-    fn lost(&self, error: &io::Error) -> Failure {
-        Failure::Server(format!("{}: {error}", self.address))
     }
 }
 
@@ -358,6 +329,10 @@ impl Link {
         }
         Ok(())
     }
+}
+
+fn lost(error: &io::Error) -> Failure {
+    Failure::Server(format!("the connection is lost: {error}"))
 }
 
 /// The time. Nothing else here looks at the clock.

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 
 use standby::ids::{Oid, Tid};
-use standby::zeo::client::Loaded;
+use standby::zeo::load_form::Loaded;
 
 use crate::failure::Failure;
 use crate::record::{self, RecordError};
@@ -130,13 +130,13 @@ impl Ledger {
         Ok(())
     }
 
-    /// An answer to a load that was asked when `floor` was the newest serial known.
+    /// An answer to a load that was asked when `floor` was the newest serial known; the version.
     pub(crate) fn on_loaded(
         &mut self,
         number: usize,
         loaded: &Loaded,
         floor: Tid,
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         let Loaded {
             oid,
             before,
@@ -176,7 +176,7 @@ impl Ledger {
             known.counter = counter;
             known.is_exact = true;
         }
-        Ok(())
+        Ok(counter)
     }
 
     /// A transaction of `link`'s own was acknowledged. `floor` was [`Self::latest`] when its finish
@@ -352,7 +352,7 @@ mod tests {
         }
     }
 
-    fn is_wrong(result: Result<(), Failure>, text: &str) {
+    fn is_wrong<T>(result: Result<T, Failure>, text: &str) {
         let Err(Failure::Wrong(message)) = result else {
             panic!("{text:?} was not noticed");
         };

@@ -2,10 +2,15 @@
 //! reads.
 
 mod args;
+mod audit;
 mod bench;
 mod catalogue;
+mod conflicts;
+mod connect;
 mod failure;
+mod fanout;
 mod fleet;
+mod large;
 mod ledger;
 mod meter;
 mod mix;
@@ -14,6 +19,8 @@ mod random;
 mod record;
 mod report;
 mod run;
+mod stub;
+mod table;
 mod txn;
 
 use std::io::{self, Write};

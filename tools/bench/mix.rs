@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use standby::ids::{Oid, Tid};
-use standby::zeo::client::Loaded;
+use standby::zeo::load_form::Loaded;
 
 use crate::bench::{Bench, Event, Workload};
 use crate::failure::Failure;

@@ -4,16 +4,35 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 use crate::args::{Command, Options};
+use crate::audit::audit;
 use crate::bench::{Bench, Workload};
 use crate::catalogue;
+use crate::conflicts::Conflicts;
+use crate::connect::Connect;
 use crate::failure::Failure;
+use crate::fanout::Fanout;
 use crate::fleet::{Address, now};
+use crate::large::Large;
 use crate::mix::{Mix, Plan};
 use crate::process::{self, Usage};
+use crate::random::Distribution;
 use crate::report::{Figures, Json};
+use crate::stub;
 
 /// Runs a command; what is to be printed.
 pub(crate) fn run(options: &Options) -> Result<String, Failure> {
+    if options.command == Command::Stub {
+        stub::serve(
+            &options.addresses[0],
+            options.encoding,
+            options.fault,
+            |place| {
+                // Nobody may be looking.
+                let _ = writeln!(io::stderr(), "zeobench: stub listening on {place}");
+            },
+        )?;
+    }
+    raise_descriptor_limit();
     let mut runs: Vec<Vec<Figures>> = vec![Vec::new(); options.addresses.len()];
     for round in 0..options.rounds {
         // A B, B A, A B, ...: what grows worse with time falls on both.
@@ -49,15 +68,67 @@ fn present(options: &Options, runs: &[Vec<Figures>]) -> String {
     text
 }
 
+/// What the figures are about, for people.
 fn settings(options: &Options) -> String {
-    let mut text = format!(
-        "{} connections x {}, {} objects a commit, {:?}",
-        options.connections, options.depth, options.batch, options.distribution
+    let Json::Object(settings) = settings_json(options) else {
+        return String::new();
+    };
+    let shown = settings
+        .into_iter()
+        .map(|(name, value)| format!("{name} {}", value.text()));
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// The options that have a meaning for the command.
+fn settings_json(options: &Options) -> Json {
+    use Command::{Commits, Conflicts, Connect, Fanout, Large, Loads, Mixed, Prepare, Stub};
+    let count = |count: usize| Json::Number(count as f64);
+    let sizes = || {
+        let sizes: Vec<String> = options.sizes.iter().map(ToString::to_string).collect();
+        Json::Text(sizes.join(","))
+    };
+    let distribution = || {
+        Json::Text(match options.distribution {
+            Distribution::Uniform => "uniform".to_owned(),
+            Distribution::Zipf(theta) => format!("zipf:{theta}"),
+        })
+    };
+    let (connections, size) = (
+        ("connections", count(options.connections)),
+        ("size", sizes()),
     );
-    if options.rounds > 1 {
-        text += &format!(", medians of {} rounds", options.rounds);
-    }
-    text
+    let (depth, batch) = (
+        ("depth", count(options.depth)),
+        ("batch", count(options.batch)),
+    );
+    let members = match options.command {
+        Prepare => vec![("objects", count(options.objects)), size],
+        Loads => vec![connections, depth, ("distribution", distribution())],
+        Commits => vec![connections, batch, size],
+        Mixed => {
+            let writes = ("writes", Json::Number(options.writes * 100.0));
+            vec![
+                connections,
+                depth,
+                writes,
+                batch,
+                size,
+                ("distribution", distribution()),
+            ]
+        }
+        Conflicts => vec![connections, ("hot", count(options.hot)), size],
+        Fanout => vec![connections, batch, size],
+        Connect => vec![("count", count(options.count)), connections],
+        Large => vec![size],
+        Stub => Vec::new(),
+    };
+    let rounds = [("rounds", count(options.rounds))];
+    let members = members.into_iter().chain(rounds);
+    Json::Object(
+        members
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+    )
 }
 
 fn json(options: &Options, runs: &[Vec<Figures>], medians: &[Figures]) -> String {
@@ -77,7 +148,7 @@ fn json(options: &Options, runs: &[Vec<Figures>], medians: &[Figures]) -> String
             "command".to_owned(),
             Json::Text(options.command.name().to_owned()),
         ),
-        ("settings".to_owned(), Json::Text(settings(options))),
+        ("settings".to_owned(), settings_json(options)),
         (
             "servers".to_owned(),
             Json::Array(servers.map(server).collect()),
@@ -106,6 +177,12 @@ fn one(
         Command::Loads => mix(&mut bench, options, pid, round, 0.0),
         Command::Commits => mix(&mut bench, options, pid, round, 1.0),
         Command::Mixed => mix(&mut bench, options, pid, round, options.writes),
+        Command::Conflicts => conflicts(&mut bench, options, pid, round),
+        Command::Fanout => fanout(&mut bench, options, pid),
+        Command::Connect => connect(&mut bench, options, pid),
+        Command::Large => large(&mut bench, options, pid),
+        // It does not come here.
+        Command::Stub => Ok(Figures::default()),
     }
 }
 
@@ -152,8 +229,88 @@ fn mix(
     let figures = measure(bench, options, pid, &mut mix)?;
     mix.stop();
     bench.drive(&mut mix, None)?;
-    bench.compare_links()?;
+    audit(bench)?;
     Ok(figures)
+}
+
+fn conflicts(
+    bench: &mut Bench,
+    options: &Options,
+    pid: Option<u32>,
+    round: usize,
+) -> Result<Figures, Failure> {
+    bench.open(options.connections)?;
+    let oids = catalogue::find(bench)?;
+    bench.ledger.adopt(&oids);
+    let seed = options.seed + round as u64;
+    let mut conflicts = Conflicts::new(bench, options.hot, options.sizes[0], seed)?;
+    conflicts.start(bench)?;
+    let figures = measure(bench, options, pid, &mut conflicts)?;
+    conflicts.stop();
+    bench.drive(&mut conflicts, None)?;
+    audit(bench)?;
+    Ok(figures)
+}
+
+fn fanout(bench: &mut Bench, options: &Options, pid: Option<u32>) -> Result<Figures, Failure> {
+    bench.open(options.connections)?;
+    let oids = catalogue::find(bench)?;
+    bench.ledger.adopt(&oids);
+    let mut fanout = Fanout::new(bench, options.batch, options.sizes[0], options.timeout)?;
+    fanout.begin(bench, now())?;
+    let figures = measure(bench, options, pid, &mut fanout)?;
+    fanout.stop();
+    bench.drive(&mut fanout, None)?;
+    audit(bench)?;
+    Ok(figures)
+}
+
+/// All connections stay until the end, so that it can be seen what they cost.
+fn connect(bench: &mut Bench, options: &Options, pid: Option<u32>) -> Result<Figures, Failure> {
+    let mut connect = Connect::new(bench, options.count, options.connections);
+    bench.meter.start();
+    let span = Span::begin(pid)?;
+    let before = span.process.map(|(_, usage)| usage.resident);
+    connect.start(bench)?;
+    bench.drive(&mut connect, None)?;
+    let mut figures = span.end(bench, options.count as u64)?;
+    if let (Some(pid), Some(before)) = (pid, before) {
+        let more = process::usage(pid)?.resident.saturating_sub(before) as f64;
+        figures.put(
+            "server_resident_kb_per_connection",
+            more / 1024.0 / options.count as f64,
+        );
+    }
+    Ok(figures)
+}
+
+fn large(bench: &mut Bench, options: &Options, pid: Option<u32>) -> Result<Figures, Failure> {
+    bench.open(1)?;
+    let mut large = Large::new(bench, options.sizes[0])?;
+    bench.meter.start();
+    let span = Span::begin(pid)?;
+    large.run(bench, span.started + options.duration)?;
+    let operations = bench.meter.series[0].latencies.len();
+    let mut figures = span.end(bench, operations)?;
+    for what in ["stores", "loads"] {
+        if let Some(median) = figures.value(&format!("{what}_p50_ms")) {
+            let megabytes = options.sizes[0] as f64 / f64::from(1 << 20);
+            figures.put(&format!("{what}_mb_per_second"), megabytes / (median / 1e3));
+        }
+    }
+    Ok(figures)
+}
+
+/// A storm of connections needs more descriptors than shells usually grant. If there are none, it
+/// will be told when they are needed.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// Lets a workload run, warm first, and counts what it does.
