@@ -201,7 +201,8 @@ impl Ledger {
             let known = &mut self.objects[number];
             if tid == known.serial && known.is_exact && known.counter != *counter {
                 return wrong(format_args!(
-                    "object {oid} was shown with version {} for serial {tid}, which wrote {counter}",
+                    "object {oid} was shown with version {} for serial {tid}, which wrote \
+                     {counter}",
                     known.counter
                 ));
             }
