@@ -16,9 +16,10 @@ pub(crate) fn audit(bench: &mut Bench) -> Result<(), Failure> {
 
 fn compare_links(bench: &mut Bench) -> Result<(), Failure> {
     for link in 0..bench.fleet.len() {
+        let floor = bench.ledger.latest();
         let tid = bench.ask(link, "lastTransaction", Vec::new())?;
         let tid = as_tid(&tid).ok_or_else(|| Failure::answer("lastTransaction"))?;
-        bench.ledger.on_last_transaction(link, tid)?;
+        bench.ledger.on_last_transaction(link, tid, floor)?;
     }
     bench.ledger.compare_links()
 }

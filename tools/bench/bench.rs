@@ -101,7 +101,9 @@ impl Bench {
         for _ in 0..count {
             self.connect()?;
         }
-        self.drive(&mut Opening { left: count }, None)
+        self.drive(&mut Opening { left: count }, None)?;
+        self.ledger.watch();
+        Ok(())
     }
 
     /// Begins one connection.
@@ -174,6 +176,7 @@ impl Bench {
             Received::Greeting(_) => {
                 let storage = Value::from(self.storage.clone());
                 let args = vec![storage, Value::Bool(false)];
+                self.ledger.on_registering(link);
                 self.fleet.call(link, "register", args, now)?;
                 Ok(Some(Event::Greeted))
             }

@@ -116,18 +116,31 @@ impl Ledger {
         self.latest
     }
 
+    /// A connection asks to be registered.
+    pub(crate) fn on_registering(&mut self, link: usize) {
+        self.links[link].seen = self.latest;
+    }
+
     /// A connection is registered: it is told of what comes after `tid`.
     pub(crate) fn on_registered(&mut self, link: usize, tid: Tid) -> Result<(), Failure> {
-        if tid < self.latest {
+        let told = &mut self.links[link];
+        if tid < told.seen {
             return wrong(format_args!(
-                "register answered {tid} after transaction {} was known",
-                self.latest
+                "register answered {tid} although {} was known when it was asked for",
+                told.seen
             ));
         }
-        self.links[link].seen = tid;
-        self.latest = tid;
-        self.watched_from = tid;
+        told.seen = tid;
+        self.latest = self.latest.max(tid);
         Ok(())
+    }
+
+    /// All connections are registered: what comes above what is known now has to reach each.
+    pub(crate) fn watch(&mut self) {
+        self.watched_from = self.latest;
+        for told in &mut self.links {
+            told.sum = 0;
+        }
     }
 
     /// An answer to a load that was asked when `floor` was the newest serial known; the version.
@@ -266,14 +279,19 @@ impl Ledger {
         Ok(())
     }
 
-    /// At the end of a run each connection asks for the last tid. What was committed before has to
-    /// have reached it by the time of the answer.
-    pub(crate) fn on_last_transaction(&self, link: usize, tid: Tid) -> Result<(), Failure> {
+    /// At the end of a run each connection asks for the last tid, when `floor` was
+    /// [`Self::latest`]. What was committed until the answer has to have reached it before that.
+    pub(crate) fn on_last_transaction(
+        &self,
+        link: usize,
+        tid: Tid,
+        floor: Tid,
+    ) -> Result<(), Failure> {
         let seen = self.links[link].seen;
-        if tid != seen {
+        if tid < floor || tid > seen {
             return wrong(format_args!(
-                "lastTransaction answered {tid} to connection {link}, which was told of \
-                 transactions up to {seen}"
+                "lastTransaction answered {tid} to connection {link}, when {floor} was known and \
+                 it was told of transactions up to {seen}"
             ));
         }
         Ok(())
@@ -334,8 +352,11 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.open(2);
         ledger.adopt(&[FIRST, Oid(11), Oid(20)]);
-        ledger.on_registered(0, Tid(100)).unwrap();
-        ledger.on_registered(1, Tid(100)).unwrap();
+        for link in 0..2 {
+            ledger.on_registering(link);
+            ledger.on_registered(link, Tid(100)).unwrap();
+        }
+        ledger.watch();
         ledger
     }
 
@@ -470,6 +491,7 @@ mod tests {
             ledger.on_finished(1, Tid(110), ledger.latest(), &[]),
             "got tid",
         );
+        ledger.on_registering(1);
         is_wrong(ledger.on_registered(1, Tid(109)), "register");
     }
 
@@ -494,6 +516,24 @@ mod tests {
     }
 
     #[test]
+    fn others_may_write_while_connections_are_made() {
+        let mut ledger = Ledger::default();
+        ledger.open(2);
+        ledger.on_registering(0);
+        ledger.on_registering(1);
+        ledger.on_registered(0, Tid(100)).unwrap();
+        ledger.on_invalidated(0, Tid(110), &[FIRST]).unwrap();
+        // This answer was on its way.
+        ledger.on_registered(1, Tid(100)).unwrap();
+        ledger.watch();
+        ledger.on_invalidated(1, Tid(110), &[FIRST]).unwrap();
+        for link in 0..2 {
+            ledger.on_invalidated(link, Tid(120), &[FIRST]).unwrap();
+        }
+        ledger.compare_links().unwrap();
+    }
+
+    #[test]
     fn a_lost_invalidation_is_noticed_at_the_end() {
         let tell = |ledger: &mut Ledger, oids: &[Oid]| {
             ledger
@@ -513,6 +553,8 @@ mod tests {
         is_wrong(tell(&mut ledger(), &[FIRST]), "lost");
         let mut late = ledger();
         late.on_finished(0, Tid(110), Tid(100), &[]).unwrap();
-        is_wrong(late.on_last_transaction(1, Tid(110)), "up to");
+        is_wrong(late.on_last_transaction(1, Tid(110), Tid(110)), "up to");
+        is_wrong(late.on_last_transaction(0, Tid(100), Tid(110)), "was known");
+        late.on_last_transaction(0, Tid(110), Tid(110)).unwrap();
     }
 }

@@ -48,19 +48,22 @@ impl Figures {
         self.0.push((name.to_owned(), value));
     }
 
-    /// What the server has taken for `operations`.
-    pub(crate) fn put_usage(&mut self, before: Usage, after: Usage, operations: u64) {
-        const MEGABYTE: f64 = (1 << 20) as f64;
+    /// The processor time that a process has taken for `operations`.
+    pub(crate) fn put_cpu(&mut self, who: &str, before: Usage, after: Usage, operations: u64) {
         let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
-        self.put("server_cpu_seconds", cpu);
+        self.put(&format!("{who}_cpu_seconds"), cpu);
         if operations > 0 {
-            self.put("server_cpu_us_per_operation", cpu * 1e6 / operations as f64);
+            let each = cpu * 1e6 / operations as f64;
+            self.put(&format!("{who}_cpu_us_per_operation"), each);
         }
-        self.put("server_resident_mb", after.resident as f64 / MEGABYTE);
-        self.put(
-            "server_resident_peak_mb",
-            after.resident_peak as f64 / MEGABYTE,
-        );
+    }
+
+    /// The memory that a process has.
+    pub(crate) fn put_memory(&mut self, who: &str, usage: Usage) {
+        const MEGABYTE: f64 = (1 << 20) as f64;
+        let mut put = |what, bytes| self.put(&format!("{who}_{what}_mb"), bytes as f64 / MEGABYTE);
+        put("resident", usage.resident);
+        put("resident_peak", usage.resident_peak);
     }
 
     /// The value of that name.

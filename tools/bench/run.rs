@@ -337,7 +337,10 @@ fn measure(
 /// A time that is measured.
 struct Span {
     started: Instant,
+    /// Of the server
     process: Option<(u32, Usage)>,
+    /// Ours
+    own: Usage,
 }
 
 impl Span {
@@ -347,16 +350,21 @@ impl Span {
             None => None,
         };
         Ok(Self {
-            started: now(),
+            own: process::usage(std::process::id())?,
             process,
+            started: now(),
         })
     }
 
     fn end(self, bench: &Bench, operations: u64) -> Result<Figures, Failure> {
         let seconds = now().saturating_duration_since(self.started).as_secs_f64();
         let mut figures = Figures::new(&bench.meter, seconds);
+        let own = process::usage(std::process::id())?;
+        figures.put_cpu("client", self.own, own, operations);
         if let Some((pid, before)) = self.process {
-            figures.put_usage(before, process::usage(pid)?, operations);
+            let after = process::usage(pid)?;
+            figures.put_cpu("server", before, after, operations);
+            figures.put_memory("server", after);
         }
         Ok(figures)
     }
