@@ -116,6 +116,10 @@ impl Options {
             Command::Large => 64 << 20,
             _ => 1024,
         };
+        let batch = match command {
+            Command::Prepare => 100,
+            _ => 1,
+        };
         Self {
             command,
             addresses: Vec::new(),
@@ -131,7 +135,7 @@ impl Options {
             timeout: Duration::from_secs(30),
             objects: 10_000,
             sizes: vec![size],
-            batch: 1,
+            batch,
             hot: 4,
             count: 1000,
             writes: 0.05,
@@ -347,7 +351,7 @@ Options of a run:
 Options of commands:
   --objects N          prepare: how many (10000)
   --size BYTES[,..]    bytes of objects that are written, in turn (1024; large 67108864)
-  --batch N            commits, mixed, fanout: objects in a commit (1)
+  --batch N            objects in a commit of prepare (100), commits, mixed, fanout (1)
   --writes PERCENT     mixed: share of commits (5)
   --distribution NAME  loads, mixed: uniform, zipf, or zipf:THETA (uniform; THETA 0.99)
   --hot N              conflicts: how many objects (4)

@@ -17,33 +17,37 @@ const ROOT: Oid = Oid::ZERO;
 /// Objects in one node: a record of some tens of kilobytes.
 const NODE_OBJECTS_MAX: usize = 1000;
 
-/// Bytes of objects in one transaction while preparing.
+/// Bytes of objects in one transaction while preparing, from which on no more are added.
 const BATCH_LEN: usize = 4 << 20;
 
-/// Objects in one transaction while preparing.
-const BATCH_OBJECTS_MAX: usize = 10_000;
+/// What `prepare` is to make.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan<'a> {
+    /// Objects
+    pub count: usize,
+    /// Bytes of each, in turn.
+    pub sizes: &'a [usize],
+    /// Objects in one transaction, unless they are long.
+    pub batch: usize,
+}
 
-/// Makes `count` objects, the sizes in turn, and a catalogue of them in place of any before.
-/// `tell` hears how many there are from time to time.
+/// Makes objects, and a catalogue of them in place of any before. `tell` hears how many there are
+/// from time to time.
 pub(crate) fn prepare(
     bench: &mut Bench,
-    count: usize,
-    sizes: &[usize],
+    plan: Plan<'_>,
     mut tell: impl FnMut(usize),
 ) -> Result<(), Failure> {
     let link = 0;
     let old_root = bench.load(link, ROOT)?;
-    let mut nodes = Vec::new();
-    let mut done = 0;
-    while done < count {
-        let (batch, stored) = batch(bench, done, count, sizes)?;
-        for oids in batch.chunks(NODE_OBJECTS_MAX) {
-            nodes.push(oids.to_vec());
-        }
-        commit(bench, link, stored)?;
-        done += batch.len();
-        tell(done);
+    let mut all = Vec::with_capacity(plan.count);
+    while all.len() < plan.count {
+        let (oids, stores) = batch(bench, all.len(), plan)?;
+        commit(bench, link, stores)?;
+        all.extend(oids);
+        tell(all.len());
     }
+    let nodes: Vec<&[Oid]> = all.chunks(NODE_OBJECTS_MAX).collect();
     // The objects are there: now what makes them reachable, all in one transaction.
     let oids = new_oids(bench, nodes.len() + 1)?;
     let (catalogue, node_oids) = oids
@@ -81,12 +85,12 @@ pub(crate) fn prepare(
 fn batch(
     bench: &mut Bench,
     done: usize,
-    count: usize,
-    sizes: &[usize],
+    plan: Plan<'_>,
 ) -> Result<(Vec<Oid>, Vec<Store>), Failure> {
-    let size = |number: usize| sizes[number % sizes.len()];
+    let size = |number: usize| plan.sizes[number % plan.sizes.len()];
     let (mut len, mut number) = (0, done);
-    while number < count && number - done < BATCH_OBJECTS_MAX && (len < BATCH_LEN || len == 0) {
+    let end = plan.count.min(done + plan.batch);
+    while number < end && len < BATCH_LEN {
         len += size(number);
         number += 1;
     }

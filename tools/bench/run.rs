@@ -102,7 +102,7 @@ fn settings_json(options: &Options) -> Json {
         ("batch", count(options.batch)),
     );
     let members = match options.command {
-        Prepare => vec![("objects", count(options.objects)), size],
+        Prepare => vec![("objects", count(options.objects)), batch, size],
         Loads => vec![connections, depth, ("distribution", distribution())],
         Commits => vec![connections, batch, size],
         Mixed => {
@@ -190,7 +190,12 @@ fn prepare(bench: &mut Bench, options: &Options, pid: Option<u32>) -> Result<Fig
     bench.open(1)?;
     let span = Span::begin(pid)?;
     let mut next = now();
-    catalogue::prepare(bench, options.objects, &options.sizes, |done| {
+    let plan = catalogue::Plan {
+        count: options.objects,
+        sizes: &options.sizes,
+        batch: options.batch,
+    };
+    catalogue::prepare(bench, plan, |done| {
         if options.progress && now() >= next {
             next = now() + std::time::Duration::from_secs(1);
             // Nobody may be looking.
