@@ -52,6 +52,8 @@ pub(crate) struct Options {
     pub depth: usize,
     /// Of what is measured in a round.
     pub duration: Duration,
+    /// How many operations to measure instead, if that is given.
+    pub operations: Option<u64>,
     /// Before that, in each round.
     pub warmup: Duration,
     pub rounds: usize,
@@ -129,6 +131,7 @@ impl Options {
             connections,
             depth,
             duration: Duration::from_secs(5),
+            operations: None,
             warmup: Duration::from_millis(500),
             rounds: 1,
             seed: 1,
@@ -218,6 +221,7 @@ fn set(options: &mut Options, name: &str, parser: &mut lexopt::Parser) -> Result
         "count" => options.count = number(name, &text(parser)?)?,
         "writes" => options.writes = number::<f64>(name, &text(parser)?)? / 100.0,
         "duration" => options.duration = seconds(name, &text(parser)?)?,
+        "operations" => options.operations = Some(number(name, &text(parser)?)?),
         "warmup" => options.warmup = seconds(name, &text(parser)?)?,
         "timeout" => options.timeout = seconds(name, &text(parser)?)?,
         _ => return Err(Failure::Usage(format!("unknown option --{name}"))),
@@ -341,6 +345,7 @@ Options of a run:
                        of connect: how many are on their way at a time (50)
   --depth N            operations on their way on each connection (loads 16, mixed 1)
   --duration SECONDS   how long to measure (5)
+  --operations N       measure so many operations, however long that takes
   --warmup SECONDS     how long to run before that (0.5)
   --rounds N           how often; the figures are medians (1)
   --seed N             what random choices follow from (1)

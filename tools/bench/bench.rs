@@ -76,6 +76,28 @@ pub(crate) trait Workload {
     }
 }
 
+/// How long something is to run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Until {
+    /// Until it is done by itself.
+    Done,
+    /// Until then, at most.
+    Time(Instant),
+    /// Until as many have been completed since the meter was started, at most.
+    Operations(u64),
+}
+
+impl Until {
+    /// Whether that is enough.
+    pub(crate) fn has_come(self, bench: &Bench, now: Instant) -> bool {
+        match self {
+            Self::Done => false,
+            Self::Time(time) => now >= time,
+            Self::Operations(count) => bench.meter.operations() >= count,
+        }
+    }
+}
+
 /// How often overdue answers are looked for, at least.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -101,7 +123,7 @@ impl Bench {
         for _ in 0..count {
             self.connect()?;
         }
-        self.drive(&mut Opening { left: count }, None)?;
+        self.drive(&mut Opening { left: count }, Until::Done)?;
         self.ledger.watch();
         Ok(())
     }
@@ -113,22 +135,25 @@ impl Bench {
         Ok(link)
     }
 
-    /// Runs until the workload is done or the time has come.
+    /// Runs until the workload is done, or it is enough.
     pub(crate) fn drive(
         &mut self,
         workload: &mut dyn Workload,
-        until: Option<Instant>,
+        until: Until,
     ) -> Result<(), Failure> {
         self.fleet.flush(now())?;
-        while !workload.is_done() && until.is_none_or(|until| now() < until) {
+        while !workload.is_done() && !until.has_come(self, now()) {
             self.turn(workload, until)?;
         }
         Ok(())
     }
 
     /// Waits once, and serves what came.
-    fn turn(&mut self, workload: &mut dyn Workload, until: Option<Instant>) -> Result<(), Failure> {
-        let wake = until.map_or(self.next_check, |until| until.min(self.next_check));
+    fn turn(&mut self, workload: &mut dyn Workload, until: Until) -> Result<(), Failure> {
+        let wake = match until {
+            Until::Time(time) => time.min(self.next_check),
+            Until::Done | Until::Operations(_) => self.next_check,
+        };
         let mut ready = std::mem::take(&mut self.ready);
         self.fleet.wait(wake, &mut ready)?;
         for link in ready.drain(..) {
@@ -233,7 +258,7 @@ impl Bench {
             msgid,
             result: None,
         };
-        self.drive(&mut asking, None)?;
+        self.drive(&mut asking, Until::Done)?;
         match asking.result {
             Some(Ok(value)) => Ok(value),
             Some(Err(raised)) => Err(Failure::raised(name, &raised)),
@@ -258,7 +283,7 @@ impl Bench {
                 found: vec![None; some.len()],
                 left: some.len(),
             };
-            self.drive(&mut loading, None)?;
+            self.drive(&mut loading, Until::Done)?;
             found.extend(loading.found);
         }
         Ok(found)

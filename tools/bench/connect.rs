@@ -27,7 +27,7 @@ impl Connect {
             count,
             at_once,
             registered: 0,
-            greetings: bench.meter.add("greetings"),
+            greetings: bench.meter.add_part("greetings"),
             connects: bench.meter.add("connects"),
         }
     }

@@ -68,8 +68,8 @@ impl Fanout {
             told: BTreeMap::new(),
             began: now(),
             subscribers: bench.fleet.len() - 1,
-            from_finish: bench.meter.add("fanout"),
-            from_answer: bench.meter.add("fanout_after_reply"),
+            from_finish: bench.meter.add_part("fanout"),
+            from_answer: bench.meter.add_part("fanout_after_reply"),
             commits: bench.meter.add("commits"),
             is_stopping: false,
         })

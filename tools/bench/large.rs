@@ -1,10 +1,8 @@
 //! One large object, stored and loaded again and again.
 
-use std::time::Instant;
-
 use standby::ids::{Oid, Tid};
 
-use crate::bench::Bench;
+use crate::bench::{Bench, Until};
 use crate::catalogue;
 use crate::failure::Failure;
 use crate::fleet::now;
@@ -35,12 +33,12 @@ impl Large {
             counter: 0,
             size,
             stores: bench.meter.add("stores"),
-            loads: bench.meter.add("loads"),
+            loads: bench.meter.add_part("loads"),
         })
     }
 
-    /// Stores and loads until the time has come, and once at least.
-    pub(crate) fn run(&mut self, bench: &mut Bench, until: Instant) -> Result<(), Failure> {
+    /// Stores and loads until that is enough, and once at least.
+    pub(crate) fn run(&mut self, bench: &mut Bench, until: Until) -> Result<(), Failure> {
         loop {
             self.counter += 1;
             let stamp = Stamp {
@@ -69,7 +67,7 @@ impl Large {
             bench
                 .meter
                 .record(self.loads, end.saturating_duration_since(stored));
-            if end >= until {
+            if until.has_come(bench, end) {
                 return Ok(());
             }
         }

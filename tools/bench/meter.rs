@@ -24,7 +24,9 @@ pub(crate) struct Series {
     pub name: &'static str,
     /// Nanoseconds
     pub latencies: Histogram<u64>,
-    /// Operations since the last line of progress, and their latencies added up.
+    /// Whether one of these is an operation, or a part of one.
+    is_operation: bool,
+    /// How many since the last line of progress, and their latencies added up.
     second: (u64, Duration),
 }
 
@@ -35,6 +37,8 @@ pub(crate) struct Meter {
     /// Things that happen beside, as conflicts.
     pub counts: BTreeMap<&'static str, u64>,
     is_running: bool,
+    /// Operations since the start.
+    operations: u64,
     progress: Option<Progress>,
 }
 
@@ -46,13 +50,23 @@ struct Progress {
 }
 
 impl Meter {
-    /// Something more to measure.
+    /// A kind of operations.
     pub(crate) fn add(&mut self, name: &'static str) -> SeriesId {
+        self.add_series(name, true)
+    }
+
+    /// Parts of operations, or another view of them.
+    pub(crate) fn add_part(&mut self, name: &'static str) -> SeriesId {
+        self.add_series(name, false)
+    }
+
+    fn add_series(&mut self, name: &'static str, is_operation: bool) -> SeriesId {
         let bounds = (1, LATENCY_MAX.as_nanos() as u64);
         self.series.push(Series {
             name,
             latencies: Histogram::new_with_bounds(bounds.0, bounds.1, DIGITS)
                 .expect("bounds and digits are constants that fit"),
+            is_operation,
             second: (0, Duration::ZERO),
         });
         SeriesId(self.series.len() - 1)
@@ -64,6 +78,7 @@ impl Meter {
             series.latencies.clear();
         }
         self.counts.clear();
+        self.operations = 0;
         self.is_running = true;
     }
 
@@ -80,7 +95,13 @@ impl Meter {
         if self.is_running {
             let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
             series.latencies.saturating_record(nanos.max(1));
+            self.operations += u64::from(series.is_operation);
         }
+    }
+
+    /// Operations of all kinds that count.
+    pub(crate) const fn operations(&self) -> u64 {
+        self.operations
     }
 
     /// Something happened.
@@ -133,8 +154,10 @@ mod tests {
     fn only_what_comes_between_start_and_stop_counts() {
         let mut meter = Meter::default();
         let loads = meter.add("loads");
+        let greetings = meter.add_part("greetings");
         meter.record(loads, Duration::from_micros(1));
         meter.start();
+        meter.record(greetings, Duration::from_micros(1));
         meter.record(loads, Duration::from_micros(100));
         meter.record(loads, LATENCY_MAX * 2);
         meter.count("conflicts");
@@ -142,7 +165,7 @@ mod tests {
         meter.record(loads, Duration::from_micros(1));
         meter.count("conflicts");
         let latencies = &meter.series[0].latencies;
-        assert_eq!(latencies.len(), 2);
+        assert_eq!((latencies.len(), meter.operations()), (2, 2));
         let median = latencies.value_at_quantile(0.5);
         assert!((99_900..=100_100).contains(&median), "{median}");
         assert_eq!(meter.counts["conflicts"], 1);

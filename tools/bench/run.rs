@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::args::{Command, Options};
 use crate::audit::audit;
-use crate::bench::{Bench, Workload};
+use crate::bench::{Bench, Until, Workload};
 use crate::catalogue;
 use crate::conflicts::Conflicts;
 use crate::connect::Connect;
@@ -233,7 +233,7 @@ fn mix(
     mix.start(bench)?;
     let figures = measure(bench, options, pid, &mut mix)?;
     mix.stop();
-    bench.drive(&mut mix, None)?;
+    bench.drive(&mut mix, Until::Done)?;
     audit(bench)?;
     Ok(figures)
 }
@@ -252,7 +252,7 @@ fn conflicts(
     conflicts.start(bench)?;
     let figures = measure(bench, options, pid, &mut conflicts)?;
     conflicts.stop();
-    bench.drive(&mut conflicts, None)?;
+    bench.drive(&mut conflicts, Until::Done)?;
     audit(bench)?;
     Ok(figures)
 }
@@ -265,7 +265,7 @@ fn fanout(bench: &mut Bench, options: &Options, pid: Option<u32>) -> Result<Figu
     fanout.begin(bench, now())?;
     let figures = measure(bench, options, pid, &mut fanout)?;
     fanout.stop();
-    bench.drive(&mut fanout, None)?;
+    bench.drive(&mut fanout, Until::Done)?;
     audit(bench)?;
     Ok(figures)
 }
@@ -277,7 +277,7 @@ fn connect(bench: &mut Bench, options: &Options, pid: Option<u32>) -> Result<Fig
     let span = Span::begin(pid)?;
     let before = span.process.map(|(_, usage)| usage.resident);
     connect.start(bench)?;
-    bench.drive(&mut connect, None)?;
+    bench.drive(&mut connect, Until::Done)?;
     let mut figures = span.end(bench, options.count as u64)?;
     if let (Some(pid), Some(before)) = (pid, before) {
         let more = process::usage(pid)?.resident.saturating_sub(before) as f64;
@@ -294,9 +294,8 @@ fn large(bench: &mut Bench, options: &Options, pid: Option<u32>) -> Result<Figur
     let mut large = Large::new(bench, options.sizes[0])?;
     bench.meter.start();
     let span = Span::begin(pid)?;
-    large.run(bench, span.started + options.duration)?;
-    let operations = bench.meter.series[0].latencies.len();
-    let mut figures = span.end(bench, operations)?;
+    large.run(bench, enough(options))?;
+    let mut figures = span.end(bench, bench.meter.operations())?;
     for what in ["stores", "loads"] {
         if let Some(median) = figures.value(&format!("{what}_p50_ms")) {
             let megabytes = options.sizes[0] as f64 / f64::from(1 << 20);
@@ -325,18 +324,20 @@ fn measure(
     pid: Option<u32>,
     workload: &mut dyn Workload,
 ) -> Result<Figures, Failure> {
-    bench.drive(workload, Some(now() + options.warmup))?;
+    bench.drive(workload, Until::Time(now() + options.warmup))?;
     bench.meter.start();
     let span = Span::begin(pid)?;
-    bench.drive(workload, Some(now() + options.duration))?;
+    bench.drive(workload, enough(options))?;
     bench.meter.stop();
-    let operations = bench
-        .meter
-        .series
-        .iter()
-        .map(|series| series.latencies.len())
-        .sum();
-    span.end(bench, operations)
+    span.end(bench, bench.meter.operations())
+}
+
+/// From now on.
+fn enough(options: &Options) -> Until {
+    match options.operations {
+        Some(count) => Until::Operations(count),
+        None => Until::Time(now() + options.duration),
+    }
 }
 
 /// A time that is measured.

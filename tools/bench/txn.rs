@@ -8,7 +8,7 @@ use standby::ids::{Oid, Tid};
 use standby::zeo::Value;
 use standby::zeo::client::Raised;
 
-use crate::bench::{Bench, Event, Workload, as_items, as_tid};
+use crate::bench::{Bench, Event, Until, Workload, as_items, as_tid};
 use crate::failure::Failure;
 use crate::fleet::now;
 
@@ -176,7 +176,7 @@ pub(crate) fn commit(bench: &mut Bench, link: usize, stores: Vec<Store>) -> Resu
         txn,
         step: Step::Waiting,
     };
-    bench.drive(&mut committing, None)?;
+    bench.drive(&mut committing, Until::Done)?;
     match committing.step {
         Step::Finished(tid) => Ok(tid),
         Step::Waiting | Step::Conflict => Err(Failure::Server(
