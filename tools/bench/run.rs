@@ -21,6 +21,7 @@ use crate::stub;
 
 /// Runs a command; what is to be printed.
 pub(crate) fn run(options: &Options) -> Result<String, Failure> {
+    raise_descriptor_limit();
     if options.command == Command::Stub {
         stub::serve(
             &options.addresses[0],
@@ -32,7 +33,6 @@ pub(crate) fn run(options: &Options) -> Result<String, Failure> {
             },
         )?;
     }
-    raise_descriptor_limit();
     let mut runs: Vec<Vec<Figures>> = vec![Vec::new(); options.addresses.len()];
     for round in 0..options.rounds {
         // A B, B A, A B, ...: what grows worse with time falls on both.

@@ -117,6 +117,14 @@ fn listen(address: &Address) -> io::Result<(Listener, String)> {
     })
 }
 
+/// The client is gone already, or a signal came.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+    )
+}
+
 impl Stub {
     fn accept(&mut self, poll: &Poll, listener: &Listener) -> io::Result<()> {
         loop {
@@ -132,8 +140,8 @@ impl Stub {
             let mut stream = match accepted {
                 Ok(stream) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // The client is gone already, or there are no descriptors.
-                Err(_) => continue,
+                Err(error) if is_passing(&error) => continue,
+                Err(error) => return Err(error),
             };
             let entry = self.peers.vacant_entry();
             let (token, both) = (Token(entry.key()), Interest::READABLE | Interest::WRITABLE);
