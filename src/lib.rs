@@ -35,4 +35,6 @@ pub mod manual {
     pub mod tls {}
     #[doc = include_str!("manual/zeo.md")]
     pub mod zeo {}
+    #[doc = include_str!("manual/zeobench.md")]
+    pub mod zeobench {}
 }

@@ -33,8 +33,10 @@
 //! answers with a value or an error and takes no more memory than a fixed multiple of the bytes
 //! received, but for what [`crate::limits::VALUES_PER_MESSAGE_MAX`] allows a memo to repeat.
 
+pub mod client;
 pub mod errors;
 pub mod frame;
+pub mod load_form;
 pub mod message;
 pub mod msgpack;
 pub mod pickle;
