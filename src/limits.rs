@@ -25,6 +25,10 @@ pub const VALUE_DEPTH_MAX: usize = 64;
 /// beside their message, which is cheaper than one more slot of `writev`.
 pub const SHARED_DATA_LEN_MIN: usize = 1024;
 
+/// Bytes of a record that is read, and sent, without memory of its own: it is copied into its
+/// message. A longer one is worth an allocation, and three slots of `writev`.
+pub const GLANCED_LEN_MAX: usize = 8 * 1024;
+
 /// Bytes read from one connection in one turn, so that a client that floods us waits its turn. What
 /// is read at once is kept at once, as long as a part of it is staged.
 pub const READ_BYTES_PER_TURN: usize = 64 * 1024;

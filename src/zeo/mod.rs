@@ -35,6 +35,7 @@
 
 pub mod errors;
 pub mod frame;
+pub mod load;
 pub mod message;
 pub mod msgpack;
 pub mod pickle;
@@ -43,6 +44,7 @@ mod value;
 
 pub use errors::{Conflict, RemoteError};
 pub use frame::{FrameError, FrameReader, OutQueue};
+pub use load::Load;
 pub use message::{
     ArgumentError, Call, Dialect, Encoder, Encoding, Message, ProtocolError, Request,
 };
