@@ -36,8 +36,8 @@ const LEN_MIN: usize = 256;
 /// How fast the usual length follows the records: up by so many bytes at one that is longer,
 const STEP_UP: usize = 256;
 
-/// and down by so many at one that is shorter by more than that step: where lengths vary, one record
-/// in seventeen is longer; where they do not, none.
+/// and down by so many at one that is shorter by more than that step: where lengths vary, one
+/// record in seventeen is longer; where they do not, none.
 const STEP_DOWN: usize = STEP_UP / 16;
 
 impl Glance {

@@ -185,13 +185,20 @@ impl OutQueue {
         }
     }
 
-    /// Fills in what has to be written next and returns the number of slices used.
-    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+    /// Fills in what has to be written next, `len_max` bytes at most, and returns the number of
+    /// slices used.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>], len_max: usize) -> usize {
         let tail = Some(&self.tail[..]).filter(|tail| !tail.is_empty());
         let waiting = self.pieces.iter().map(|piece| &piece[..]).chain(tail);
+        let mut room = len_max;
         let mut count = 0;
         for (slice, bytes) in slices.iter_mut().zip(waiting) {
+            if room == 0 {
+                break;
+            }
+            let bytes = &bytes[..bytes.len().min(room)];
             *slice = IoSlice::new(bytes);
+            room -= bytes.len();
             count += 1;
         }
         count
@@ -346,7 +353,7 @@ mod tests {
 
     fn waiting(out: &OutQueue) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); 16];
-        let count = out.slices(&mut slices);
+        let count = out.slices(&mut slices, usize::MAX);
         slices[..count]
             .iter()
             .flat_map(|slice| slice.to_vec())

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test uses what it needs")]
 
+pub(crate) mod cold;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::path::Path;
@@ -187,7 +189,7 @@ impl Driver {
         };
         while !out.is_empty() && taken.len() < len {
             let mut slices = [IoSlice::new(&[]); 64];
-            let count = out.slices(&mut slices);
+            let count = out.slices(&mut slices, usize::MAX);
             let before = taken.len();
             for slice in &slices[..count] {
                 let room = len - taken.len();
@@ -240,6 +242,30 @@ impl Driver {
     /// So that the next tid is a later one.
     pub(crate) fn pass_time(&mut self) {
         self.now.wall += Duration::from_millis(1);
+    }
+
+    /// The client closes its connection.
+    pub(crate) fn hang_up(&mut self, id: ClientId) {
+        self.server.on_end(id, self.now);
+        self.end_turn();
+    }
+
+    /// How long the data file is, as a client is told.
+    pub(crate) fn file_len(&mut self, id: ClientId) -> u64 {
+        let call = self.call(4, "get_info", Vec::new());
+        self.send(id, &call);
+        let frames = self.frames(id);
+        let Value::Tuple(parts) = self.decoded(&frames[0]) else {
+            panic!("{frames:?}");
+        };
+        let Value::Dict(items) = &parts[3] else {
+            panic!("{parts:?}");
+        };
+        let size = items.iter().find(|(key, _)| *key == Value::text("size"));
+        match size {
+            Some((_, Value::Int(len))) => u64::try_from(*len).unwrap(),
+            other => panic!("{other:?}"),
+        }
     }
 
     /// The serial of an object's current revision, as a client is told.
