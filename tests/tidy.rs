@@ -174,7 +174,7 @@ fn files_and_lines_are_short() {
             wrong.push(format!("{}: {lines} lines without tests", file.name));
         }
     }
-    for (name, text) in rust_files("src").into_iter().chain(rust_files("tests")) {
+    for (name, text) in ["src", "tests", "benches"].into_iter().flat_map(rust_files) {
         for (n, line) in text.lines().enumerate() {
             if line.chars().count() > LINE_CHARS_MAX {
                 wrong.push(format!("{name}:{}: longer than {LINE_CHARS_MAX}", n + 1));
@@ -361,6 +361,7 @@ fn project_files() -> Vec<PathBuf> {
         "Cargo.toml",
         "src",
         "tests",
+        "benches",
         "tools",
         "conf",
         "README.md",

@@ -9,6 +9,8 @@
 //! what all this means; a frame of any other form is left to them. That both ways come to the same
 //! is tested below.
 
+use bytes::Bytes;
+
 use super::frame::{FrameError, OutQueue, Sink};
 use super::message::{Dialect, Encoding};
 use super::pickle::Reader;
@@ -59,16 +61,56 @@ pub fn answer(
     data: &[u8],
     serial: Tid,
 ) -> Result<(), FrameError> {
-    let mut frame = out.frame_of(data.len() + AROUND_DATA_LEN_MAX);
+    let (mut before, mut after) = (Short::default(), Short::default());
     match encoding {
-        Encoding::M => answer_msgpack(&mut frame, load, data, serial),
-        Encoding::Z => answer_pickle(&mut frame, load, data, serial),
+        Encoding::M => answer_msgpack(load, data.len(), serial, &mut before, &mut after),
+        Encoding::Z => answer_pickle(load, data.len(), serial, &mut before, &mut after),
     }
+    let mut frame = out.frame_of(data.len() + 2 * SHORT_LEN_MAX);
+    frame.put(before.bytes());
+    frame.put(data);
+    frame.put(after.bytes());
     frame.finish()
 }
 
-/// What a reply has at most beside the data.
-const AROUND_DATA_LEN_MAX: usize = 64;
+/// What stands before the data of a reply, or behind them. Put together here, as the many small
+/// pieces cost more one by one.
+struct Short {
+    bytes: [u8; SHORT_LEN_MAX],
+    /// `len <= SHORT_LEN_MAX`: before the data of a reply in pickle it is 48.
+    len: usize,
+}
+
+/// More than is ever needed.
+const SHORT_LEN_MAX: usize = 64;
+
+impl Default for Short {
+    fn default() -> Self {
+        Self {
+            bytes: [0; SHORT_LEN_MAX],
+            len: 0,
+        }
+    }
+}
+
+impl Short {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl Sink for Short {
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        let end = self.len + bytes.len();
+        self.bytes[self.len..end].copy_from_slice(bytes);
+        self.len = end;
+    }
+
+    fn put_data(&mut self, data: &Bytes) {
+        self.put(data);
+    }
+}
 
 fn read_msgpack(cursor: &mut Cursor<'_>) -> Option<Load> {
     expect(cursor, b"\x94")?;
@@ -143,53 +185,47 @@ fn expect(cursor: &mut Cursor<'_>, bytes: &[u8]) -> Option<()> {
     (cursor.take(bytes.len()).ok()? == bytes).then_some(())
 }
 
-fn answer_msgpack(sink: &mut impl Sink, load: &Load, data: &[u8], serial: Tid) {
-    sink.put(b"\x94");
+fn answer_msgpack(load: &Load, len: usize, serial: Tid, before: &mut Short, after: &mut Short) {
+    before.put(b"\x94");
     match load.msgid {
-        Msgid::Number(number) => msgpack::encode(sink, &Value::Int(number.into())),
+        Msgid::Number(number) => msgpack::encode(before, &Value::Int(number.into())),
         Msgid::Arguments => {
-            sink.put(b"\x92");
-            put_ids(
-                sink,
-                b"\xc4\x08",
-                [load.oid.to_bytes(), load.tid.to_bytes()],
-            );
+            before.put(b"\x92");
+            put_ids(before, b"\xc4\x08", load);
         }
     }
-    sink.put(b"\x00\xa6.reply\x93");
-    msgpack::encode_bytes_head(sink, data.len());
-    sink.put(data);
-    put_ids(sink, b"\xc4\x08", [serial.to_bytes()]);
-    sink.put(b"\xc0");
+    before.put(b"\x00\xa6.reply\x93");
+    msgpack::encode_bytes_head(before, len);
+    after.put(b"\xc4\x08");
+    after.put(&serial.to_bytes());
+    after.put(b"\xc0");
 }
 
-fn answer_pickle(sink: &mut impl Sink, load: &Load, data: &[u8], serial: Tid) {
-    sink.put(b"\x80\x03(");
+fn answer_pickle(load: &Load, len: usize, serial: Tid, before: &mut Short, after: &mut Short) {
+    before.put(b"\x80\x03(");
     match load.msgid {
-        Msgid::Number(number) => pickle::encode_int(sink, number.into()),
+        Msgid::Number(number) => pickle::encode_int(before, number.into()),
         Msgid::Arguments => {
-            put_ids(sink, b"C\x08", [load.oid.to_bytes(), load.tid.to_bytes()]);
-            sink.put(b"\x86");
+            put_ids(before, b"C\x08", load);
+            before.put(b"\x86");
         }
     }
-    sink.put(b"K\x00X\x06\0\0\0.reply");
-    pickle::encode_bytes_head(sink, Reader::Python3, data.len());
-    sink.put(data);
-    put_ids(sink, b"C\x08", [serial.to_bytes()]);
-    sink.put(b"N\x87t.");
+    before.put(b"K\x00X\x06\0\0\0.reply");
+    pickle::encode_bytes_head(before, Reader::Python3, len);
+    after.put(b"C\x08");
+    after.put(&serial.to_bytes());
+    after.put(b"N\x87t.");
 }
 
-fn put_ids<const N: usize>(sink: &mut impl Sink, head: &[u8; 2], ids: [[u8; 8]; N]) {
-    for id in ids {
-        sink.put(head);
-        sink.put(&id);
-    }
+fn put_ids(sink: &mut Short, head: &[u8; 2], load: &Load) {
+    sink.put(head);
+    sink.put(&load.oid.to_bytes());
+    sink.put(head);
+    sink.put(&load.tid.to_bytes());
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::zeo::message::{Call, Encoder, Message, Request, decode};
 
