@@ -66,7 +66,7 @@ pub fn answer(
         Encoding::M => answer_msgpack(load, data.len(), serial, &mut before, &mut after),
         Encoding::Z => answer_pickle(load, data.len(), serial, &mut before, &mut after),
     }
-    let mut frame = out.frame_of(data.len() + 2 * SHORT_LEN_MAX);
+    let mut frame = out.frame_of(before.len + data.len() + after.len);
     frame.put(before.bytes());
     frame.put(data);
     frame.put(after.bytes());
