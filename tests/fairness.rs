@@ -12,7 +12,8 @@ use driver::cold::PartlyCold;
 use driver::{Driver, bytes};
 use standby::ids::{ClientId, Oid, Tid};
 use standby::limits::{
-    CALLS_PER_TURN, LONG_READS_MAX, OUTPUT_LEN_PER_TURN, SHORT_READS_MAX, WAITING_CALLS_MAX,
+    CALLS_PER_TURN, LONG_READS_MAX, OUTPUT_LEN_PER_TURN, OUTPUT_PAUSE_LEN, SHORT_READS_MAX,
+    WAITING_CALLS_MAX,
 };
 use standby::storage::Lane;
 use standby::zeo::{Encoding, Value};
@@ -24,7 +25,7 @@ const LONG: u64 = 100;
 const SHORT_LEN: usize = 100;
 
 /// More than a reply that is copied.
-const LONG_LEN: usize = 30_000;
+const LONG_LEN: usize = 60_000;
 
 /// The first object that is not in memory after [`Served::cool`].
 const COLD: u64 = 50;
@@ -235,6 +236,40 @@ fn questions_about_the_past_leave_workers_for_loads() {
             served.driver.end_turn();
         }
         assert_eq!(served.driver.frames(modest).len(), 1);
+    }
+}
+
+#[test]
+fn nothing_is_read_for_a_client_that_takes_nothing() {
+    for encoding in ENCODINGS {
+        let mut served = served(encoding);
+        let (deaf, other) = (served.driver.connect(), served.driver.connect());
+        served.cool();
+        let calls = served.loads(LONG..LONG + WAITING_CALLS_MAX as u64);
+        served.driver.send(deaf, &calls);
+        let mut read = 0;
+        while served.driver.run_job() {
+            served.driver.end_turn();
+            read += 1;
+        }
+        // What waits for it is a megabyte, and what was on the way when it got so much.
+        let enough = OUTPUT_PAUSE_LEN.div_ceil(LONG_LEN) + SHORT_READS_MAX;
+        assert!(read <= enough && enough < WAITING_CALLS_MAX, "{read}");
+        // That holds up nobody else, and nothing is lost.
+        served.driver.send(other, &calls);
+        while served.driver.run_job() {
+            served.driver.end_turn();
+            served.driver.take(other);
+        }
+        let mut frames = 0;
+        for _ in 0..4 {
+            frames += served.driver.frames(deaf).len();
+            while served.driver.run_job() {
+                served.driver.end_turn();
+            }
+            served.driver.end_turn();
+        }
+        assert_eq!(frames, WAITING_CALLS_MAX);
     }
 }
 

@@ -323,6 +323,7 @@ impl Server {
         if client.paused && client.session.out.len() <= OUTPUT_RESUME_LEN {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
+            self.start_reads();
         }
         self.read_blobs(id);
     }
@@ -366,7 +367,9 @@ impl Server {
 
     /// Hands out the reads whose turn has come.
     fn start_reads(&mut self) {
-        while let Some((tag, job)) = self.reads.next() {
+        let Self { reads, clients, .. } = self;
+        let takes = |id| clients.get(&id).is_some_and(|client| !client.paused);
+        while let Some((tag, job)) = reads.next(takes) {
             self.outputs.push_back(Output::Run(tag, job));
         }
     }

@@ -90,10 +90,12 @@ impl Reads {
             .push(client, (JobTag { storage, read }, job));
     }
 
-    /// The next one for the workers. To be called until there is none, after [`Self::push`],
-    /// [`Self::take`] and [`Self::forget`].
-    pub(super) fn next(&mut self) -> Option<(JobTag, Job)> {
-        self.short.next().or_else(|| self.long.next())
+    /// The next one for the workers, of a client that `takes` what it is sent: what is read for
+    /// others would pile up. To be called until there is none, after [`Self::push`],
+    /// [`Self::take`] and [`Self::forget`], and when a client takes more than before.
+    pub(super) fn next(&mut self, takes: impl Fn(ClientId) -> bool) -> Option<(JobTag, Job)> {
+        let short = self.short.next(&takes);
+        short.or_else(|| self.long.next(&takes))
     }
 
     /// A worker is done with it.
@@ -141,11 +143,13 @@ impl Turns {
         queue.push_back(read);
     }
 
-    fn next(&mut self) -> Option<(JobTag, Job)> {
+    fn next(&mut self, takes: impl Fn(ClientId) -> bool) -> Option<(JobTag, Job)> {
         if self.running >= self.running_max {
             return None;
         }
-        let client = self.order.pop_front()?;
+        // The others keep their places.
+        let at = self.order.iter().position(|client| takes(*client))?;
+        let client = self.order.remove(at)?;
         let queue = self.waiting.get_mut(&client)?;
         let next = queue.pop_front();
         if queue.is_empty() {
@@ -186,7 +190,11 @@ mod tests {
     }
 
     fn next(turns: &mut Turns) -> Option<usize> {
-        turns.next().and_then(|(tag, _)| tag.read)
+        next_of(turns, |_| true)
+    }
+
+    fn next_of(turns: &mut Turns, takes: impl Fn(ClientId) -> bool) -> Option<usize> {
+        turns.next(takes).and_then(|(tag, _)| tag.read)
     }
 
     #[test]
@@ -198,6 +206,20 @@ mod tests {
         let order: Vec<_> = std::iter::from_fn(|| next(&mut turns)).collect();
         assert_eq!(order, [1, 4, 6, 2, 5, 3]);
         assert!(turns.waiting.is_empty() && turns.order.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_keeps_its_place_and_holds_up_nobody() {
+        let mut turns = Turns::new(10);
+        for (number, serial) in [(1, 5), (2, 6), (3, 6), (4, 7)] {
+            turns.push(client(serial), read(number));
+        }
+        let others = |turns: &mut Turns| next_of(turns, |id| id != client(5));
+        assert_eq!(others(&mut turns), Some(2));
+        assert_eq!(others(&mut turns), Some(4));
+        assert_eq!(next(&mut turns), Some(1));
+        assert_eq!(others(&mut turns), Some(3));
+        assert_eq!(next(&mut turns), None);
     }
 
     #[test]
