@@ -24,8 +24,8 @@ pub struct Glimpse<'a> {
 pub(super) struct Glance {
     /// [`GLANCED_LEN_MAX`] bytes.
     buf: Box<[u8]>,
-    /// How much is read at once: few records are longer. Reading one in two steps takes half as
-    /// long again; reading too much takes memory bandwidth, and may touch a page that is not in
+    /// How much is read at once: few records are longer. Reading one in two steps takes nearly
+    /// twice as long; reading too much takes memory bandwidth, and may touch a page that is not in
     /// memory. `LEN_MIN <= usual_len <= buf.len()`
     usual_len: usize,
 }
