@@ -206,7 +206,7 @@ fn files_and_lines_are_short() {
             wrong.push(format!("{}: {lines} lines without tests", file.name));
         }
     }
-    let directories = ["src", "tests", "tools"];
+    let directories = ["src", "tests", "tools", "benches"];
     for (name, text) in directories.into_iter().flat_map(rust_files) {
         for (n, line) in text.lines().enumerate() {
             if line.chars().count() > LINE_CHARS_MAX {
@@ -398,6 +398,7 @@ fn project_files() -> Vec<PathBuf> {
         "Cargo.toml",
         "src",
         "tests",
+        "benches",
         "tools",
         "conf",
         "README.md",

@@ -370,7 +370,7 @@ impl Reactor {
         };
         let mut budget = WRITE_BYTES_PER_TURN;
         while connection.writable && budget > 0 {
-            match connection.write(out) {
+            match connection.write(out, budget) {
                 Ok(0) => break,
                 Ok(len) => budget = budget.saturating_sub(len),
                 Err(error) => {

@@ -6,7 +6,8 @@ use log::Level;
 use super::blobs::BlobCall;
 use super::browse;
 use super::client::{ClientTxn, Pending};
-use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Served, Server, Wanted};
+use super::reads::{PendingRead, Wanted};
+use super::{LOG, Now, Output, Reason, Served, Server};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{LABEL_LEN_MAX, METADATA_LEN_MAX, OIDS_PER_CALL_MAX};
 use crate::storage::{Answer, Conflict, Job, Lookup, Metadata, Refusal, Unanswered};
@@ -466,9 +467,8 @@ impl Server {
     }
 
     fn submit_read(&mut self, at: usize, pending: PendingRead, job: Job) {
-        let read = Some(self.reads.insert(pending));
-        self.outputs
-            .push_back(Output::Run(JobTag { storage: at, read }, job));
+        self.reads.push(at, pending, job);
+        self.start_reads();
     }
 
     /// The disk has answered a lookup.

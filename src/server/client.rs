@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
-use super::PendingRead;
+use super::reads::PendingRead;
 use crate::ids::{ClientId, Tid};
 use crate::storage::history::{self, Step};
 use crate::storage::{BlobReader, TxnId, View};

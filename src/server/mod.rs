@@ -15,6 +15,7 @@ mod calls;
 mod client;
 mod invalidation;
 mod packing;
+mod reads;
 mod refusals;
 mod stats;
 
@@ -24,16 +25,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use log::Level;
-use slab::Slab;
 
 use self::client::{Client, ClientTxn, Pending, Who};
 use self::invalidation::InvalidationQueue;
+use self::reads::Reads;
 use self::refusals::{Refusals, Repeated};
 use self::stats::{Moment, Stats};
-use crate::ids::{ClientId, Oid, Tid};
+use crate::ids::{ClientId, Tid};
 use crate::limits::{
-    OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
-    WAITING_CALLS_MAX,
+    OUTPUT_LEN_MAX, OUTPUT_LEN_PER_TURN, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN,
+    TRANSACTION_TIMEOUT_DEFAULT, WAITING_CALLS_MAX,
 };
 use crate::storage::error::StorageError;
 use crate::storage::{Commit, Done, Event, FileStorage, Job, TxnId, Vote};
@@ -100,7 +101,7 @@ pub struct Server {
     storages: Vec<Served>,
     clients: BTreeMap<ClientId, Client>,
     /// Calls that wait for the disk.
-    reads: Slab<PendingRead>,
+    reads: Reads,
     refusals: Refusals,
     outputs: VecDeque<Output>,
     /// Clients for which something was queued in this turn.
@@ -120,29 +121,6 @@ struct Served {
     /// The call of `pack` that waits for its end.
     waiting_for_pack: Option<(ClientId, Value)>,
     stats: Stats,
-}
-
-/// A call that waits for the disk.
-#[derive(Debug)]
-struct PendingRead {
-    client: ClientId,
-    msgid: Value,
-    wanted: Wanted,
-}
-
-/// What a call wants to know that waits for the disk.
-#[derive(Clone, Copy, Debug)]
-enum Wanted {
-    /// A revision of an object.
-    Revision,
-    /// The current revision of an object, and which object comes next.
-    NextObject { oid: Oid, next: Option<Oid> },
-    /// Revisions or transactions of the past.
-    Log,
-    /// The next transaction or record of this iterator.
-    Iteration(i64),
-    /// The next piece of a blob. `begun`: it is not the first.
-    Blob { oid: Oid, serial: Tid, begun: bool },
 }
 
 impl Server {
@@ -174,7 +152,7 @@ impl Server {
             options,
             storages: storages.collect::<Result<_, StorageError>>()?,
             clients: BTreeMap::new(),
-            reads: Slab::new(),
+            reads: Reads::new(),
             refusals: Refusals::default(),
             outputs: VecDeque::new(),
             to_send: BTreeSet::new(),
@@ -198,11 +176,20 @@ impl Server {
         }
     }
 
-    /// Executes calls that have arrived, `budget` at most; whether more may be there.
+    /// Executes calls that have arrived: `budget` at most, and no more when they have made as much
+    /// output as one turn may. Whether more may be there.
     pub fn run_calls(&mut self, id: ClientId, budget: usize, now: Now) -> bool {
-        for _ in 0..budget {
+        let enough_len = self.output_len(id) + OUTPUT_LEN_PER_TURN;
+        let mut executed = 0;
+        while executed < budget && self.output_len(id) < enough_len {
             if !self.wants_input(id) {
                 return false;
+            }
+            let loads = self.run_loads(id, budget - executed, enough_len);
+            if loads > 0 {
+                executed += loads;
+                self.note_output(id);
+                continue;
             }
             let Some(client) = self.clients.get_mut(&id) else {
                 return false;
@@ -216,9 +203,40 @@ impl Server {
                 Ok(Some(Incoming::Status)) => self.answer_status(id, now),
                 Err(error) => self.hang_up(id, &Reason::Session(error), now),
             }
+            executed += 1;
             self.note_output(id);
         }
         true
+    }
+
+    /// Answers loads as long as they come, a glance is enough for each, and neither `budget` nor
+    /// `enough_len` bytes of output are reached; how many. This is the short way for what clients
+    /// ask most: the next call, if any, goes the long one (`calls`), which would have answered all
+    /// these in the same way.
+    fn run_loads(&mut self, id: ClientId, budget: usize, enough_len: usize) -> usize {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return 0;
+        };
+        let Some(Served { storage, stats, .. }) =
+            client.storage.and_then(|at| self.storages.get_mut(at))
+        else {
+            return 0;
+        };
+        let enough_len = enough_len.min(OUTPUT_PAUSE_LEN);
+        let mut loads = 0;
+        while loads < budget && client.session.out.len() < enough_len {
+            let Some(load) = client.session.peek_load() else {
+                break;
+            };
+            let Some(found) = storage.glance(load.oid, load.tid) else {
+                break;
+            };
+            log::trace!("{id}: loadBefore");
+            client.session.answer_load(&load, found.data, found.serial);
+            loads += 1;
+        }
+        stats.loads += loads as u64;
+        loads
     }
 
     /// Whether the client's bytes should be read, and its calls executed.
@@ -286,9 +304,13 @@ impl Server {
 
     /// Whether anything waits for the client's socket.
     pub fn has_output(&self, id: ClientId) -> bool {
-        self.clients
-            .get(&id)
-            .is_some_and(|client| !client.session.out.is_empty())
+        self.output_len(id) > 0
+    }
+
+    /// Bytes that wait for the client's socket.
+    fn output_len(&self, id: ClientId) -> usize {
+        let client = self.clients.get(&id);
+        client.map_or(0, |client| client.session.out.len())
     }
 
     /// The client's socket took something.
@@ -301,6 +323,7 @@ impl Server {
         if client.paused && client.session.out.len() <= OUTPUT_RESUME_LEN {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
+            self.start_reads();
         }
         self.read_blobs(id);
     }
@@ -313,33 +336,41 @@ impl Server {
 
     /// A job has ended.
     pub fn on_done(&mut self, tag: JobTag, done: Done, now: Now) {
-        match (tag.read, done) {
+        let pending = tag.read.and_then(|key| self.reads.take(key));
+        match (pending, done) {
             (
-                Some(key),
+                Some(pending),
                 Done::Looked {
                     lookup,
                     place,
                     result,
                 },
             ) => {
-                let pending = self.reads.remove(key);
                 let settled = self.storages[tag.storage]
                     .storage
                     .settle(lookup, place, result);
                 self.answer_lookup(tag.storage, pending, lookup, settled);
             }
-            (Some(key), Done::Browsed(result)) => {
-                let pending = self.reads.remove(key);
+            (Some(pending), Done::Browsed(result)) => {
                 self.answer_browse(tag.storage, pending, result);
             }
-            (Some(key), Done::BlobRead(result)) => {
-                let pending = self.reads.remove(key);
+            (Some(pending), Done::BlobRead(result)) => {
                 self.on_blob_read(tag.storage, pending, result);
             }
             (_, done) => {
                 self.storages[tag.storage].storage.on_done(done, now.mono);
                 self.follow_storage(tag.storage, now);
             }
+        }
+        self.start_reads();
+    }
+
+    /// Hands out the reads whose turn has come.
+    fn start_reads(&mut self) {
+        let Self { reads, clients, .. } = self;
+        let takes = |id| clients.get(&id).is_some_and(|client| !client.paused);
+        while let Some((tag, job)) = reads.next(takes) {
+            self.outputs.push_back(Output::Run(tag, job));
         }
     }
 
@@ -577,6 +608,7 @@ impl Server {
         };
         client.closing = true;
         client.transfers.clear();
+        self.reads.forget(id);
         reason.log(&client.who, client.storage.is_some());
         self.outputs.push_back(Output::Close(id));
         let (storage, txn) = (client.storage, client.txn.take());

@@ -17,7 +17,7 @@ use super::commit::Refusal;
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
 use super::format::{STATUS_POS, Status};
-use super::history::{Past, Query};
+use super::history::{From, Past, Query};
 use super::index::Index;
 use super::oids;
 use super::pack::{PackError, Packer, Step};
@@ -418,6 +418,19 @@ impl Job {
             Self::SaveIndex { .. } | Self::Spill { .. } => Lane::Housekeeping,
             Self::Pack(packer) if packer.is_switching() => Lane::Commit,
             Self::Pack(_) | Self::Close(_) => Lane::Pack,
+        }
+    }
+
+    /// Whether it may read much more than a load does, so that loads should not wait for it.
+    pub const fn may_take_long(&self) -> bool {
+        match self {
+            Self::Browse { query, .. } => match query {
+                Query::History { .. } | Query::Log { .. } | Query::Transaction(From::Tid(_)) => {
+                    true
+                }
+                Query::Transaction(From::Pos(_)) | Query::Record { .. } => false,
+            },
+            _ => false,
         }
     }
 

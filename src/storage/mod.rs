@@ -11,6 +11,7 @@
 //! | `index` | object to position; the `.index` file |
 //! | `recover` | opening: locks, index, tail |
 //! | `read` | following an object's revisions |
+//! | `glance` | the short way to a current revision |
 //! | `iterate` | transactions in order, and backwards |
 //! | `history` | what clients ask about the past |
 //! | `oids` | object ids, never handed out twice |
@@ -28,6 +29,7 @@ mod commit_lock;
 pub mod disk;
 pub mod error;
 pub mod format;
+mod glance;
 pub mod history;
 pub mod index;
 pub mod iterate;
@@ -54,6 +56,7 @@ pub use batch::Commit;
 pub use blob::{BlobJob, BlobMistake, BlobReader};
 pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
+pub use glance::Glimpse;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
 pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as PackStep};
 pub use staging::{Metadata, TxnId};
@@ -65,6 +68,7 @@ use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
 use disk::{Disk, File, FileId, with_suffix};
 use error::{ReadError, StorageError};
+use glance::Glance;
 use history::Query;
 use index::Index;
 use oids::OidAllocator;
@@ -169,6 +173,7 @@ pub struct FileStorage {
 
     // What is committed: synced and published.
     index: Index,
+    glance: Glance,
     /// Behind the last committed transaction. `tail <= assigned_end`
     tail: u64,
     /// The last committed tid. `last_tid <= assigned_tid`
@@ -261,6 +266,7 @@ impl FileStorage {
             oids_raising: false,
             blobs,
             index: opened.index,
+            glance: Glance::new(),
             tail: opened.tail,
             last_tid: opened.last_tid,
             assigned_end: opened.tail,
@@ -359,6 +365,13 @@ impl FileStorage {
             }
             Err(error) => Err(Unanswered::Failed(error)),
         }
+    }
+
+    /// The revision that was current just before `before`, if a glance shows it: the answer to
+    /// nearly every load. `None` leaves it to [`Self::look_up`], which also says what it means.
+    pub fn glance(&mut self, oid: Oid, before: Tid) -> Option<Glimpse<'_>> {
+        let pos = self.index.get(oid)?;
+        self.glance.look(&*self.file, self.tail, pos, oid, before)
     }
 
     /// Turns what a [`Job::Lookup`] found into an answer that is right now: if the object has got

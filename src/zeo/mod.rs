@@ -36,6 +36,7 @@
 pub mod client;
 pub mod errors;
 pub mod frame;
+pub mod load;
 pub mod load_form;
 pub mod message;
 pub mod msgpack;
@@ -45,6 +46,7 @@ mod value;
 
 pub use errors::{Conflict, RemoteError};
 pub use frame::{FrameError, FrameReader, OutQueue};
+pub use load::Load;
 pub use message::{
     ArgumentError, Call, Dialect, Encoder, Encoding, Message, ProtocolError, Request,
 };
