@@ -9,6 +9,7 @@
 //! | `disk` | files and directories as the storage needs them; the only user of `std::fs` |
 //! | `format` | headers of transactions and records |
 //! | `index` | object to position; the `.index` file |
+//! | `output` | new files that replace others |
 //! | `recover` | opening: locks, index, tail |
 //! | `read` | following an object's revisions |
 //! | `iterate` | transactions in order, and backwards |
@@ -34,6 +35,7 @@ pub mod iterate;
 mod job;
 pub mod memory;
 pub mod oids;
+mod output;
 mod pack;
 pub mod read;
 pub mod recover;
