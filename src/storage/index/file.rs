@@ -6,8 +6,8 @@
 //! `bytes`.
 //!
 //! Reading and writing take the memory of one bucket, which is half a megabyte at most. A bucket is
-//! read as a whole: where oids are dense its positions are those of 64 chunks as they are in memory,
-//! so that a million objects take some three milliseconds.
+//! read as a whole: where oids are dense its positions are those of 64 chunks as they are in
+//! memory, so that a million objects take some four milliseconds.
 
 use std::fmt;
 use std::io;
