@@ -248,6 +248,7 @@ impl Reactor {
         }
         self.server.end_turn(now);
         self.follow_server();
+        self.workers.end_turn();
         self.timers.set(Timer::Server, self.server.deadline());
         Ok(())
     }
@@ -615,6 +616,7 @@ impl Reactor {
         }
         self.server.end_turn(now());
         self.follow_server();
+        self.workers.end_turn();
     }
 }
 

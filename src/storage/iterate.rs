@@ -145,6 +145,15 @@ impl Transactions {
         Ok(bytes)
     }
 
+    /// More has been committed: goes on to this `tail`. What was read behind the old one is read
+    /// again, since it was not finished then.
+    pub(super) fn extend(&mut self, tail: u64) {
+        if tail != self.tail && self.window.end() > self.tail {
+            self.window.forget();
+        }
+        self.tail = tail;
+    }
+
     /// Goes on with the transaction at `pos`.
     pub(super) const fn seek(&mut self, pos: u64) {
         self.pos = pos;
@@ -390,7 +399,10 @@ fn check_len(pos: u64, bytes: &[u8], needed: usize) -> Result<(), Damage> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSlice;
+
     use super::*;
+    use crate::storage::disk::{Disk, OpenMode, OsDisk};
     use crate::storage::format::Status;
     use crate::storage::testing::Content::{Back, Data};
     use crate::storage::testing::{DataFile, TestDir};
@@ -470,6 +482,37 @@ mod tests {
                 (3, None, third)
             ]
         );
+    }
+
+    #[test]
+    fn what_was_read_before_it_was_committed_is_read_again() {
+        let dir = TestDir::new();
+        let mut data_file = DataFile::new();
+        data_file.txn(10, Status::Finished, "", &[(1, Data(b"one"))]);
+        let tail = data_file.end();
+        let mut unfinished = DataFile::new();
+        unfinished.bytes.clone_from(&data_file.bytes);
+        unfinished.txn(20, Status::Voted, "", &[(1, Data(b"never"))]);
+        data_file.txn(
+            20,
+            Status::Finished,
+            "",
+            &[(1, Data(b"two")), (2, Data(b"2"))],
+        );
+
+        let file = unfinished.save(&dir.path("Data.fs"));
+        let mut txns = Transactions::from_pos(file.clone(), FIRST_TXN_POS, tail);
+        assert_eq!(txns.next().unwrap().unwrap().header.tid, Tid(10));
+        assert!(txns.next().is_none());
+        OsDisk::default()
+            .open(&dir.path("Data.fs"), OpenMode::Write)
+            .unwrap()
+            .write_at(&mut [IoSlice::new(&data_file.bytes)], 0)
+            .unwrap();
+        txns.extend(data_file.end());
+        let txn = txns.next().unwrap().unwrap();
+        assert_eq!(txn.header.status, Status::Finished);
+        assert_eq!(txns.records(&txn).count(), 2);
     }
 
     #[test]

@@ -62,6 +62,16 @@ impl Window {
         Ok(copy)
     }
 
+    /// Position behind what it holds.
+    pub(super) const fn end(&self) -> u64 {
+        self.pos + self.filled as u64
+    }
+
+    /// Forgets what it holds, which may have changed.
+    pub(super) const fn forget(&mut self) {
+        self.filled = 0;
+    }
+
     fn held_from(&self, pos: u64) -> Option<usize> {
         let from = usize::try_from(pos.checked_sub(self.pos)?).ok()?;
         (from <= self.filled).then_some(from)

@@ -80,24 +80,23 @@ impl Copier {
         self.walk.pos()
     }
 
-    /// Copies some of what is kept from before the pack time, which `reader` ends at. `true` if
-    /// that is done.
+    /// Copies some of what is kept from before the pack time, which `reader` and `txns` end at.
+    /// `true` if that is done.
     pub(super) fn copy_past(
         &mut self,
-        file: &Arc<dyn File>,
         reader: &Reader<'_>,
+        txns: &mut Transactions,
         marks: &mut Marks,
     ) -> Result<bool, PackError> {
-        let mut txns = Transactions::from_pos(file.clone(), self.pos(), reader.tail);
         let slice = self.slice();
-        while let Some(piece) = self.walk.next(&mut txns).map_err(PackError::Read)? {
+        while let Some(piece) = self.walk.next(txns).map_err(PackError::Read)? {
             match piece {
                 Piece::Record(record) if marks.keeps(record.header.oid, record.pos) => {
                     let tloc = self.begin_kept()?;
-                    let new_pos = self.copy_kept(&record, tloc, reader, &mut txns)?;
+                    let new_pos = self.copy_kept(&record, tloc, reader, txns)?;
                     marks.note_moved(record.pos, new_pos);
                 }
-                Piece::Record(record) => self.note_dropped(&record, reader, &mut txns)?,
+                Piece::Record(record) => self.note_dropped(&record, reader, txns)?,
                 Piece::Begin(_) => {}
                 Piece::End(_) => self.end_kept()?,
             }
