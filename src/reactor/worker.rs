@@ -303,6 +303,7 @@ mod tests {
             waited_for.end_turn();
             assert!(is_busy(), "the second of two writes");
             waited_for.on_ended(lane);
+            waited_for.on_submitted(Lane::Pack);
             assert!(is_busy(), "in the turn that takes the end of it");
             waited_for.on_ended(Lane::Pack);
             waited_for.end_turn();

@@ -362,6 +362,36 @@ mod tests {
     }
 
     #[test]
+    fn an_index_that_is_not_in_order_is_refused() {
+        let bucket = |prefix: u8, slots: &[u8]| {
+            let count = slots.len() as u8;
+            let mut bytes = b"\x80\x03C\x06\0\0\0\0\0".to_vec();
+            bytes.extend([prefix, b'C', 8 * count]);
+            bytes.extend(slots.iter().flat_map(|slot| [0, *slot]));
+            bytes.extend(slots.iter().flat_map(|_| [0, 0, 0, 0, 0, 100]));
+            bytes.extend(b"\x86.");
+            bytes
+        };
+        let dir = TestDir::new();
+        let disk = OsDisk::default();
+        let path = dir.path("Data.fs.index");
+        for (buckets, is_right) in [
+            ([bucket(0, &[1, 2]), bucket(1, &[1, 2])], true),
+            ([bucket(0, &[2, 1]), bucket(1, &[1, 2])], false),
+            ([bucket(0, &[1, 1]), bucket(1, &[1, 2])], false),
+            ([bucket(1, &[1, 2]), bucket(1, &[3, 4])], false),
+            ([bucket(1, &[1, 2]), bucket(0, &[1, 2])], false),
+        ] {
+            let [first, second] = &buckets;
+            let (head, tail) = (b"\x80\x03M\xd2\x04.", b"\x80\x03N.");
+            disk.replace(&path, &[head, first, second, tail]).unwrap();
+            let loaded = Index::load(&disk, &path);
+            assert_eq!(loaded.is_ok(), is_right, "{buckets:?}");
+            assert!(loaded.is_err() || loaded.is_ok_and(|(index, _)| index.len() == 4));
+        }
+    }
+
+    #[test]
     fn a_damaged_index_is_refused_or_still_points_into_the_file() {
         let dir = TestDir::new();
         let disk = OsDisk::default();
