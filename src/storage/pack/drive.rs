@@ -39,7 +39,8 @@ const LAST_LEN_MAX: u64 = 8 << 20;
 /// that have it. After that it takes its place in the queue: the moment may never come.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often the lock is given back because more than that was committed while it was waited for. A storage with transactions of that size has longer waits anyway.
+/// How often the lock is given back because more than that was committed while it was waited for. A
+/// storage with transactions of that size has longer waits anyway.
 const LOCKED_IN_VAIN_MAX: u32 = 3;
 
 /// A pack in progress.
