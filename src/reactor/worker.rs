@@ -5,8 +5,8 @@
 //! through a channel; the waker ends the reactor's poll.
 //!
 //! The thread that packs gives way: between two slices it waits while anything is on its way that a
-//! client waits for ([`Traffic`]), but not longer than half the time that its last slice took. So it
-//! has the disk for itself when nobody else wants it, and two thirds of the time when somebody
+//! client waits for ([`Traffic`]), but not longer than half the time that its last slice took. So
+//! it has the disk for itself when nobody else wants it, and two thirds of the time when somebody
 //! always does.
 
 use std::io;
