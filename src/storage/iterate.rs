@@ -65,6 +65,9 @@ impl Transaction {
 
 /// Transactions, oldest first. Those with [`Status::Undone`] and, if `tail` is beyond them, those
 /// with [`Status::Voted`] are among them.
+///
+/// [`Status::Undone`]: super::format::Status::Undone
+/// [`Status::Voted`]: super::format::Status::Voted
 #[derive(Debug)]
 pub struct Transactions {
     window: Window,
