@@ -1,7 +1,7 @@
 //! Where each object's current record is.
 //!
 //! [`Index`] holds it in memory, about six bytes an object where oids are dense, as ZODB hands them
-//! out. Oids that lie far apart take up to 130 bytes each. Its file (`Data.fs.index`) is a matter
+//! out. Oids that lie far apart take some 140 bytes each. Its file (`Data.fs.index`) is a matter
 //! of `file`.
 
 mod file;
