@@ -296,7 +296,7 @@ impl Conversation {
             name,
             encoding,
             connections,
-            server: Server::new(serving, storages, now).unwrap(),
+            server: Server::new(serving, storages, now),
             disk,
             start,
             wall,

@@ -91,17 +91,7 @@ impl Server {
                 let moment = self.moment(at, now);
                 Outcome::Reply(self.storages[at].stats.to_value(&moment))
             }
-            Request::GetInvalidations { tid } => {
-                Outcome::Reply(served.invalidations.since(tid, now.wall).map_or(
-                    Value::None,
-                    |(last, oids)| {
-                        Value::Tuple(vec![
-                            Value::from(last),
-                            Value::List(oids.into_iter().map(Value::from).collect()),
-                        ])
-                    },
-                ))
-            }
+            Request::GetInvalidations { tid } => self.invalidations(id, msgid, at, tid, now),
             Request::LoadBefore { oid, tid } => {
                 served.stats.loads += 1;
                 self.look(id, msgid, at, Lookup::Before(oid, tid))
@@ -572,6 +562,7 @@ const fn may_be_answered_later(request: &Request) -> bool {
         Request::Vote { .. }
             | Request::TpcFinish { .. }
             | Request::NewOids { .. }
+            | Request::GetInvalidations { .. }
             | Request::LoadBefore { .. }
             | Request::LoadSerial { .. }
             | Request::GetTid { .. }

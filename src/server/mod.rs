@@ -18,6 +18,7 @@ mod packing;
 mod reads;
 mod refusals;
 mod stats;
+mod verification;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -36,7 +37,6 @@ use crate::limits::{
     OUTPUT_LEN_MAX, OUTPUT_LEN_PER_TURN, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN,
     TRANSACTION_TIMEOUT_DEFAULT, WAITING_CALLS_MAX,
 };
-use crate::storage::error::StorageError;
 use crate::storage::{Commit, Done, Event, FileStorage, Job, TxnId, Vote};
 use crate::zeo::Value;
 use crate::zeo::frame::OutQueue;
@@ -106,6 +106,8 @@ pub struct Server {
     outputs: VecDeque<Output>,
     /// Clients for which something was queued in this turn.
     to_send: BTreeSet<ClientId>,
+    /// Nothing is begun any more that takes long.
+    stopping: bool,
 }
 
 /// A storage with what belongs to serving it.
@@ -118,6 +120,8 @@ struct Served {
     owners: BTreeMap<TxnId, ClientId>,
     /// Calls of `new_oids` that wait for a higher ceiling.
     waiting_for_oids: Vec<(ClientId, Value, u64)>,
+    /// Calls of `getInvalidations` that wait until the queue has the past.
+    waiting_for_past: Vec<(ClientId, Value, Tid)>,
     /// The call of `pack` that waits for its end.
     waiting_for_pack: Option<(ClientId, Value)>,
     stats: Stats,
@@ -125,38 +129,30 @@ struct Served {
 
 impl Server {
     /// Serves these storages.
-    ///
-    /// # Errors
-    ///
-    /// The end of a data file cannot be read.
-    pub fn new(
-        options: Options,
-        storages: Vec<FileStorage>,
-        now: Now,
-    ) -> Result<Self, StorageError> {
+    pub fn new(options: Options, storages: Vec<FileStorage>, now: Now) -> Self {
         let (count, age) = (options.invalidation_queue_size, options.invalidation_age);
-        let oldest = Tid::from_unix_time(now.wall.saturating_sub(age));
-        let storages = storages.into_iter().map(|storage| {
-            let recent = storage.last_transactions(count, oldest)?;
-            Ok(Served {
-                invalidations: InvalidationQueue::new(count, age, recent),
-                storage,
-                clients: BTreeSet::new(),
-                owners: BTreeMap::new(),
-                waiting_for_oids: Vec::new(),
-                waiting_for_pack: None,
-                stats: Stats::default(),
-            })
+        let storages = storages.into_iter().map(|storage| Served {
+            invalidations: InvalidationQueue::new(count, age),
+            storage,
+            clients: BTreeSet::new(),
+            owners: BTreeMap::new(),
+            waiting_for_oids: Vec::new(),
+            waiting_for_past: Vec::new(),
+            waiting_for_pack: None,
+            stats: Stats::default(),
         });
-        Ok(Self {
+        let mut server = Self {
             options,
-            storages: storages.collect::<Result<_, StorageError>>()?,
+            storages: storages.collect(),
             clients: BTreeMap::new(),
             reads: Reads::new(),
             refusals: Refusals::default(),
             outputs: VecDeque::new(),
             to_send: BTreeSet::new(),
-        })
+            stopping: false,
+        };
+        server.read_past(now);
+        server
     }
 
     // -- what the reactor tells
@@ -296,6 +292,7 @@ impl Server {
 
     /// The server stops: nothing is begun any more that takes long.
     pub fn give_up_packs(&mut self, now: Now) {
+        self.stopping = true;
         for at in 0..self.storages.len() {
             self.storages[at].storage.give_up_pack(now.mono);
             self.follow_storage(at, now);
@@ -357,6 +354,7 @@ impl Server {
             (Some(pending), Done::BlobRead(result)) => {
                 self.on_blob_read(tag.storage, pending, result);
             }
+            (_, Done::Recent(result)) => self.on_recent(tag.storage, result, now),
             (_, done) => {
                 self.storages[tag.storage].storage.on_done(done, now.mono);
                 self.follow_storage(tag.storage, now);

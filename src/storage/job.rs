@@ -22,6 +22,7 @@ use super::index::Index;
 use super::oids;
 use super::pack::{PackError, Packer, Step};
 use super::read::{Found, Reader, Wait};
+use super::recent::{Recent, RecentReader};
 use super::staging::TxnId;
 use super::undo::{Backs, LookBack};
 use crate::ids::{Oid, Tid};
@@ -166,6 +167,8 @@ pub enum Job {
         /// The end of what is committed.
         tail: u64,
     },
+    /// Go on with what the last transactions changed.
+    Recent(Box<RecentReader>),
     /// Save the index.
     SaveIndex {
         /// Where.
@@ -379,6 +382,8 @@ pub enum Done {
     },
     /// Of [`Job::Browse`].
     Browsed(Result<Past, ReadError>),
+    /// Of [`Job::Recent`].
+    Recent(Result<Recent, ReadError>),
     /// Of [`Job::SaveIndex`]: the position that it covers.
     IndexSaved {
         /// The end of the transactions that the saved index covers.
@@ -412,6 +417,7 @@ impl Job {
             | Self::LookBack(_)
             | Self::Lookup { .. }
             | Self::Browse { .. }
+            | Self::Recent(_)
             | Self::ReadBlob(_)
             | Self::RaiseOids { .. } => Lane::Read,
             Self::Blob(_) => Lane::Blob,
@@ -503,6 +509,7 @@ impl Job {
                 }
             }
             Self::Browse { query, file, tail } => Done::Browsed(query.answer(&file, tail)),
+            Self::Recent(reader) => Done::Recent(reader.slice()),
             Self::SaveIndex {
                 disk,
                 path,
@@ -595,6 +602,7 @@ impl fmt::Debug for Job {
             Self::LookBack(_) => "LookBack",
             Self::Lookup { .. } => "Lookup",
             Self::Browse { .. } => "Browse",
+            Self::Recent(_) => "Recent",
             Self::SaveIndex { .. } => "SaveIndex",
             Self::Blob(_) => "Blob",
             Self::ReadBlob(_) => "ReadBlob",

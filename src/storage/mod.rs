@@ -9,11 +9,13 @@
 //! | `disk` | files and directories as the storage needs them; the only user of `std::fs` |
 //! | `format` | headers of transactions and records |
 //! | `index` | object to position; the `.index` file |
+//! | `output` | new files that replace others |
 //! | `recover` | opening: locks, index, tail |
 //! | `read` | following an object's revisions |
 //! | `glance` | the short way to a current revision |
 //! | `iterate` | transactions in order, and backwards |
 //! | `history` | what clients ask about the past |
+//! | `recent` | what the last transactions changed |
 //! | `oids` | object ids, never handed out twice |
 //! | `references` | which objects a record refers to |
 //! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
@@ -36,8 +38,10 @@ pub mod iterate;
 mod job;
 pub mod memory;
 pub mod oids;
+mod output;
 mod pack;
 pub mod read;
+mod recent;
 pub mod recover;
 pub mod references;
 mod staging;
@@ -59,6 +63,7 @@ pub use commit_lock::LockScope;
 pub use glance::Glimpse;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
 pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as PackStep};
+pub use recent::{Changed, Recent, RecentReader};
 pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
@@ -154,6 +159,13 @@ impl View {
             file: self.file.clone(),
             tail: self.tail,
         }
+    }
+
+    /// A job that finds what the last `count` transactions changed, and all from the tid `oldest`
+    /// on.
+    pub fn recent(&self, count: usize, oldest: Tid) -> Job {
+        let reader = RecentReader::new(self.file.clone(), self.tail, count, oldest);
+        Job::Recent(Box::new(reader))
     }
 }
 
@@ -328,21 +340,6 @@ impl FileStorage {
         self.tail
     }
 
-    /// The last `count` committed transactions and all from the tid `oldest` on, with the objects
-    /// that they changed, oldest first.
-    ///
-    /// # Errors
-    ///
-    /// The file is damaged or cannot be read there.
-    pub fn last_transactions(
-        &self,
-        count: usize,
-        oldest: Tid,
-    ) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
-        iterate::last_changes(self.file.clone(), self.tail, count, oldest)
-            .map_err(StorageError::reading(&self.path))
-    }
-
     /// Looks something up, if that needs no wait for the disk.
     ///
     /// # Errors
@@ -459,7 +456,7 @@ impl FileStorage {
             Done::Packed(packer, result) => self.on_packed(packer, result, now),
             Done::Blob(done) => self.on_blob_done(done, now),
             Done::Closed => {}
-            Done::Looked { .. } | Done::Browsed(_) | Done::BlobRead(_) => {
+            Done::Looked { .. } | Done::Browsed(_) | Done::Recent(_) | Done::BlobRead(_) => {
                 debug_assert!(false, "these are for who asked");
             }
         }
