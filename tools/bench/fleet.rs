@@ -311,7 +311,7 @@ impl Link {
     fn write(&mut self, now: Instant) -> io::Result<()> {
         while self.is_writable && !self.session.out.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE];
-            let count = self.session.out.slices(&mut slices);
+            let count = self.session.out.slices(&mut slices, usize::MAX);
             let written = match &mut self.stream {
                 Stream::Tcp(stream) => stream.write_vectored(&slices[..count]),
                 Stream::Unix(stream) => stream.write_vectored(&slices[..count]),

@@ -266,7 +266,7 @@ impl Stub {
         };
         while !peer.out.is_empty() {
             let mut slices = [IoSlice::new(&[]); 64];
-            let count = peer.out.slices(&mut slices);
+            let count = peer.out.slices(&mut slices, usize::MAX);
             let written = match &mut peer.stream {
                 Stream::Tcp(stream) => stream.write_vectored(&slices[..count]),
                 Stream::Unix(stream) => stream.write_vectored(&slices[..count]),
