@@ -36,7 +36,7 @@ use super::job::{Append, Job, Part};
 use super::layout::{LaidOut, Layout};
 use super::staging::{Data, Rest, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
 use super::witness::{self, Sectors, Witness};
-use super::{Event, FileStorage};
+use super::{Changed, Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::{SHARED_DATA_LEN_MIN, WITNESSED_LEN_MAX};
 
@@ -98,6 +98,8 @@ pub struct Commit {
     pub tid: Tid,
     /// The objects that it changed, in the order of their records.
     pub oids: Arc<Vec<Oid>>,
+    /// The same, as they are remembered.
+    pub changed: Changed,
     /// Objects in the storage afterwards.
     pub object_count: u64,
     /// Length of the file afterwards, in bytes.
@@ -304,7 +306,7 @@ impl FileStorage {
         let mut held = Vec::new();
         for mut finishing in sealing {
             // Publishing before the sync would show a transaction that a power cut takes back.
-            let oids = self.publish(finishing.changes, &mut finishing.rest);
+            let (oids, changed) = self.publish(finishing.changes, &mut finishing.rest);
             self.tail = finishing.end;
             self.last_tid = finishing.header.tid;
             self.txns.remove(&finishing.txn);
@@ -313,6 +315,7 @@ impl FileStorage {
                 txn: finishing.txn,
                 tid: finishing.header.tid,
                 oids,
+                changed,
                 object_count: self.object_count(),
                 len: self.tail,
             }));
@@ -324,29 +327,31 @@ impl FileStorage {
     }
 
     /// Enters the new positions into the index; the objects that have them.
-    fn publish(&mut self, changes: Changes, rest: &mut Rest) -> Arc<Vec<Oid>> {
+    fn publish(&mut self, changes: Changes, rest: &mut Rest) -> (Arc<Vec<Oid>>, Changed) {
         match changes {
             Changes::Listed(positions) => {
                 for (oid, pos) in &positions {
                     self.index.insert(*oid, *pos);
                     self.oids.stored(*oid);
                 }
-                Arc::new(positions.into_iter().map(|(oid, _)| oid).collect())
+                let oids: Vec<Oid> = positions.into_iter().map(|(oid, _)| oid).collect();
+                (Arc::new(oids.clone()), Changed::new(oids))
             }
             Changes::Prepared(layout) => {
                 let laid_out = layout.laid_out.get();
                 let LaidOut {
                     change,
                     oids,
+                    changed,
                     max_oid,
                 } = laid_out.expect("who wrote it has laid it out");
                 self.index.enter(change);
                 if let Some(oid) = max_oid {
                     self.oids.stored(*oid);
                 }
-                let oids = oids.clone();
+                let changes = (oids.clone(), changed.clone());
                 rest.layout = Some(layout);
-                oids
+                changes
             }
         }
     }
