@@ -176,9 +176,9 @@ impl Server {
     /// Executes calls that have arrived: `budget` at most, and no more when they have made as much
     /// output as one turn may. Whether more may be there.
     pub fn run_calls(&mut self, id: ClientId, budget: usize, now: Now) -> bool {
-        let enough_len = self.output_len(id) + OUTPUT_LEN_PER_TURN;
+        let enough_len = self.waiting_len(id) + OUTPUT_LEN_PER_TURN;
         let mut executed = 0;
-        while executed < budget && self.output_len(id) < enough_len {
+        while executed < budget && self.waiting_len(id) < enough_len {
             if !self.wants_input(id) {
                 return false;
             }
@@ -225,7 +225,7 @@ impl Server {
         };
         let enough_len = enough_len.min(OUTPUT_PAUSE_LEN);
         let mut loads = 0;
-        while loads < budget && client.session.out.len() < enough_len {
+        while loads < budget && client.session.waiting_len() < enough_len {
             let Some(load) = client.session.peek_load() else {
                 break;
             };
@@ -308,13 +308,13 @@ impl Server {
     pub fn has_output(&self, id: ClientId) -> bool {
         let waits = |client: &Client| !client.long_replies.is_empty();
         // The next piece of a long reply may be with a worker.
-        self.output_len(id) > 0 || self.clients.get(&id).is_some_and(waits)
+        self.waiting_len(id) > 0 || self.clients.get(&id).is_some_and(waits)
     }
 
-    /// Bytes that wait for the client's socket.
-    fn output_len(&self, id: ClientId) -> usize {
+    /// Bytes that wait for the client's socket, or behind what a long reply misses.
+    fn waiting_len(&self, id: ClientId) -> usize {
         let client = self.clients.get(&id);
-        client.map_or(0, |client| client.session.out.len())
+        client.map_or(0, |client| client.session.waiting_len())
     }
 
     /// The client's socket took something.
@@ -377,7 +377,11 @@ impl Server {
     /// Hands out the reads whose turn has come.
     fn start_reads(&mut self) {
         let Self { reads, clients, .. } = self;
-        let takes = |id| clients.get(&id).is_some_and(|client| !client.paused);
+        // What a client waits for may wait itself, behind a long reply, for its next piece.
+        let takes = |id, job: &Job| {
+            let client = clients.get(&id);
+            client.is_some_and(|client| !client.paused || matches!(job, Job::ReadLong(_)))
+        };
         while let Some((tag, job)) = reads.next(takes) {
             self.outputs.push_back(Output::Run(tag, job));
         }

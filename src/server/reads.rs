@@ -92,10 +92,10 @@ impl Reads {
             .push(client, (JobTag { storage, read }, job));
     }
 
-    /// The next one for the workers, of a client that `takes` what it is sent: what is read for
+    /// The next one for the workers, of a client that `takes` what it comes to: what is read for
     /// others would pile up. To be called until there is none, after [`Self::push`],
     /// [`Self::take`] and [`Self::forget`], and when a client takes more than before.
-    pub(super) fn next(&mut self, takes: impl Fn(ClientId) -> bool) -> Option<(JobTag, Job)> {
+    pub(super) fn next(&mut self, takes: impl Fn(ClientId, &Job) -> bool) -> Option<(JobTag, Job)> {
         let short = self.short.next(&takes);
         short.or_else(|| self.long.next(&takes))
     }
@@ -142,15 +142,23 @@ impl Turns {
         if queue.is_empty() {
             self.order.push_back(client);
         }
-        queue.push_back(read);
+        match read.1 {
+            // The answers to all others come behind it.
+            Job::ReadLong(_) => queue.push_front(read),
+            _ => queue.push_back(read),
+        }
     }
 
-    fn next(&mut self, takes: impl Fn(ClientId) -> bool) -> Option<(JobTag, Job)> {
+    fn next(&mut self, takes: impl Fn(ClientId, &Job) -> bool) -> Option<(JobTag, Job)> {
         if self.running >= self.running_max {
             return None;
         }
         // The others keep their places.
-        let at = self.order.iter().position(|client| takes(*client))?;
+        let is_taken = |client: &ClientId| {
+            let first = self.waiting.get(client).and_then(VecDeque::front);
+            first.is_some_and(|(_, job)| takes(*client, job))
+        };
+        let at = self.order.iter().position(is_taken)?;
         let client = self.order.remove(at)?;
         let queue = self.waiting.get_mut(&client)?;
         let next = queue.pop_front();
@@ -196,6 +204,7 @@ mod tests {
     }
 
     fn next_of(turns: &mut Turns, takes: impl Fn(ClientId) -> bool) -> Option<usize> {
+        let takes = |client, _: &Job| takes(client);
         turns.next(takes).and_then(|(tag, _)| tag.read)
     }
 
