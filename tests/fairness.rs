@@ -299,3 +299,67 @@ fn what_a_client_waits_for_is_not_read_when_it_is_gone() {
         assert_eq!(served.driver.jobs.len(), SHORT_READS_MAX);
     }
 }
+
+#[test]
+fn nothing_is_read_again_for_a_client_that_is_gone() {
+    for encoding in ENCODINGS {
+        let mut served = served(encoding);
+        let gone = served.driver.connect();
+        let serial = served.driver.current(served.writer, COLD);
+        served.cool();
+        let call = served.loads(COLD..COLD + 1);
+        served.driver.send(gone, &call);
+        // Somebody changes the object while it is read.
+        let read = served.driver.jobs.pop_front().unwrap();
+        served.driver.is_disk_at_hand = true;
+        served
+            .driver
+            .commit(served.writer, &[(COLD, serial, b"newer")]);
+        served.driver.is_disk_at_hand = false;
+        served.driver.hang_up(gone);
+        served.driver.jobs.push_back(read);
+        assert!(served.driver.run_job());
+        served.driver.end_turn();
+        assert!(served.driver.jobs.is_empty());
+        let held = format!("{:?}", served.driver.server);
+        assert!(held.contains("pending: Slab { len: 0,"), "{encoding:?}");
+    }
+}
+
+#[test]
+fn an_iterator_gives_each_transaction_once_whatever_else_is_asked() {
+    for encoding in ENCODINGS {
+        let mut served = served(encoding);
+        let client = served.driver.connect();
+        let start = served
+            .driver
+            .call(1, "iterator_start", vec![Value::None, Value::None]);
+        served.driver.send(client, &start);
+        served.driver.take(client);
+        served.driver.is_disk_at_hand = false;
+        let next = |msgid| {
+            served
+                .driver
+                .call(msgid, "iterator_next", vec![Value::Int(0)])
+        };
+        let calls = [history(&served.driver, 2), next(3), next(4)].concat();
+        served.driver.send(client, &calls);
+        // The history comes while the first one is being found.
+        let mut tids = Vec::new();
+        while served.driver.run_job() {
+            served.driver.serve(client);
+            served.driver.end_turn();
+            for frame in served.driver.frames(client) {
+                let Value::Tuple(parts) = served.driver.decoded(&frame) else {
+                    panic!("{frame:?}");
+                };
+                match &parts[3] {
+                    Value::Tuple(txn) if parts[0] != Value::Int(2) => tids.push(txn[0].clone()),
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!(tids.len(), 2);
+        assert_ne!(tids[0], tids[1]);
+    }
+}

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Server;
 use super::calls::{Outcome, other};
-use super::client::Iteration;
+use super::client::{Current, Iteration};
 use super::reads::{PendingRead, Wanted};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{HISTORY_ENTRIES_MAX, ITERATORS_MAX};
@@ -121,11 +121,16 @@ impl Server {
     pub(super) fn iterator_record_start(&mut self, id: ClientId, number: i64, tid: Tid) -> Outcome {
         match self.iteration(id, number) {
             Some(Iteration::Transactions {
-                current: Some(step),
+                current:
+                    Some(Current {
+                        tid: last,
+                        pos,
+                        end,
+                    }),
                 view,
                 ..
-            }) if step.info.tid == tid => {
-                let (pos, end, view) = (step.records_pos, step.records_end, view.clone());
+            }) if *last == tid => {
+                let (pos, end, view) = (*pos, *end, view.clone());
                 self.begin_iteration(id, Iteration::Records { pos, end, view })
             }
             Some(Iteration::Transactions { .. }) => {
@@ -179,7 +184,9 @@ impl Server {
             }
             (_, Ok(Past::Transaction(_) | Past::Record(_))) => Outcome::Later,
         };
-        if let Some(client) = self.clients.get_mut(&pending.client) {
+        if let Some(client) = self.clients.get_mut(&pending.client)
+            && matches!(pending.wanted, Wanted::Iteration(_))
+        {
             client.iterating = false;
         }
         self.answer_later(&pending, outcome);
@@ -235,8 +242,12 @@ impl Server {
             return Outcome::Reply(Value::None);
         };
         *from = From::Pos(step.next);
-        let info = step.info.clone();
-        *current = Some(step);
+        let info = step.info;
+        *current = Some(Current {
+            tid: info.tid,
+            pos: step.records_pos,
+            end: step.records_end,
+        });
         Outcome::Reply(Value::Tuple(vec![
             info.tid.into(),
             char::from(info.status).to_string().into(),

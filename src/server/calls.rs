@@ -508,7 +508,14 @@ impl Server {
         let outcome = match settled {
             Ok(answer) => lookup_outcome(pending.wanted, lookup, answer),
             Err(Unanswered::Failed(error)) => self.read_failed(at, &error.to_string()),
-            Err(Unanswered::Reading(job)) => return self.submit_read(at, pending, *job),
+            Err(Unanswered::Reading(job)) => {
+                // Whoever is gone would never take it.
+                let client = self.clients.get(&pending.client);
+                if client.is_some_and(|client| !client.closing) {
+                    self.submit_read(at, pending, *job);
+                }
+                return;
+            }
         };
         self.answer_later(&pending, outcome);
     }

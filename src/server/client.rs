@@ -6,7 +6,7 @@ use std::fmt;
 use super::long_replies::LongReply;
 use super::reads::PendingRead;
 use crate::ids::{ClientId, Tid};
-use crate::storage::history::{self, Step};
+use crate::storage::history;
 use crate::storage::{BlobReader, TxnId, View};
 use crate::zeo::Value;
 use crate::zeo::session::Session;
@@ -54,11 +54,21 @@ pub(super) enum Iteration {
         /// The file when it was begun.
         view: View,
         /// The one that it gave last.
-        current: Option<Step>,
+        current: Option<Current>,
     },
     /// Over the records of a transaction: the position of the next one, their end, and the file
     /// when the transactions were begun.
     Records { pos: u64, end: u64, view: View },
+}
+
+/// A transaction that an iterator gave, without its texts, which may be long.
+#[derive(Clone, Debug)]
+pub(super) struct Current {
+    pub(super) tid: Tid,
+    /// Where its records begin
+    pub(super) pos: u64,
+    /// and end.
+    pub(super) end: u64,
 }
 
 /// A blob on its way to a client.

@@ -635,6 +635,9 @@ impl Server {
         served
             .waiting_for_oids
             .retain(|(waiting, ..)| *waiting != id);
+        served
+            .waiting_for_past
+            .retain(|(waiting, ..)| *waiting != id);
         if let Some(txn) = txn {
             self.abort_txn(at, &txn, now);
         }
