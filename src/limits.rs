@@ -37,6 +37,10 @@ pub const WHOLE_FRAME_LEN_MAX: usize = 64 << 20;
 /// meanwhile, then no more is read.
 pub const STAGED_PIECE_LEN: usize = 1 << 20;
 
+/// Pieces that are written at once though they are shorter in sum: what comes by the byte takes
+/// memory for each piece. More than a network makes of [`STAGED_PIECE_LEN`].
+pub const STAGED_PIECES_MAX: usize = 1024;
+
 /// Values (numbers, texts, tuples, ...) in one message. Each takes about 40 bytes of memory but
 /// may be one byte on the wire.
 pub const VALUES_PER_MESSAGE_MAX: usize = 200_000;

@@ -160,7 +160,7 @@ impl Eq for LongData {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::STAGED_PIECE_LEN;
+    use crate::limits::{STAGED_PIECE_LEN, STAGED_PIECES_MAX};
     use crate::storage::testing::{Rig, metadata, options};
     use crate::storage::{Done, Vote};
 
@@ -209,6 +209,25 @@ mod tests {
         assert_eq!(rig.current(3).unwrap().0, data(100));
         assert_eq!(rig.current(2).unwrap().0, "short");
         assert_eq!(rig.current(4).unwrap().0, "short");
+    }
+
+    #[test]
+    fn data_that_come_by_the_byte_do_not_pile_up() {
+        let mut rig = Rig::new(options());
+        let id = rig.storage.begin(metadata());
+        let all = data(3 * STAGED_PIECES_MAX);
+        for at in 0..all.len() {
+            rig.storage
+                .add_piece(id, Bytes::copy_from_slice(&all[at..=at]));
+            rig.collect();
+            let (written, come) = (at >= STAGED_PIECES_MAX - 1, 2 * STAGED_PIECES_MAX - 1);
+            assert_eq!(rig.jobs.len(), usize::from(written), "{at}");
+            assert_eq!(rig.storage.is_busy(id), at == come);
+            if at == come {
+                rig.jobs.clear();
+                break;
+            }
+        }
     }
 
     #[test]

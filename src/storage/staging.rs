@@ -14,7 +14,9 @@ use super::index::Index;
 use super::layout::Layout;
 use super::undo::Undone;
 use crate::ids::{Oid, Tid};
-use crate::limits::{SHARED_DATA_LEN_MIN, STAGED_LEN_IN_MEMORY_MAX, STAGED_PIECE_LEN};
+use crate::limits::{
+    SHARED_DATA_LEN_MIN, STAGED_LEN_IN_MEMORY_MAX, STAGED_PIECE_LEN, STAGED_PIECES_MAX,
+};
 
 /// Records and dependencies from which on a transaction is *large*: what has to be done with each
 /// of them is done by workers. A vote compares fewer at once, with about a microsecond for each.
@@ -312,8 +314,14 @@ impl Txn {
     pub(super) const fn is_spilling(&self) -> bool {
         match self.pieces_pos {
             None => self.is_spilling,
-            Some(_) => self.is_spilling && self.pieces_len >= STAGED_PIECE_LEN,
+            Some(_) => self.is_spilling && self.has_enough_pieces(),
         }
+    }
+
+    /// Whether so many pieces have come that they should be written, be it that they are short: a
+    /// byte takes as much memory as some dozens.
+    const fn has_enough_pieces(&self) -> bool {
+        self.pieces_len >= STAGED_PIECE_LEN || self.pieces.len() >= STAGED_PIECES_MAX
     }
 
     /// Data of a record that is to come.
@@ -340,7 +348,7 @@ impl Txn {
         }
         let mut data = Vec::new();
         let pos = self.staged_end - self.pieces_len as u64;
-        if self.pieces_len >= STAGED_PIECE_LEN || self.pieces_pos.is_none() {
+        if self.has_enough_pieces() || self.pieces_pos.is_none() {
             data = std::mem::take(&mut self.pieces);
             self.pieces_len = 0;
         }
