@@ -4,14 +4,17 @@
 
 mod driver;
 
+use std::collections::BTreeMap;
+use std::env;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use driver::Driver;
 use driver::cold::PartlyCold;
-use standby::ids::{ClientId, Tid};
+use standby::ids::{ClientId, Oid, Tid};
 use standby::limits::{LONG_READ_LEN, OUTPUT_PAUSE_LEN, WHOLE_LOAD_LEN_MAX};
+use standby::storage::Lane;
 use standby::zeo::{Encoding, FrameReader, Value};
 
 const ENCODINGS: [Encoding; 2] = [Encoding::Z, Encoding::M];
@@ -149,5 +152,256 @@ fn many_notices_do_not_stop_a_long_reply() {
         let frames = take_all(&mut driver, reader);
         assert!(content(&driver, &frames[0]) == Ok(data(LONG).into()));
         assert!(frames.len() > 20, "{}", frames.len());
+    }
+}
+
+type Serials = BTreeMap<Oid, Tid>;
+
+/// A client that loads and commits at random, and looks at what it is told.
+struct Someone {
+    id: ClientId,
+    /// On its way to the server.
+    calls: Vec<u8>,
+    reader: FrameReader,
+    /// Since which revision each object must not be older.
+    least: Serials,
+    /// Objects that its transaction stores, and what ends it.
+    txn: Option<(Vec<Oid>, Vec<u8>)>,
+}
+
+impl Someone {
+    fn new(driver: &mut Driver) -> Self {
+        let at_hand = std::mem::replace(&mut driver.is_disk_at_hand, true);
+        let id = driver.connect();
+        driver.is_disk_at_hand = at_hand;
+        Self {
+            id,
+            calls: Vec::new(),
+            reader: FrameReader::new(usize::MAX),
+            least: BTreeMap::new(),
+            txn: None,
+        }
+    }
+
+    fn ask(&mut self, driver: &mut Driver, random: &mut Random, latest: &Serials) {
+        match random.below(10) {
+            0..3 => {
+                let count = 1 + random.below(20);
+                let oids: Vec<u64> = (0..count).map(|_| random.below(6) as u64).collect();
+                self.calls.extend(loads(driver, &oids));
+            }
+            3 => {
+                let time = Value::Float(2e9);
+                let call = driver.call(9, "pack", vec![time, Value::Bool(false)]);
+                self.calls.extend(call);
+            }
+            _ if self.txn.is_none() => {
+                driver.pass_time();
+                let mut oids: Vec<u64> = (0..1 + random.below(3))
+                    .map(|_| random.below(6) as u64)
+                    .collect();
+                oids.sort_unstable();
+                oids.dedup();
+                let data: Vec<Vec<u8>> = oids
+                    .iter()
+                    .map(|_| some_data(random.below(LENS.len()).min(random.below(LENS.len()))))
+                    .collect();
+                let stores: Vec<_> = oids
+                    .iter()
+                    .zip(&data)
+                    .map(|(oid, data)| {
+                        let serial = latest.get(&Oid(*oid));
+                        (*oid, serial.copied().unwrap_or(Tid::ZERO), &data[..])
+                    })
+                    .collect();
+                let (calls, finish) = driver.transaction(&stores);
+                self.calls.extend(calls);
+                self.txn = Some((oids.into_iter().map(Oid).collect(), finish));
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes some of what it is sent.
+    fn take(&mut self, driver: &mut Driver, len: usize, latest: &mut Serials) {
+        self.reader.receive(&driver.take_some(self.id, len));
+        while let Some(frame) = self.reader.next().unwrap() {
+            let Value::Tuple(parts) = driver.decoded(&frame) else {
+                panic!("{frame:?}");
+            };
+            self.hear(driver, &parts, latest);
+        }
+    }
+
+    fn hear(&mut self, driver: &mut Driver, parts: &[Value], latest: &mut Serials) {
+        let is_exception = parts[1] != Value::Int(0) && parts[1] != Value::Bool(false);
+        match (&parts[0], &parts[3]) {
+            (_, Value::Tuple(args)) if parts[2] == Value::text("invalidateTransaction") => {
+                let (Value::List(oids) | Value::Tuple(oids)) = &args[1] else {
+                    panic!("{args:?}");
+                };
+                for oid in oids {
+                    self.changed(Oid::from_slice(oid.string().unwrap()).unwrap(), &args[0]);
+                }
+            }
+            (_, _) if parts[2] == Value::text("info") => {}
+            // A load, of an object that is there or is not.
+            (Value::Tuple(ids), Value::Tuple(result)) if !is_exception => {
+                let oid = Oid::from_slice(ids[0].string().unwrap()).unwrap();
+                let data = result[0].string().unwrap();
+                let serial = Tid::from_slice(result[1].string().unwrap()).unwrap();
+                assert_eq!(result[2], Value::None);
+                assert!(serial >= self.least.get(&oid).copied().unwrap_or_default());
+                self.least.insert(oid, serial);
+                let kind = usize::from(data[0] - b'a');
+                assert!(*data == some_data(kind), "{oid} {serial}");
+            }
+            (Value::Tuple(_), _) => assert!(is_exception),
+            (Value::Int(1), conflicts) => {
+                let (_, finish) = self.txn.as_ref().unwrap();
+                if is_exception {
+                    self.txn = None;
+                } else if matches!(conflicts, Value::List(them) | Value::Tuple(them)
+                    if them.is_empty())
+                {
+                    self.calls.extend(finish);
+                } else {
+                    // It is rolled back with its client.
+                    self.txn = None;
+                    driver.hang_up(self.id);
+                }
+            }
+            (Value::Int(2), tid) => {
+                assert!(!is_exception, "{tid:?}");
+                for oid in self.txn.take().unwrap().0 {
+                    self.changed(oid, tid);
+                    latest.insert(oid, self.least[&oid]);
+                }
+            }
+            (Value::Int(9), _) => {}
+            _ => panic!("{parts:?}"),
+        }
+    }
+
+    fn changed(&mut self, oid: Oid, tid: &Value) {
+        let tid = Tid::from_slice(tid.string().unwrap()).unwrap();
+        let before = self.least.insert(oid, tid);
+        assert!(before.is_none_or(|before| before <= tid));
+    }
+}
+
+/// Lengths of objects: in the buffer of a glance, behind it, and in pieces.
+const LENS: [usize; 6] = [
+    100,
+    7000,
+    9000,
+    400_000,
+    WHOLE_LOAD_LEN_MAX + 1,
+    WHOLE_LOAD_LEN_MAX + 700_000,
+];
+
+fn some_data(kind: usize) -> Vec<u8> {
+    vec![b'a' + kind as u8; LENS[kind]]
+}
+
+/// Xorshift.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+}
+
+/// The job to be run next: of each queue the first, but for reads.
+fn some_job(driver: &Driver, random: &mut Random) -> usize {
+    let at = random.below(driver.jobs.len());
+    let lane = driver.jobs[at].1.lane();
+    match lane {
+        Lane::Read => at,
+        _ => driver
+            .jobs
+            .iter()
+            .position(|(_, job)| job.lane() == lane)
+            .unwrap(),
+    }
+}
+
+#[test]
+fn whatever_comes_together_each_client_is_told_of_it_in_order() {
+    let seed = env::var("FUZZ_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let rounds = env::var("FUZZ_ROUNDS").map_or(6, |rounds| rounds.parse().unwrap());
+    for round in seed..seed + rounds {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(round) | 1);
+        println!("FUZZ_SEED={round}");
+        let disk = Arc::new(PartlyCold::new());
+        let encoding = ENCODINGS[round as usize % 2];
+        let mut driver = Driver::new(disk.clone(), Path::new("Data.fs"), encoding);
+        driver.end_turn();
+        driver.is_disk_at_hand = false;
+        let mut latest = Serials::new();
+        let mut all: Vec<_> = (0..4).map(|_| Someone::new(&mut driver)).collect();
+        for step in 0..20_000 {
+            if step % 300 == 0 {
+                // All in memory, or nothing.
+                disk.cool_from(if random.below(2) == 0 { 0 } else { u64::MAX });
+            }
+            let at = random.below(all.len());
+            let someone = &mut all[at];
+            match random.below(20) {
+                0 if random.below(20) == 0 => driver.hang_up(someone.id),
+                0..4 if someone.calls.len() < 100_000 => {
+                    someone.ask(&mut driver, &mut random, &latest)
+                }
+                0..9 if driver.server.wants_input(someone.id) => {
+                    let len = [100, 65_536, 65_536, 300_000][random.below(4)];
+                    let len = len.min(someone.calls.len());
+                    let calls: Vec<u8> = someone.calls.drain(..len).collect();
+                    driver.server.receive(someone.id, &calls);
+                }
+                9..12 => someone.take(
+                    &mut driver,
+                    [100, 50_000, 400_000][random.below(3)],
+                    &mut latest,
+                ),
+                12..16 if !driver.jobs.is_empty() => {
+                    let job = some_job(&driver, &mut random);
+                    driver.run_job_at(job, random.below(10) == 0);
+                }
+                _ => {}
+            }
+            driver.serve(someone.id);
+            driver.end_turn();
+            if driver.closed.contains(&all[at].id) {
+                driver.closed.clear();
+                all[at] = Someone::new(&mut driver);
+            }
+        }
+        // All is answered in the end.
+        driver.is_disk_at_hand = true;
+        for _ in 0..2000 {
+            for someone in &mut all {
+                driver.end_turn();
+                if driver.server.wants_input(someone.id) {
+                    let len = someone.calls.len().min(65_536);
+                    let calls: Vec<u8> = someone.calls.drain(..len).collect();
+                    driver.server.receive(someone.id, &calls);
+                }
+                driver.serve(someone.id);
+                driver.end_turn();
+                someone.take(&mut driver, usize::MAX, &mut latest);
+                if driver.closed.contains(&someone.id) {
+                    driver.closed.clear();
+                    *someone = Someone::new(&mut driver);
+                }
+            }
+        }
+        for someone in &all {
+            assert!(someone.calls.is_empty() && someone.txn.is_none());
+            assert!(!driver.server.has_output(someone.id));
+        }
     }
 }

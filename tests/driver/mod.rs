@@ -6,7 +6,7 @@
 pub(crate) mod cold;
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use standby::ids::{ClientId, Oid, Tid};
 use standby::limits::CALLS_PER_TURN;
 use standby::server::{JobTag, Now, Options, Output, Server};
 use standby::storage::disk::Disk;
-use standby::storage::{self, FileStorage, Job, LockScope, PackOptions};
+use standby::storage::{self, Done, FileStorage, Job, LockScope, PackOptions};
 use standby::zeo::{Encoding, FrameReader, Value, msgpack, pickle};
 
 /// The server, and what the reactor would hold for it.
@@ -174,6 +174,20 @@ impl Driver {
         };
         self.server.on_done(tag, job.run(), self.now);
         true
+    }
+
+    /// Runs one of the jobs, or has it fail.
+    pub(crate) fn run_job_at(&mut self, at: usize, fail: bool) {
+        let (tag, job) = self.jobs.remove(at).unwrap();
+        let done = match job {
+            Job::Spill { txn, .. } if fail => Done::Spilled {
+                txn,
+                result: Err(ErrorKind::StorageFull.into()),
+            },
+            job => job.run(),
+        };
+        self.server.on_done(tag, done, self.now);
+        self.end_turn();
     }
 
     /// What waits for a client, as if its socket took it all.
