@@ -14,15 +14,19 @@ use std::{env, fs, io, thread};
 use bytes::Bytes;
 use standby::args::Args;
 use standby::config::{self, Surroundings};
-use standby::ids::Oid;
-use standby::limits::VALUES_PER_MESSAGE_MAX;
+use standby::ids::{Oid, Tid};
+use standby::limits::{VALUES_PER_MESSAGE_MAX, WHOLE_STORE_LEN_MAX};
 use standby::storage::disk::Disk;
 use standby::storage::index::Index;
 use standby::storage::memory::MemoryDisk;
 use standby::storage::oids;
 use standby::storage::references::references;
 use standby::zeo::client::ClientSession;
-use standby::zeo::{Encoding, FrameReader, decode_standalone, message, msgpack};
+use standby::zeo::message::Encoder;
+use standby::zeo::session::{Incoming, Session};
+use standby::zeo::{
+    Dialect, Encoding, FrameReader, Value, decode_standalone, encode_standalone, message, msgpack,
+};
 
 #[test]
 fn mutated_frames_are_decoded_or_refused() {
@@ -40,6 +44,123 @@ fn mutated_frames_are_decoded_or_refused() {
         };
         check_decoders(&input);
         check_frames(&mut random, &input);
+    }
+}
+
+#[test]
+fn mutated_streams_with_large_stores_are_taken_or_refused() {
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) / 20 {
+        let encoding = [Encoding::Z, Encoding::M][random.below(2)];
+        let stream = large_stores(&mut random, encoding);
+        let _report = Report {
+            name: format!("FUZZ_SEED={seed} round {round}"),
+            input: &stream[..100],
+        };
+        // A part of a frame, with as much again while it grows; and values, in a stack that grows.
+        let memory_max = 4 * WHOLE_STORE_LEN_MAX + 150 * VALUES_PER_MESSAGE_MAX;
+        check_memory("session", memory_max, || {
+            take_stream(&mut random, encoding, &stream);
+        });
+    }
+}
+
+/// Calls as clients write them, some with the data of a large object, and something wrong in the
+/// rest of it.
+fn large_stores(random: &mut Random, encoding: Encoding) -> Vec<u8> {
+    let encoder = Encoder::new(encoding, Dialect::Python3);
+    let id = |number: u64| Value::Bytes(Bytes::copy_from_slice(&number.to_be_bytes()));
+    let mut stream = Vec::new();
+    for _ in 0..1 + random.below(3) {
+        let len = [10, 70_000, WHOLE_STORE_LEN_MAX, WHOLE_STORE_LEN_MAX + 9][random.below(4)];
+        let data = Value::Bytes(vec![random.byte(); len].into());
+        let mut args = vec![id(1), id(2), data, Value::Int(77)];
+        let name = *random.choose(&["storea", "storea", "restorea", "storeBlobChunk", "ping"]);
+        if name == "restorea" {
+            args.insert(3, Value::None);
+        }
+        let mut frame = encoder.notice_frame(name, args).to_vec();
+        for _ in 0..random.below(3) {
+            // Before the data, behind them, or their first bytes.
+            let around = random.below(120).min(frame.len() - 1);
+            let at = if random.below(3) == 0 {
+                frame.len() - 1 - around
+            } else {
+                around
+            };
+            match random.below(4) {
+                0 => frame[at] = random.byte(),
+                1 => frame[at] ^= 1 << random.below(8),
+                2 => drop(frame.remove(at)),
+                _ => frame.insert(at, random.byte()),
+            }
+        }
+        if random.below(2) == 0 {
+            let len = u32::try_from(frame.len().saturating_sub(4)).unwrap();
+            let len = len.saturating_add_signed([0, 0, -1, 1, 1 << 30, i32::MIN][random.below(6)]);
+            frame[..4].copy_from_slice(&len.to_be_bytes());
+        }
+        stream.extend(frame);
+        let pair = Value::Tuple(vec![id(3), id(4)]);
+        let mut load = Vec::new();
+        let parts = Value::Tuple(vec![
+            pair.clone(),
+            Value::Bool(false),
+            Value::text("loadBefore"),
+            pair,
+        ]);
+        match encoding {
+            Encoding::Z => load = encode_standalone(&parts, 1000).unwrap(),
+            Encoding::M => msgpack::encode(&mut load, &parts),
+        }
+        stream.extend(u32::try_from(load.len()).unwrap().to_be_bytes());
+        stream.extend(load);
+    }
+    stream
+}
+
+/// Gives a stream to the session of a client, in any pieces.
+fn take_stream(random: &mut Random, encoding: Encoding, stream: &[u8]) {
+    let mut session = Session::new(encoding);
+    let greeting: &[u8] = match encoding {
+        Encoding::Z => b"\0\0\0\x02Z5",
+        Encoding::M => b"\0\0\0\x02M5",
+    };
+    session.receive(greeting);
+    // The greeting leads to `Registering`.
+    assert!(matches!(session.next_call(), Ok(None)));
+    session.on_registered();
+    let mut stream = stream;
+    let mut pieces_len = 0;
+    while !stream.is_empty() {
+        let len = [1, 100, 5000, 65_536, 65_536][random.below(5)].min(stream.len());
+        session.receive(&stream[..len]);
+        stream = &stream[len..];
+        loop {
+            if let Some(load) = session.peek_load() {
+                assert_eq!(pieces_len, 0, "a call overtakes a large store");
+                session.answer_load(&load, b"data", Tid(1));
+                continue;
+            }
+            match session.next_call() {
+                Ok(None) => break,
+                Ok(Some(Incoming::Piece(piece))) => {
+                    assert!(!piece.is_empty());
+                    pieces_len += piece.len();
+                }
+                Ok(Some(Incoming::CallWithPieces(_, len))) => {
+                    assert_eq!(len, pieces_len);
+                    pieces_len = 0;
+                }
+                Ok(Some(Incoming::Call(_) | Incoming::Status)) => assert_eq!(pieces_len, 0),
+                Err(error) => {
+                    // It must also be able to say what it is.
+                    drop(error.to_string());
+                    return;
+                }
+            }
+        }
     }
 }
 
