@@ -31,8 +31,12 @@ pub mod manual {
     pub mod data_file {}
     #[doc = include_str!("manual/pack.md")]
     pub mod pack {}
+    #[doc = include_str!("manual/performance.md")]
+    pub mod performance {}
     #[doc = include_str!("manual/tls.md")]
     pub mod tls {}
     #[doc = include_str!("manual/zeo.md")]
     pub mod zeo {}
+    #[doc = include_str!("manual/zeobench.md")]
+    pub mod zeobench {}
 }

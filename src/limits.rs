@@ -49,6 +49,10 @@ pub const VALUE_DEPTH_MAX: usize = 64;
 /// beside their message, which is cheaper than one more slot of `writev`.
 pub const SHARED_DATA_LEN_MIN: usize = 1024;
 
+/// Bytes of a record that is read, and sent, without memory of its own: it is copied into its
+/// message. A longer one is worth an allocation, and three slots of `writev`.
+pub const GLANCED_LEN_MAX: usize = 8 * 1024;
+
 /// Bytes read from one connection in one turn, so that a client that floods us waits its turn. What
 /// is read at once is kept at once, as long as a part of it is staged.
 pub const READ_BYTES_PER_TURN: usize = 64 * 1024;
@@ -56,12 +60,23 @@ pub const READ_BYTES_PER_TURN: usize = 64 * 1024;
 /// Connections accepted from one listener in one turn.
 pub const ACCEPTS_PER_TURN: usize = 64;
 
-/// Calls of one connection executed in one turn.
-pub const CALLS_PER_TURN: usize = 256;
+/// Calls of one connection executed in one turn: as many as share the cost of the turn; more would
+/// only keep the others waiting.
+pub const CALLS_PER_TURN: usize = 64;
+
+/// Bytes of answers of one connection from which on its other calls wait for the next turn.
+pub const OUTPUT_LEN_PER_TURN: usize = 256 * 1024;
 
 /// Calls of one client that wait for the disk; its further calls wait for them. As many as keep the
 /// readers busy: each may come back with a large object.
 pub const WAITING_CALLS_MAX: usize = 32;
+
+/// Reads of all clients that are in the hands of the workers. Enough for the readers to find one
+/// when they come back, and few enough for the next client not to wait for long.
+pub const SHORT_READS_MAX: usize = 8;
+
+/// The same of those that may take long: histories and logs. Fewer than there are readers.
+pub const LONG_READS_MAX: usize = 2;
 
 /// Iterators that a client may have open; stock clients close theirs when they are garbage.
 pub const ITERATORS_MAX: usize = 10_000;
@@ -73,7 +88,7 @@ pub const HISTORY_ENTRIES_MAX: u64 = 100_000;
 pub const LABEL_LEN_MAX: usize = 80;
 
 /// Bytes written to one connection in one turn, so that one that takes all at once waits its turn.
-pub const WRITE_BYTES_PER_TURN: usize = 4 << 20;
+pub const WRITE_BYTES_PER_TURN: usize = 1 << 20;
 
 /// Bytes of replies waiting for one client from which on we stop reading its calls.
 pub const OUTPUT_PAUSE_LEN: usize = 1 << 20;
@@ -205,6 +220,8 @@ const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);
 const _: () = assert!(WHOLE_STORE_LEN_MAX < WHOLE_FRAME_LEN_MAX);
 const _: () = assert!(WHOLE_FRAME_LEN_MAX < FRAME_LEN_MAX);
+// A client whose answers are sent as they come is not kept from its calls.
+const _: () = assert!(OUTPUT_LEN_PER_TURN <= OUTPUT_RESUME_LEN);
 // A connection that is stopped has little left to send in comparison.
 const _: () = assert!(TLS_BUFFER_LEN <= OUTPUT_RESUME_LEN);
 // Sending blobs alone never keeps a client's calls from being read.

@@ -21,6 +21,7 @@ use standby::storage::index::Index;
 use standby::storage::memory::MemoryDisk;
 use standby::storage::oids;
 use standby::storage::references::references;
+use standby::zeo::client::ClientSession;
 use standby::zeo::{Encoding, FrameReader, decode_standalone, message, msgpack};
 
 #[test]
@@ -282,6 +283,19 @@ fn check_decoders(input: &[u8]) {
         check_memory("message", memory_max, || {
             // An error must also be able to say what it is.
             message::decode(encoding, &frame).map_err(|error| error.to_string())
+        });
+        check_memory("client", memory_max + 8 * input.len() + 4096, || {
+            let mut client = ClientSession::default();
+            let greeting = match encoding {
+                Encoding::Z => b"Z5",
+                Encoding::M => b"M5",
+            };
+            for frame in [greeting, input] {
+                client.receive(&u32::try_from(frame.len()).unwrap().to_be_bytes());
+                client.receive(frame);
+            }
+            let greeted = client.next().unwrap();
+            (greeted, client.next().map_err(|error| error.to_string()))
         });
     }
 }

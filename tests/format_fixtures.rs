@@ -16,9 +16,10 @@ use standby::storage::disk::{Disk, File, FileId, OpenMode, OsDisk};
 use standby::storage::error::ReadError;
 use standby::storage::format::{FIRST_TXN_POS, MAGIC, MAGIC_PYTHON2};
 use standby::storage::index::Index;
-use standby::storage::iterate::{Backwards, Transactions, last_changes};
+use standby::storage::iterate::{Backwards, Transactions};
 use standby::storage::read::{Found, Reader, Wait};
 use standby::storage::recover::{self, Access, Opened};
+use standby::storage::{Recent, RecentReader};
 
 #[test]
 fn files_of_real_zodb_are_read_as_zodb_reads_them() {
@@ -109,7 +110,14 @@ fn both_directions_meet_the_same_transactions() {
             .collect();
         backwards.reverse();
         assert_eq!(forwards, backwards);
-        let changes = last_changes(Arc::clone(&opened.file), opened.tail, 3, Tid::MAX).unwrap();
+        let reader = RecentReader::new(Arc::clone(&opened.file), opened.tail, 3, Tid::MAX);
+        let mut recent = Recent::More(Box::new(reader));
+        let changes = loop {
+            match recent {
+                Recent::More(reader) => recent = reader.slice().unwrap(),
+                Recent::Found(changes) => break changes,
+            }
+        };
         let tids: Vec<_> = changes.iter().map(|(tid, _)| *tid).collect();
         let last: Vec<_> = forwards.iter().map(|txn| txn.header.tid).collect();
         assert_eq!(tids, last[last.len() - 3..]);
@@ -439,7 +447,7 @@ impl File for MemoryFile {
     }
     fn read_at(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
         // What is read ahead at most, and no length from the file above that.
-        assert!(buf.len() <= self.0.len().max(512 * 1024), "{}", buf.len());
+        assert!(buf.len() <= self.0.len().max(516 * 1024), "{}", buf.len());
         let Some(rest) = usize::try_from(pos).ok().and_then(|pos| self.0.get(pos..)) else {
             return Ok(0);
         };

@@ -165,16 +165,49 @@ fn layers_use_only_what_is_below_them() {
     assert_nothing(&wrong);
 }
 
+/// What tools may use: codecs, and none of what serves.
+const TOOLS_MAY_USE: &[&str] = &["ids", "limits", "cursor", "zeo", "args", "exit"];
+
+/// Files of tools that touch the outside world, each a part of it.
+const TOOLS_MAY_TOUCH: &[(&str, &[&str])] = &[
+    ("bench/fleet.rs", &["mio", "std::net", "Instant::now"]),
+    ("bench/process.rs", &["std::fs"]),
+    ("bench/stub.rs", &["mio", "std::net", "std::os::unix::net"]),
+];
+
+#[test]
+fn tools_use_codecs_and_touch_the_outside_in_one_place() {
+    let mut wrong = Vec::new();
+    let tools = sources_in("tools");
+    assert!(!tools.is_empty());
+    for file in tools {
+        for used in modules_named(&file.code.replace("crate::", "")) {
+            if !TOOLS_MAY_USE.contains(&used.as_str()) {
+                wrong.push(format!("tools/{}: a tool must not use {used}", file.name));
+            }
+        }
+        let allowed = TOOLS_MAY_TOUCH.iter().find(|(name, _)| *name == file.name);
+        let allowed = allowed.map_or(&[][..], |(_, outside)| outside);
+        for outside in OUTSIDE.iter().filter(|outside| !allowed.contains(outside)) {
+            if mentions(&file.code, outside) {
+                wrong.push(format!("tools/{} must not touch {outside}", file.name));
+            }
+        }
+    }
+    assert_nothing(&wrong);
+}
+
 #[test]
 fn files_and_lines_are_short() {
     let mut wrong = Vec::new();
-    for file in sources() {
+    for file in sources().into_iter().chain(sources_in("tools")) {
         let lines = file.code.lines().count();
         if lines > FILE_LINES_MAX {
             wrong.push(format!("{}: {lines} lines without tests", file.name));
         }
     }
-    for (name, text) in rust_files("src").into_iter().chain(rust_files("tests")) {
+    let directories = ["src", "tests", "tools", "benches"];
+    for (name, text) in directories.into_iter().flat_map(rust_files) {
         for (n, line) in text.lines().enumerate() {
             if line.chars().count() > LINE_CHARS_MAX {
                 wrong.push(format!("{name}:{}: longer than {LINE_CHARS_MAX}", n + 1));
@@ -245,7 +278,7 @@ fn test_data_say_where_they_come_from() {
 
 /// A source file without its tests and comments.
 struct Source {
-    /// The path below `src`.
+    /// The path below `src`, or below `tools`.
     name: String,
     code: String,
 }
@@ -259,9 +292,13 @@ impl Source {
 
 /// The sources, without modules that only tests have.
 fn sources() -> Vec<Source> {
-    rust_files("src")
+    sources_in("src")
+}
+
+fn sources_in(directory: &str) -> Vec<Source> {
+    rust_files(directory)
         .into_iter()
-        .map(|(name, text)| (name.strip_prefix("src/").unwrap().to_owned(), text))
+        .map(|(name, text)| (name[directory.len() + 1..].to_owned(), text))
         .filter(|(name, _)| !name.ends_with("/testing.rs"))
         .map(|(name, text)| Source {
             name,
@@ -361,6 +398,7 @@ fn project_files() -> Vec<PathBuf> {
         "Cargo.toml",
         "src",
         "tests",
+        "benches",
         "tools",
         "conf",
         "README.md",

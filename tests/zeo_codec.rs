@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use standby::ids::Oid;
+use standby::zeo::client::{ClientError, ClientSession, Received};
+use standby::zeo::load_form::LoadForm;
 use standby::zeo::{
     DecodeError, Dialect, Encoder, Encoding, FrameReader, Message, OutQueue, ProtocolError,
     Request, Value, decode_standalone, encode_standalone, message, msgpack, pickle,
@@ -127,6 +129,67 @@ const NOTICES: [&str; 5] = [
     "receiveBlobChunk",
     "receiveBlobStop",
 ];
+
+/// A client of ours reads what the reference sends, and a load that was answered with a revision is
+/// read without a detour, and written back the same.
+#[test]
+fn what_the_reference_sends_is_understood_by_a_client() {
+    let (mut loads, mut others) = (0, 0);
+    let from_python3 = |stream: &&Stream| !stream.from_client && stream.dialect == Dialect::Python3;
+    for stream in streams().iter().filter(from_python3) {
+        let form = LoadForm::new(stream.encoding);
+        let mut client = ClientSession::default();
+        client.receive(match stream.encoding {
+            Encoding::Z => b"\0\0\0\x02Z5",
+            Encoding::M => b"\0\0\0\x02M5",
+        });
+        client.next().unwrap();
+        for frame in stream.messages() {
+            client.receive(&u32::try_from(frame.len()).unwrap().to_be_bytes());
+            client.receive(&frame);
+            match client.next() {
+                Ok(Some(Received::Loaded(loaded))) => {
+                    assert_eq!(
+                        form.read_reply(&frame).as_ref(),
+                        Some(&loaded),
+                        "{stream:?}"
+                    );
+                    let mut written = Vec::new();
+                    form.write_reply(&mut written, &loaded);
+                    assert_eq!(written, frame[..], "{stream:?}");
+                    loads += 1;
+                }
+                Ok(Some(_)) => others += 1,
+                // An instance of an exception.
+                Err(ClientError::Undecodable(DecodeError::Global { .. })) => {}
+                other => panic!("{stream:?}: {other:?}"),
+            }
+        }
+    }
+    assert!(loads >= 20 && others > 400, "{loads} {others}");
+}
+
+#[test]
+fn loads_are_called_as_stock_clients_call_them() {
+    let mut count = 0;
+    let of_python3 = |stream: &&Stream| stream.from_client && stream.dialect == Dialect::Python3;
+    for stream in streams().iter().filter(of_python3) {
+        let form = LoadForm::new(stream.encoding);
+        for frame in stream.messages() {
+            let Some((oid, before)) = form.read_call(&frame) else {
+                let name = b"loadBefore";
+                let is_load = frame.windows(name.len()).any(|window| window == name);
+                assert!(!is_load, "{stream:?}");
+                continue;
+            };
+            let mut written = Vec::new();
+            form.write_call(&mut written, oid, before);
+            assert_eq!(written, frame[..], "{stream:?}");
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count}");
+}
 
 #[test]
 fn bytes_for_python_2_are_its_str() {

@@ -296,7 +296,7 @@ impl Conversation {
             name,
             encoding,
             connections,
-            server: Server::new(serving, storages, now).unwrap(),
+            server: Server::new(serving, storages, now),
             disk,
             start,
             wall,
@@ -492,7 +492,7 @@ impl Conversation {
         let mut bytes = Vec::new();
         let mut slices = [IoSlice::new(&[]); 64];
         while !out.is_empty() {
-            let count = out.slices(&mut slices);
+            let count = out.slices(&mut slices, usize::MAX);
             let taken: Vec<u8> = slices[..count]
                 .iter()
                 .flat_map(|one| one.to_vec())

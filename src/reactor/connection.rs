@@ -140,18 +140,20 @@ impl Connection {
         Ok(ReadOutcome::Received)
     }
 
-    /// Writes of a queue as much as there is room for, in one call; zero if that is nothing, for
-    /// lack of room or of anything to send.
-    pub(super) fn write(&mut self, out: &mut OutQueue) -> io::Result<usize> {
+    /// Writes of a queue as much as there is room for, `budget` bytes at most (but for those that
+    /// TLS adds), in one call; zero if that is nothing, for lack of room or of anything to send.
+    pub(super) fn write(&mut self, out: &mut OutQueue, budget: usize) -> io::Result<usize> {
         let Self { stream, tls, .. } = self;
         let written = match tls {
             None if out.is_empty() => return Ok(0),
-            None => write_queue(out, |slices| retried(|| stream.write_vectored(slices))),
+            None => write_queue(out, budget, |slices| {
+                retried(|| stream.write_vectored(slices))
+            }),
             Some(tls) => {
                 // The next bytes are encrypted when the last are gone: so records are as long as
                 // they may be, and most of what waits does so where it is counted.
                 if !tls.has_unsent() && !out.is_empty() {
-                    write_queue(out, |slices| Ok(tls.encrypt(slices)))?;
+                    write_queue(out, budget, |slices| Ok(tls.encrypt(slices)))?;
                 }
                 if !tls.has_unsent() {
                     return Ok(0);
@@ -183,13 +185,15 @@ impl Connection {
     }
 }
 
-/// Writes the beginning of a queue by `write`, which returns how many bytes it has taken.
+/// Writes the beginning of a queue, `budget` bytes at most, by `write`, which returns how many it
+/// has taken.
 fn write_queue(
     out: &mut OutQueue,
+    budget: usize,
     write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
 ) -> io::Result<usize> {
     let mut slices = [IoSlice::new(&[]); SLICES_PER_WRITE];
-    let count = out.slices(&mut slices);
+    let count = out.slices(&mut slices, budget);
     let len = write(&slices[..count])?;
     out.advance(len);
     Ok(len)
@@ -221,7 +225,11 @@ impl Write for Stream {
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Tcp(stream) => stream.write_vectored(slices),
+            // With one piece `send` is the shorter way through the kernel.
+            Self::Tcp(stream) => match slices {
+                [one] => stream.write(one),
+                _ => stream.write_vectored(slices),
+            },
             Self::Unix(stream) => stream.write_vectored(slices),
         }
     }

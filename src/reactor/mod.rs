@@ -163,8 +163,7 @@ impl Reactor {
             transaction_timeout: config.transaction_timeout,
             start: logging::local_time_text(system_time()),
         };
-        let server = Server::new(options, storages, now())
-            .map_err(|error| (Exit::StorageFailed, error.to_string()))?;
+        let server = Server::new(options, storages, now());
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
         let mut listeners = Vec::new();
@@ -201,6 +200,8 @@ impl Reactor {
     /// Turns until a signal says that it is over.
     fn serve(&mut self) -> Exit {
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
+        // It has something to do without being asked.
+        self.follow_server();
         loop {
             if let Err(error) = self.turn(&mut events) {
                 log::error!("the event loop failed ({error})");
@@ -247,6 +248,7 @@ impl Reactor {
         }
         self.server.end_turn(now);
         self.follow_server();
+        self.workers.end_turn();
         self.timers.set(Timer::Server, self.server.deadline());
         Ok(())
     }
@@ -370,7 +372,7 @@ impl Reactor {
         };
         let mut budget = WRITE_BYTES_PER_TURN;
         while connection.writable && budget > 0 {
-            match connection.write(out) {
+            match connection.write(out, budget) {
                 Ok(0) => break,
                 Ok(len) => budget = budget.saturating_sub(len),
                 Err(error) => {
@@ -614,6 +616,7 @@ impl Reactor {
         }
         self.server.end_turn(now());
         self.follow_server();
+        self.workers.end_turn();
     }
 }
 

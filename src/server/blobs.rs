@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::calls::{Outcome, no_such_txn, other};
 use super::client::{ClientTxn, Transfer};
-use super::{JobTag, LOG, Now, Output, PendingRead, Server, Wanted};
+use super::reads::{PendingRead, Wanted};
+use super::{LOG, Now, Server};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{BLOB_CHUNK_LEN, BLOBS_SENT_MAX, OUTPUT_RESUME_LEN};
 use crate::storage::{BlobMistake, BlobReader, Job};
@@ -137,9 +138,8 @@ impl Server {
             return;
         };
         client.reading_blob = true;
-        let read = Some(self.reads.insert(pending));
-        self.outputs
-            .push_back(Output::Run(JobTag { storage, read }, Job::ReadBlob(reader)));
+        self.reads.push(storage, pending, Job::ReadBlob(reader));
+        self.start_reads();
     }
 
     /// A piece of a blob was read, or not.

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 
+use super::Server;
 use super::calls::{Outcome, other};
 use super::client::Iteration;
-use super::{PendingRead, Server, Wanted};
+use super::reads::{PendingRead, Wanted};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{HISTORY_ENTRIES_MAX, ITERATORS_MAX};
 use crate::storage::error::ReadError;

@@ -1,14 +1,13 @@
 //! Each method of the protocol, executed.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use log::Level;
 
 use super::blobs::BlobCall;
 use super::browse;
 use super::client::{ClientTxn, Pending};
-use super::{JobTag, LOG, Now, Output, PendingRead, Reason, Served, Server, Wanted};
+use super::reads::{PendingRead, Wanted};
+use super::{LOG, Now, Output, Reason, Served, Server};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{LABEL_LEN_MAX, METADATA_LEN_MAX, OIDS_PER_CALL_MAX};
 use crate::storage::{Answer, Conflict, Job, LongData, Lookup, Metadata, Refusal, Unanswered};
@@ -95,14 +94,7 @@ impl Server {
                 let moment = self.moment(at, now);
                 Outcome::Reply(self.storages[at].stats.to_value(&moment))
             }
-            Request::GetInvalidations { tid } => {
-                Outcome::Reply(served.invalidations.since(tid, now.wall).map_or(
-                    Value::None,
-                    |(last, oids)| {
-                        Value::Tuple(vec![Value::from(last), Value::from(Arc::new(oids))])
-                    },
-                ))
-            }
+            Request::GetInvalidations { tid } => self.invalidations(id, msgid, at, tid, now),
             Request::LoadBefore { oid, tid } => {
                 served.stats.loads += 1;
                 self.look(id, msgid, at, Lookup::Before(oid, tid))
@@ -501,9 +493,8 @@ impl Server {
     }
 
     fn submit_read(&mut self, at: usize, pending: PendingRead, job: Job) {
-        let read = Some(self.reads.insert(pending));
-        self.outputs
-            .push_back(Output::Run(JobTag { storage: at, read }, job));
+        self.reads.push(at, pending, job);
+        self.start_reads();
     }
 
     /// The disk has answered a lookup.
@@ -608,6 +599,7 @@ const fn may_be_answered_later(request: &Request) -> bool {
         Request::Vote { .. }
             | Request::TpcFinish { .. }
             | Request::NewOids { .. }
+            | Request::GetInvalidations { .. }
             | Request::LoadBefore { .. }
             | Request::LoadSerial { .. }
             | Request::GetTid { .. }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
-use super::PendingRead;
 use super::long_replies::LongReply;
+use super::reads::PendingRead;
 use crate::ids::{ClientId, Tid};
 use crate::storage::history::{self, Step};
 use crate::storage::{BlobReader, TxnId, View};

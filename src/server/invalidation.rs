@@ -1,16 +1,18 @@
 //! The changes of the last transactions, for clients that come back with a cache.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ids::{Oid, Tid};
+use crate::storage::Changed;
 
 /// The last transactions of a storage with the objects that they changed.
 #[derive(Debug)]
 pub(super) struct InvalidationQueue {
     /// Oldest first, tids ascending.
-    entries: VecDeque<(Tid, Arc<Vec<Oid>>)>,
+    entries: VecDeque<(Tid, Changed)>,
+    /// Whether those that the file had at the start are among them, or never will be.
+    has_past: bool,
     /// How many are kept however old they are.
     count: usize,
     /// How long they are kept however many they are.
@@ -18,20 +20,38 @@ pub(super) struct InvalidationQueue {
 }
 
 impl InvalidationQueue {
-    /// With the last transactions of the file.
-    pub(super) fn new(count: usize, age: Duration, entries: Vec<(Tid, Vec<Oid>)>) -> Self {
-        let entries = entries.into_iter();
+    /// Without what was before.
+    pub(super) const fn new(count: usize, age: Duration) -> Self {
         Self {
-            entries: entries.map(|(tid, oids)| (tid, Arc::new(oids))).collect(),
+            entries: VecDeque::new(),
+            has_past: false,
             count,
             age,
         }
     }
 
+    /// The last transactions of the file, as it was at the start.
+    pub(super) fn begin_with(&mut self, past: Vec<(Tid, Changed)>) {
+        for entry in past.into_iter().rev() {
+            debug_assert!(
+                self.entries
+                    .front()
+                    .is_none_or(|(first, _)| *first > entry.0)
+            );
+            self.entries.push_front(entry);
+        }
+        self.has_past = true;
+    }
+
+    /// Whether [`Self::begin_with`] was called.
+    pub(super) const fn has_past(&self) -> bool {
+        self.has_past
+    }
+
     /// A transaction was committed.
-    pub(super) fn push(&mut self, tid: Tid, oids: Arc<Vec<Oid>>) {
+    pub(super) fn push(&mut self, tid: Tid, oids: Vec<Oid>) {
         debug_assert!(self.entries.back().is_none_or(|(last, _)| *last < tid));
-        self.entries.push_back((tid, oids));
+        self.entries.push_back((tid, Changed::new(oids)));
         self.trim(tid.unix_time());
     }
 
@@ -46,7 +66,7 @@ impl InvalidationQueue {
             .ok()?;
         let (last, _) = self.entries.back()?;
         let entries = self.entries.range(at + 1..);
-        let mut changed: Vec<Oid> = entries.flat_map(|(_, oids)| &**oids).copied().collect();
+        let mut changed: Vec<Oid> = entries.flat_map(|(_, changed)| changed.iter()).collect();
         changed.sort_unstable();
         changed.dedup();
         Some((*last, changed))
@@ -54,6 +74,10 @@ impl InvalidationQueue {
 
     /// Forgets what is neither among the last nor young. `now` counts from 1970.
     fn trim(&mut self, now: Duration) {
+        // Without the past nobody is answered; and there must be no gap behind it.
+        if !self.has_past {
+            return;
+        }
         let old = Tid::from_unix_time(now.saturating_sub(self.age));
         while self.entries.len() > self.count
             && self.entries.front().is_some_and(|(tid, _)| *tid < old)
@@ -75,11 +99,13 @@ mod tests {
     }
 
     fn queue(age: u64) -> InvalidationQueue {
-        let first = vec![(ago(40), vec![Oid(1)])];
-        let mut queue = InvalidationQueue::new(3, Duration::from_secs(age), first);
-        queue.push(ago(30), Arc::new(vec![Oid(2), Oid(3)]));
-        queue.push(ago(20), Arc::new(vec![]));
-        queue.push(ago(10), Arc::new(vec![Oid(2)]));
+        let mut queue = InvalidationQueue::new(3, Duration::from_secs(age));
+        queue.push(ago(20), vec![]);
+        let past = [(ago(40), vec![Oid(1)]), (ago(30), vec![Oid(3), Oid(2)])];
+        assert!(!queue.has_past());
+        queue.begin_with(past.map(|(tid, oids)| (tid, Changed::new(oids))).into());
+        assert!(queue.has_past());
+        queue.push(ago(10), vec![Oid(2)]);
         queue
     }
 
@@ -95,8 +121,22 @@ mod tests {
         for tid in [ago(40), ago(25), ago(5), Tid::ZERO] {
             assert_eq!(queue(0).since(tid, NOW), None);
         }
-        let mut empty = InvalidationQueue::new(3, Duration::ZERO, vec![]);
+        let mut empty = InvalidationQueue::new(3, Duration::ZERO);
         assert_eq!(empty.since(Tid::ZERO, NOW), None);
+    }
+
+    #[test]
+    fn nothing_is_forgotten_between_the_past_and_what_came_while_it_was_read() {
+        let mut queue = InvalidationQueue::new(3, Duration::from_secs(5));
+        for secs in 10..20 {
+            queue.push(ago(30 - secs), vec![Oid(secs)]);
+        }
+        queue.begin_with(vec![(ago(40), Changed::new(vec![Oid(1)]))]);
+        // The clock was put back.
+        let now = NOW - Duration::from_secs(38);
+        let all = (10..20).map(Oid).collect();
+        assert_eq!(queue.since(ago(40), now), Some((ago(11), all)));
+        assert_eq!(queue.since(ago(40), NOW), None);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::calls::other;
 use super::client::Client;
-use super::{JobTag, Now, Output, PendingRead, Reason, Server, Wanted};
+use super::reads::{PendingRead, Wanted};
+use super::{Now, Output, Reason, Server};
 use crate::ids::ClientId;
 use crate::limits::OUTPUT_RESUME_LEN;
 use crate::storage::{Job, LongData};
@@ -57,9 +58,9 @@ impl Server {
             msgid: Value::None,
             wanted: Wanted::Piece,
         };
-        let read = Some(self.reads.insert(pending));
-        self.outputs
-            .push_back(Output::Run(JobTag { storage, read }, Job::ReadLong(data)));
+        // Not in turn: a client whose other replies wait behind this one would have none.
+        let (tag, job) = self.reads.at_once(storage, pending, Job::ReadLong(data));
+        self.outputs.push_back(Output::Run(tag, job));
     }
 
     /// A piece of a long reply was read, or not.

@@ -16,27 +16,29 @@ mod client;
 mod invalidation;
 mod long_replies;
 mod packing;
+mod reads;
 mod refusals;
 mod stats;
+mod verification;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use log::Level;
-use slab::Slab;
 
 use self::client::{Client, ClientTxn, Pending, Who};
 use self::invalidation::InvalidationQueue;
+use self::reads::Reads;
 use self::refusals::{Refusals, Repeated};
 use self::stats::{Moment, Stats};
-use crate::ids::{ClientId, Oid, Tid};
+use crate::ids::{ClientId, Tid};
 use crate::limits::{
-    OUTPUT_LEN_MAX, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN, TRANSACTION_TIMEOUT_DEFAULT,
-    WAITING_CALLS_MAX,
+    OUTPUT_LEN_MAX, OUTPUT_LEN_PER_TURN, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN,
+    TRANSACTION_TIMEOUT_DEFAULT, WAITING_CALLS_MAX,
 };
-use crate::storage::error::StorageError;
 use crate::storage::{Commit, Done, Event, FileStorage, Job, TxnId, Vote};
 use crate::zeo::Value;
 use crate::zeo::frame::OutQueue;
@@ -101,11 +103,13 @@ pub struct Server {
     storages: Vec<Served>,
     clients: BTreeMap<ClientId, Client>,
     /// Calls that wait for the disk.
-    reads: Slab<PendingRead>,
+    reads: Reads,
     refusals: Refusals,
     outputs: VecDeque<Output>,
     /// Clients for which something was queued in this turn.
     to_send: BTreeSet<ClientId>,
+    /// Nothing is begun any more that takes long.
+    stopping: bool,
 }
 
 /// A storage with what belongs to serving it.
@@ -118,70 +122,39 @@ struct Served {
     owners: BTreeMap<TxnId, ClientId>,
     /// Calls of `new_oids` that wait for a higher ceiling.
     waiting_for_oids: Vec<(ClientId, Value, u64)>,
+    /// Calls of `getInvalidations` that wait until the queue has the past.
+    waiting_for_past: Vec<(ClientId, Value, Tid)>,
     /// The call of `pack` that waits for its end.
     waiting_for_pack: Option<(ClientId, Value)>,
     stats: Stats,
 }
 
-/// A call that waits for the disk.
-#[derive(Debug)]
-struct PendingRead {
-    client: ClientId,
-    msgid: Value,
-    wanted: Wanted,
-}
-
-/// What a call wants to know that waits for the disk.
-#[derive(Clone, Copy, Debug)]
-enum Wanted {
-    /// A revision of an object.
-    Revision,
-    /// The current revision of an object, and which object comes next.
-    NextObject { oid: Oid, next: Option<Oid> },
-    /// Revisions or transactions of the past.
-    Log,
-    /// The next transaction or record of this iterator.
-    Iteration(i64),
-    /// The next piece of a long reply.
-    Piece,
-    /// The next piece of a blob. `begun`: it is not the first.
-    Blob { oid: Oid, serial: Tid, begun: bool },
-}
-
 impl Server {
     /// Serves these storages.
-    ///
-    /// # Errors
-    ///
-    /// The end of a data file cannot be read.
-    pub fn new(
-        options: Options,
-        storages: Vec<FileStorage>,
-        now: Now,
-    ) -> Result<Self, StorageError> {
+    pub fn new(options: Options, storages: Vec<FileStorage>, now: Now) -> Self {
         let (count, age) = (options.invalidation_queue_size, options.invalidation_age);
-        let oldest = Tid::from_unix_time(now.wall.saturating_sub(age));
-        let storages = storages.into_iter().map(|storage| {
-            let recent = storage.last_transactions(count, oldest)?;
-            Ok(Served {
-                invalidations: InvalidationQueue::new(count, age, recent),
-                storage,
-                clients: BTreeSet::new(),
-                owners: BTreeMap::new(),
-                waiting_for_oids: Vec::new(),
-                waiting_for_pack: None,
-                stats: Stats::default(),
-            })
+        let storages = storages.into_iter().map(|storage| Served {
+            invalidations: InvalidationQueue::new(count, age),
+            storage,
+            clients: BTreeSet::new(),
+            owners: BTreeMap::new(),
+            waiting_for_oids: Vec::new(),
+            waiting_for_past: Vec::new(),
+            waiting_for_pack: None,
+            stats: Stats::default(),
         });
-        Ok(Self {
+        let mut server = Self {
             options,
-            storages: storages.collect::<Result<_, StorageError>>()?,
+            storages: storages.collect(),
             clients: BTreeMap::new(),
-            reads: Slab::new(),
+            reads: Reads::new(),
             refusals: Refusals::default(),
             outputs: VecDeque::new(),
             to_send: BTreeSet::new(),
-        })
+            stopping: false,
+        };
+        server.read_past(now);
+        server
     }
 
     // -- what the reactor tells
@@ -201,11 +174,20 @@ impl Server {
         }
     }
 
-    /// Executes calls that have arrived, `budget` at most; whether more may be there.
+    /// Executes calls that have arrived: `budget` at most, and no more when they have made as much
+    /// output as one turn may. Whether more may be there.
     pub fn run_calls(&mut self, id: ClientId, budget: usize, now: Now) -> bool {
-        for _ in 0..budget {
+        let enough_len = self.output_len(id) + OUTPUT_LEN_PER_TURN;
+        let mut executed = 0;
+        while executed < budget && self.output_len(id) < enough_len {
             if !self.wants_input(id) {
                 return false;
+            }
+            let loads = self.run_loads(id, budget - executed, enough_len);
+            if loads > 0 {
+                executed += loads;
+                self.note_output(id);
+                continue;
             }
             let Some(client) = self.clients.get_mut(&id) else {
                 return false;
@@ -223,9 +205,40 @@ impl Server {
                 Ok(Some(Incoming::Status)) => self.answer_status(id, now),
                 Err(error) => self.hang_up(id, &Reason::Session(error), now),
             }
+            executed += 1;
             self.note_output(id);
         }
         true
+    }
+
+    /// Answers loads as long as they come, a glance is enough for each, and neither `budget` nor
+    /// `enough_len` bytes of output are reached; how many. This is the short way for what clients
+    /// ask most: the next call, if any, goes the long one (`calls`), which would have answered all
+    /// these in the same way.
+    fn run_loads(&mut self, id: ClientId, budget: usize, enough_len: usize) -> usize {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return 0;
+        };
+        let Some(Served { storage, stats, .. }) =
+            client.storage.and_then(|at| self.storages.get_mut(at))
+        else {
+            return 0;
+        };
+        let enough_len = enough_len.min(OUTPUT_PAUSE_LEN);
+        let mut loads = 0;
+        while loads < budget && client.session.waiting_len() < enough_len {
+            let Some(load) = client.session.peek_load() else {
+                break;
+            };
+            let Some(found) = storage.glance(load.oid, load.tid) else {
+                break;
+            };
+            log::trace!("{id}: loadBefore");
+            client.session.answer_load(&load, found.data, found.serial);
+            loads += 1;
+        }
+        stats.loads += loads as u64;
+        loads
     }
 
     /// Whether the client's bytes should be read, and its calls executed.
@@ -285,6 +298,7 @@ impl Server {
 
     /// The server stops: nothing is begun any more that takes long.
     pub fn give_up_packs(&mut self, now: Now) {
+        self.stopping = true;
         for at in 0..self.storages.len() {
             self.storages[at].storage.give_up_pack(now.mono);
             self.follow_storage(at, now);
@@ -299,6 +313,12 @@ impl Server {
         })
     }
 
+    /// Bytes that wait for the client's socket, or will.
+    fn output_len(&self, id: ClientId) -> usize {
+        let client = self.clients.get(&id);
+        client.map_or(0, |client| client.session.waiting_len())
+    }
+
     /// The client's socket took something.
     pub fn on_written(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else {
@@ -309,6 +329,7 @@ impl Server {
         if client.paused && client.session.waiting_len() <= OUTPUT_RESUME_LEN {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
+            self.start_reads();
         }
         self.read_long(id);
         self.read_blobs(id);
@@ -322,37 +343,45 @@ impl Server {
 
     /// A job has ended.
     pub fn on_done(&mut self, tag: JobTag, done: Done, now: Now) {
-        match (tag.read, done) {
+        let pending = tag.read.and_then(|key| self.reads.take(key));
+        match (pending, done) {
             (
-                Some(key),
+                Some(pending),
                 Done::Looked {
                     lookup,
                     place,
                     result,
                 },
             ) => {
-                let pending = self.reads.remove(key);
                 let settled = self.storages[tag.storage]
                     .storage
                     .settle(lookup, place, result);
                 self.answer_lookup(tag.storage, pending, lookup, settled);
             }
-            (Some(key), Done::Browsed(result)) => {
-                let pending = self.reads.remove(key);
+            (Some(pending), Done::Browsed(result)) => {
                 self.answer_browse(tag.storage, pending, result);
             }
-            (Some(key), Done::LongRead(result)) => {
-                let pending = self.reads.remove(key);
+            (Some(pending), Done::LongRead(result)) => {
                 self.on_long_read(tag.storage, &pending, result, now);
             }
-            (Some(key), Done::BlobRead(result)) => {
-                let pending = self.reads.remove(key);
+            (Some(pending), Done::BlobRead(result)) => {
                 self.on_blob_read(tag.storage, pending, result);
             }
+            (_, Done::Recent(result)) => self.on_recent(tag.storage, result, now),
             (_, done) => {
                 self.storages[tag.storage].storage.on_done(done, now.mono);
                 self.follow_storage(tag.storage, now);
             }
+        }
+        self.start_reads();
+    }
+
+    /// Hands out the reads whose turn has come.
+    fn start_reads(&mut self) {
+        let Self { reads, clients, .. } = self;
+        let takes = |id| clients.get(&id).is_some_and(|client| !client.paused);
+        while let Some((tag, job)) = reads.next(takes) {
+            self.outputs.push_back(Output::Run(tag, job));
         }
     }
 
@@ -547,7 +576,8 @@ impl Server {
             }
             self.to_send.insert(*id);
         }
-        served.invalidations.push(tid, oids);
+        drop(frames);
+        served.invalidations.push(tid, Arc::unwrap_or_clone(oids));
         for id in deaf {
             self.hang_up(id, &Reason::Deaf, now);
         }
@@ -591,6 +621,7 @@ impl Server {
         client.closing = true;
         client.transfers.clear();
         client.long_replies.clear();
+        self.reads.forget(id);
         reason.log(&client.who, client.storage.is_some());
         self.outputs.push_back(Output::Close(id));
         let (storage, txn) = (client.storage, client.txn.take());

@@ -97,6 +97,11 @@ pub trait File: Debug + Send + Sync {
     /// As [`Self::read_at`], if that needs no wait for the disk. `WouldBlock` if *anything* of it
     /// is not in memory, or if the system cannot tell.
     fn read_at_nowait(&self, buf: &mut [u8], pos: u64) -> io::Result<usize>;
+    /// As [`Self::read_at_nowait`], but what can be had by one look is enough: the number of bytes
+    /// read may be less than the file has. `WouldBlock` if it would be none.
+    fn read_at_once(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        self.read_at_nowait(buf, pos)
+    }
     /// Writes all the slices, one behind the other, from `pos` on.
     fn write_at(&self, bufs: &mut [IoSlice<'_>], pos: u64) -> io::Result<()>;
     /// Returns when data and length are on stable storage.
@@ -310,14 +315,16 @@ impl File for OsFile {
     }
 
     fn read_at_nowait(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
-        fill(buf, pos, |buf, pos| {
-            let bufs = &mut [IoSliceMut::new(buf)];
-            match rustix::io::preadv2(&self.0, bufs, pos, ReadWriteFlags::NOWAIT) {
-                // File systems, and kernels, that cannot tell what is in memory.
-                Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::WouldBlock.into()),
-                result => Ok(result?),
-            }
-        })
+        fill(buf, pos, |buf, pos| self.read_at_once(buf, pos))
+    }
+
+    fn read_at_once(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        let bufs = &mut [IoSliceMut::new(buf)];
+        match rustix::io::preadv2(&self.0, bufs, pos, ReadWriteFlags::NOWAIT) {
+            // File systems, and kernels, that cannot tell what is in memory.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::WouldBlock.into()),
+            result => Ok(result?),
+        }
     }
 
     fn write_at(&self, mut bufs: &mut [IoSlice<'_>], mut pos: u64) -> io::Result<()> {
@@ -437,6 +444,10 @@ impl<F: File> File for Latched<F> {
 
     fn read_at_nowait(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
         self.file.read_at_nowait(buf, pos)
+    }
+
+    fn read_at_once(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        self.file.read_at_once(buf, pos)
     }
 
     fn write_at(&self, bufs: &mut [IoSlice<'_>], pos: u64) -> io::Result<()> {

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use super::disk::File;
 use super::error::{Damage, Fault, ReadError};
 use super::format::{
-    DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, POINTER_LEN, Status, TXN_HEADER_LEN, TxnHeader,
+    DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, POINTER_LEN, TXN_HEADER_LEN, TxnHeader,
 };
 use super::window::Window;
-use crate::ids::{Oid, Tid};
+use crate::ids::Tid;
 
 /// A transaction, whose length has been found right at both of its ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +65,9 @@ impl Transaction {
 
 /// Transactions, oldest first. Those with [`Status::Undone`] and, if `tail` is beyond them, those
 /// with [`Status::Voted`] are among them.
+///
+/// [`Status::Undone`]: super::format::Status::Undone
+/// [`Status::Voted`]: super::format::Status::Voted
 #[derive(Debug)]
 pub struct Transactions {
     window: Window,
@@ -77,6 +80,12 @@ impl Transactions {
     /// From the one at `pos` to the one that ends at `tail`.
     pub fn from_pos(file: Arc<dyn File>, pos: u64, tail: u64) -> Self {
         let window = Window::new(file);
+        Self { window, pos, tail }
+    }
+
+    /// As [`Self::from_pos`], reading `len` bytes at once.
+    pub(super) const fn with_window(file: Arc<dyn File>, pos: u64, tail: u64, len: usize) -> Self {
+        let window = Window::with_len(file, len);
         Self { window, pos, tail }
     }
 
@@ -137,6 +146,15 @@ impl Transactions {
         let bytes = self.window.bytes(pos, len)?;
         check_len(pos, bytes, len)?;
         Ok(bytes)
+    }
+
+    /// More has been committed: goes on to this `tail`. What was read behind the old one is read
+    /// again, since it was not finished then.
+    pub(super) fn extend(&mut self, tail: u64) {
+        if tail != self.tail && self.window.end() > self.tail {
+            self.window.forget();
+        }
+        self.tail = tail;
     }
 
     /// Goes on with the transaction at `pos`.
@@ -351,37 +369,6 @@ impl Iterator for Backwards<'_> {
     }
 }
 
-/// The last `count` transactions before `tail`, and all from the tid `oldest` on, with the oids
-/// that they wrote, oldest first: what the invalidation queue begins with.
-pub fn last_changes(
-    file: Arc<dyn File>,
-    tail: u64,
-    count: usize,
-    oldest: Tid,
-) -> Result<Vec<(Tid, Vec<Oid>)>, ReadError> {
-    let mut pos = tail;
-    for (number, txn) in Backwards::new(&*file, tail).enumerate() {
-        let txn = txn?;
-        if number >= count && txn.header.tid < oldest {
-            break;
-        }
-        pos = txn.pos;
-    }
-    let mut changes = Vec::new();
-    let mut txns = Transactions::from_pos(file, pos, tail);
-    while let Some(txn) = txns.next().transpose()? {
-        if txn.header.status == Status::Undone {
-            continue;
-        }
-        let oids: Result<_, ReadError> = txns
-            .records(&txn)
-            .map(|record| Ok(record?.header.oid))
-            .collect();
-        changes.push((txn.header.tid, oids?));
-    }
-    Ok(changes)
-}
-
 /// Whether a transaction with this header has room for itself between `pos` and `tail`.
 fn check_header(pos: u64, header: TxnHeader, tail: u64) -> Result<TxnHeader, Damage> {
     let min = header.header_len();
@@ -415,7 +402,11 @@ fn check_len(pos: u64, bytes: &[u8], needed: usize) -> Result<(), Damage> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSlice;
+
     use super::*;
+    use crate::storage::disk::{Disk, OpenMode, OsDisk};
+    use crate::storage::format::Status;
     use crate::storage::testing::Content::{Back, Data};
     use crate::storage::testing::{DataFile, TestDir};
 
@@ -497,19 +488,34 @@ mod tests {
     }
 
     #[test]
-    fn the_last_changes_leave_out_what_was_undone_in_place() {
+    fn what_was_read_before_it_was_committed_is_read_again() {
         let dir = TestDir::new();
         let mut data_file = DataFile::new();
-        for (tid, status) in [(10, ' '), (20, 'u'), (30, 'p'), (40, ' ')] {
-            let status = Status::from_byte(status as u8);
-            data_file.txn(tid, status, "", &[(tid, Data(b"x")), (1, Data(b"y"))]);
-        }
-        let file = data_file.save(&dir.path("Data.fs"));
-        let changes = |count| last_changes(file.clone(), data_file.end(), count, Tid::MAX).unwrap();
-        let of = |tid| (Tid(tid), vec![Oid(tid), Oid(1)]);
-        assert_eq!(changes(0), []);
-        assert_eq!(changes(2), [of(30), of(40)]);
-        assert_eq!(changes(99), [of(10), of(30), of(40)]);
+        data_file.txn(10, Status::Finished, "", &[(1, Data(b"one"))]);
+        let tail = data_file.end();
+        let mut unfinished = DataFile::new();
+        unfinished.bytes.clone_from(&data_file.bytes);
+        unfinished.txn(20, Status::Voted, "", &[(1, Data(b"never"))]);
+        data_file.txn(
+            20,
+            Status::Finished,
+            "",
+            &[(1, Data(b"two")), (2, Data(b"2"))],
+        );
+
+        let file = unfinished.save(&dir.path("Data.fs"));
+        let mut txns = Transactions::from_pos(file.clone(), FIRST_TXN_POS, tail);
+        assert_eq!(txns.next().unwrap().unwrap().header.tid, Tid(10));
+        assert!(txns.next().is_none());
+        OsDisk::default()
+            .open(&dir.path("Data.fs"), OpenMode::Write)
+            .unwrap()
+            .write_at(&mut [IoSlice::new(&data_file.bytes)], 0)
+            .unwrap();
+        txns.extend(data_file.end());
+        let txn = txns.next().unwrap().unwrap();
+        assert_eq!(txn.header.status, Status::Finished);
+        assert_eq!(txns.records(&txn).count(), 2);
     }
 
     #[test]

@@ -18,13 +18,14 @@ use super::compare::{Compare, Compared};
 use super::disk::{Disk, File, FileId};
 use super::error::{ReadError, StorageError};
 use super::format::{STATUS_POS, Status};
-use super::history::{Past, Query};
+use super::history::{From, Past, Query};
 use super::index::Index;
 use super::layout::Layout;
 use super::oids;
 use super::pack::{PackError, Packer, Step};
 use super::pieces::LongData;
 use super::read::{Content, Found, Reader, Wait};
+use super::recent::{Recent, RecentReader};
 use super::staging::{Rest, TxnId};
 use super::undo::{Backs, LookBack};
 use crate::ids::{Oid, Tid};
@@ -200,6 +201,8 @@ pub enum Job {
         /// The end of what is committed.
         tail: u64,
     },
+    /// Go on with what the last transactions changed.
+    Recent(Box<RecentReader>),
     /// Save the index.
     SaveIndex {
         /// Where.
@@ -434,6 +437,8 @@ pub enum Done {
     },
     /// Of [`Job::Browse`].
     Browsed(Result<Past, ReadError>),
+    /// Of [`Job::Recent`].
+    Recent(Result<Recent, ReadError>),
     /// Of [`Job::SaveIndex`]: the position that it covers.
     IndexSaved {
         /// The end of the transactions that the saved index covers.
@@ -471,12 +476,26 @@ impl Job {
             | Self::Lookup { .. }
             | Self::Browse { .. }
             | Self::ReadLong(_)
+            | Self::Recent(_)
             | Self::ReadBlob(_)
             | Self::RaiseOids { .. } => Lane::Read,
             Self::Blob(_) => Lane::Blob,
             Self::SaveIndex { .. } | Self::Spill { .. } | Self::Discard(_) => Lane::Housekeeping,
             Self::Pack(packer) if packer.is_switching() => Lane::Commit,
             Self::Pack(_) | Self::Close(_) => Lane::Pack,
+        }
+    }
+
+    /// Whether it may read much more than a load does, so that loads should not wait for it.
+    pub const fn may_take_long(&self) -> bool {
+        match self {
+            Self::Browse { query, .. } => match query {
+                Query::History { .. } | Query::Log { .. } | Query::Transaction(From::Tid(_)) => {
+                    true
+                }
+                Query::Transaction(From::Pos(_)) | Query::Record { .. } => false,
+            },
+            _ => false,
         }
     }
 
@@ -544,6 +563,7 @@ impl Job {
                 }
             }
             Self::Browse { query, file, tail } => Done::Browsed(query.answer(&file, tail)),
+            Self::Recent(reader) => Done::Recent(reader.slice()),
             Self::SaveIndex {
                 disk,
                 path,
@@ -655,6 +675,7 @@ impl fmt::Debug for Job {
             Self::LookBack(_) => "LookBack",
             Self::Lookup { .. } => "Lookup",
             Self::Browse { .. } => "Browse",
+            Self::Recent(_) => "Recent",
             Self::SaveIndex { .. } => "SaveIndex",
             Self::Blob(_) => "Blob",
             Self::ReadLong(_) => "ReadLong",

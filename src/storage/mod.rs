@@ -9,10 +9,13 @@
 //! | `disk` | files and directories as the storage needs them; the only user of `std::fs` |
 //! | `format` | headers of transactions and records |
 //! | `index` | object to position; the `.index` file |
+//! | `output` | new files that replace others |
 //! | `recover` | opening: locks, index, tail |
 //! | `read` | following an object's revisions |
+//! | `glance` | the short way to a current revision |
 //! | `iterate` | transactions in order, and backwards |
 //! | `history` | what clients ask about the past |
+//! | `recent` | what the last transactions changed |
 //! | `oids` | object ids, never handed out twice |
 //! | `references` | which objects a record refers to |
 //! | `staging`, `commit_lock`, `commit`, `batch` | a transaction from begin to published |
@@ -32,6 +35,7 @@ mod compare;
 pub mod disk;
 pub mod error;
 pub mod format;
+mod glance;
 pub mod history;
 pub mod index;
 pub mod iterate;
@@ -39,9 +43,11 @@ mod job;
 mod layout;
 pub mod memory;
 pub mod oids;
+mod output;
 mod pack;
 mod pieces;
 pub mod read;
+mod recent;
 pub mod recover;
 pub mod references;
 mod staging;
@@ -60,9 +66,11 @@ pub use batch::Commit;
 pub use blob::{BlobJob, BlobMistake, BlobReader};
 pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
+pub use glance::Glimpse;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
 pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as PackStep};
 pub use pieces::LongData;
+pub use recent::{Changed, Recent, RecentReader};
 pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
@@ -72,6 +80,7 @@ use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
 use disk::{Disk, File, FileId, with_suffix};
 use error::{ReadError, StorageError};
+use glance::Glance;
 use history::Query;
 use index::Index;
 use oids::OidAllocator;
@@ -158,6 +167,13 @@ impl View {
             tail: self.tail,
         }
     }
+
+    /// A job that finds what the last `count` transactions changed, and all from the tid `oldest`
+    /// on.
+    pub fn recent(&self, count: usize, oldest: Tid) -> Job {
+        let reader = RecentReader::new(self.file.clone(), self.tail, count, oldest);
+        Job::Recent(Box::new(reader))
+    }
 }
 
 /// One data file with its transactions in progress.
@@ -176,6 +192,7 @@ pub struct FileStorage {
 
     // What is committed: synced and published.
     index: Index,
+    glance: Glance,
     /// Behind the last committed transaction. `tail <= assigned_end`
     tail: u64,
     /// The last committed tid. `last_tid <= assigned_tid`
@@ -268,6 +285,7 @@ impl FileStorage {
             oids_raising: false,
             blobs,
             index: opened.index,
+            glance: Glance::new(),
             tail: opened.tail,
             last_tid: opened.last_tid,
             assigned_end: opened.tail,
@@ -329,21 +347,6 @@ impl FileStorage {
         self.tail
     }
 
-    /// The last `count` committed transactions and all from the tid `oldest` on, with the objects
-    /// that they changed, oldest first.
-    ///
-    /// # Errors
-    ///
-    /// The file is damaged or cannot be read there.
-    pub fn last_transactions(
-        &self,
-        count: usize,
-        oldest: Tid,
-    ) -> Result<Vec<(Tid, Vec<Oid>)>, StorageError> {
-        iterate::last_changes(self.file.clone(), self.tail, count, oldest)
-            .map_err(StorageError::reading(&self.path))
-    }
-
     /// Looks something up, if that needs no wait for the disk.
     ///
     /// # Errors
@@ -366,6 +369,13 @@ impl FileStorage {
             }
             Err(error) => Err(Unanswered::Failed(error)),
         }
+    }
+
+    /// The revision that was current just before `before`, if a glance shows it: the answer to
+    /// nearly every load. `None` leaves it to [`Self::look_up`], which also says what it means.
+    pub fn glance(&mut self, oid: Oid, before: Tid) -> Option<Glimpse<'_>> {
+        let pos = self.index.get(oid)?;
+        self.glance.look(&*self.file, self.tail, pos, oid, before)
     }
 
     /// Turns what a [`Job::Lookup`] found into an answer that is right now: if the object has got
@@ -453,7 +463,11 @@ impl FileStorage {
             Done::Packed(packer, result) => self.on_packed(packer, result, now),
             Done::Blob(done) => self.on_blob_done(done, now),
             Done::Closed => {}
-            Done::Looked { .. } | Done::Browsed(_) | Done::LongRead(_) | Done::BlobRead(_) => {
+            Done::Looked { .. }
+            | Done::Browsed(_)
+            | Done::Recent(_)
+            | Done::LongRead(_)
+            | Done::BlobRead(_) => {
                 debug_assert!(false, "these are for who asked");
             }
         }

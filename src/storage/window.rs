@@ -18,15 +18,23 @@ pub(super) struct Window {
     /// `filled <= buf.len()`
     filled: usize,
     pos: u64,
+    /// Bytes read at once, at least.
+    len: usize,
 }
 
 impl Window {
     pub(super) const fn new(file: Arc<dyn File>) -> Self {
+        Self::with_len(file, WINDOW_LEN)
+    }
+
+    /// One that reads `len` bytes at once.
+    pub(super) const fn with_len(file: Arc<dyn File>, len: usize) -> Self {
         Self {
             file,
             buf: Vec::new(),
             filled: 0,
             pos: 0,
+            len,
         }
     }
 
@@ -40,7 +48,7 @@ impl Window {
         let from = match self.held_from(pos) {
             Some(from) if self.filled - from >= len => from,
             _ => {
-                self.fill(pos, len.max(WINDOW_LEN))?;
+                self.fill(pos, len.max(self.len))?;
                 0
             }
         };
@@ -49,13 +57,23 @@ impl Window {
 
     /// As [`Self::bytes`], into memory of its own. Long values are read straight into it.
     pub(super) fn copy(&mut self, pos: u64, len: usize) -> io::Result<Vec<u8>> {
-        if len < WINDOW_LEN {
+        if len < self.len {
             return Ok(self.bytes(pos, len)?.to_vec());
         }
         let mut copy = vec![0; len];
         let filled = self.file.read_at(&mut copy, pos)?;
         copy.truncate(filled);
         Ok(copy)
+    }
+
+    /// Position behind what it holds.
+    pub(super) const fn end(&self) -> u64 {
+        self.pos + self.filled as u64
+    }
+
+    /// Forgets what it holds, which may have changed.
+    pub(super) const fn forget(&mut self) {
+        self.filled = 0;
     }
 
     fn held_from(&self, pos: u64) -> Option<usize> {

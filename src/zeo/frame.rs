@@ -39,8 +39,8 @@ impl std::error::Error for FrameError {}
 pub struct FrameReader {
     /// Received and not yet given out; begins with the length of a frame.
     buf: BytesMut,
-    /// Whether frames that were given out lie in the allocation of `buf`.
-    shared: bool,
+    /// Whether frames that were taken lie in the allocation of `buf`, before what it has now.
+    used: bool,
     len_max: usize,
     /// What is left of a frame that is given out in pieces; then `buf` begins within it.
     left: usize,
@@ -51,7 +51,7 @@ impl FrameReader {
     pub fn new(len_max: usize) -> Self {
         Self {
             buf: BytesMut::new(),
-            shared: false,
+            used: false,
             len_max,
             left: 0,
         }
@@ -97,7 +97,7 @@ impl FrameReader {
         }
         self.buf.advance(LENGTH_LEN);
         let frame = self.buf.split_to(len).freeze();
-        self.shared = true;
+        self.used = true;
         Ok(Some(frame))
     }
 
@@ -122,12 +122,31 @@ impl FrameReader {
     pub fn piece(&mut self, len_max: usize) -> Bytes {
         let len = len_max.min(self.left).min(self.buf.len());
         let piece = self.buf.split_to(len).freeze();
-        self.shared = true;
+        self.used = true;
         self.left -= len;
         if self.buf.is_empty() {
             self.detach();
         }
         piece
+    }
+
+    /// What [`Self::next`] would give out, where it lies: to be taken by that, or by
+    /// [`Self::skip`]. `None` also for a frame that is too long, of which `next` tells.
+    pub fn peek(&self) -> Option<&[u8]> {
+        debug_assert_eq!(
+            self.left, 0,
+            "a frame that is given out in pieces has to end first"
+        );
+        let len = self.first_len().filter(|len| *len <= self.len_max)?;
+        self.buf[LENGTH_LEN..].get(..len)
+    }
+
+    /// Takes a frame that [`Self::peek`] has shown.
+    pub fn skip(&mut self) {
+        if let Some(len) = self.peek().map(<[u8]>::len) {
+            self.buf.advance(LENGTH_LEN + len);
+            self.used = true;
+        }
     }
 
     /// The length of the first frame, as soon as it is known.
@@ -138,7 +157,7 @@ impl FrameReader {
     /// Moves the beginning of a frame out of the memory of the frames before it, which it would
     /// keep for as long as the peer takes to send the rest.
     fn detach(&mut self) {
-        if self.shared {
+        if self.used {
             self.reallocate(self.buf.len());
         }
     }
@@ -153,7 +172,7 @@ impl FrameReader {
         };
         let received = mem::replace(&mut self.buf, BytesMut::with_capacity(capacity));
         self.buf.extend_from_slice(&received);
-        self.shared = false;
+        self.used = false;
     }
 }
 
@@ -182,7 +201,7 @@ impl OutQueue {
     /// Appends frames that are complete with their lengths.
     pub fn push(&mut self, frames: Bytes) {
         if frames.len() < limits::SHARED_DATA_LEN_MIN {
-            self.reserve_tail();
+            self.reserve_tail(frames.len());
             self.tail.extend_from_slice(&frames);
         } else {
             self.push_tail();
@@ -192,7 +211,12 @@ impl OutQueue {
 
     /// Begins a frame. It counts from [`Frame::finish`] on, which has to be called.
     pub fn frame(&mut self) -> Frame<'_> {
-        self.reserve_tail();
+        self.frame_of(0)
+    }
+
+    /// As [`Self::frame`], with room for `len` bytes that will be copied.
+    pub fn frame_of(&mut self, len: usize) -> Frame<'_> {
+        self.reserve_tail(LENGTH_LEN + len);
         let start = self.tail.len();
         self.tail.extend_from_slice(&[0; LENGTH_LEN]);
         Frame {
@@ -202,13 +226,20 @@ impl OutQueue {
         }
     }
 
-    /// Fills in what has to be written next and returns the number of slices used.
-    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+    /// Fills in what has to be written next, `len_max` bytes at most, and returns the number of
+    /// slices used.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>], len_max: usize) -> usize {
         let tail = Some(&self.tail[..]).filter(|tail| !tail.is_empty());
         let waiting = self.pieces.iter().map(|piece| &piece[..]).chain(tail);
+        let mut room = len_max;
         let mut count = 0;
         for (slice, bytes) in slices.iter_mut().zip(waiting) {
+            if room == 0 {
+                break;
+            }
+            let bytes = &bytes[..bytes.len().min(room)];
             *slice = IoSlice::new(bytes);
+            room -= bytes.len();
             count += 1;
         }
         count
@@ -250,14 +281,17 @@ impl OutQueue {
         Vec::from(self.pieces).concat().into()
     }
 
-    /// Makes sure that a reply of common size does not make the tail grow in many steps, and that
-    /// a long tail is not moved when it grows.
-    fn reserve_tail(&mut self) {
+    /// Makes room for `len` bytes in the tail: for the first reply what that needs, as most queues
+    /// are written when they have one; for the next one all that a tail may have. So no tail grows
+    /// in many steps, and a long one is not moved.
+    fn reserve_tail(&mut self, len: usize) {
         if self.tail.len() >= TAIL_LEN_MAX {
             self.push_tail();
         }
         if self.tail.capacity() == 0 {
-            self.tail.reserve(TAIL_LEN_MIN);
+            self.tail.reserve(len.max(TAIL_LEN_MIN));
+        } else if self.tail.capacity() - self.tail.len() < len.max(HEAD_LEN) {
+            self.tail.reserve(len.max(TAIL_LEN_MAX));
         }
     }
 
@@ -393,6 +427,9 @@ const LENGTH_LEN: usize = 4;
 /// What the tail of an [`OutQueue`] starts with: a few small replies.
 const TAIL_LEN_MIN: usize = 512;
 
+/// Below this much room a frame may need another allocation, however short it is.
+const HEAD_LEN: usize = 64;
+
 /// From here on a tail is left as it is and another one begun.
 const TAIL_LEN_MAX: usize = 16 * 1024;
 
@@ -411,7 +448,7 @@ mod tests {
 
     fn waiting(out: &OutQueue) -> Vec<u8> {
         let mut slices = [IoSlice::new(&[]); 16];
-        let count = out.slices(&mut slices);
+        let count = out.slices(&mut slices, usize::MAX);
         slices[..count]
             .iter()
             .flat_map(|slice| slice.to_vec())

@@ -1037,7 +1037,7 @@ mod tests {
             let mut out = OutQueue::default();
             Encoder::new(encoding, Dialect::Python3).reply(&mut out, &Value::Int(1), &result);
             let mut slices = [std::io::IoSlice::new(&[]); 4];
-            assert_eq!(out.slices(&mut slices), 3);
+            assert_eq!(out.slices(&mut slices, usize::MAX), 3);
             assert_eq!(slices[1].as_ptr(), data.as_ptr());
         }
     }

@@ -33,9 +33,12 @@
 //! answers with a value or an error and takes no more memory than a fixed multiple of the bytes
 //! received, but for what [`crate::limits::VALUES_PER_MESSAGE_MAX`] allows a memo to repeat.
 
+pub mod client;
 pub mod errors;
 pub mod frame;
 mod large_store;
+pub mod load;
+pub mod load_form;
 pub mod message;
 pub mod msgpack;
 pub mod pickle;
@@ -44,6 +47,7 @@ mod value;
 
 pub use errors::{Conflict, RemoteError};
 pub use frame::{FrameError, FrameReader, OutQueue};
+pub use load::Load;
 pub use message::{
     ArgumentError, Call, Dialect, Encoder, Encoding, Message, ProtocolError, Request,
 };

@@ -78,7 +78,7 @@ pub fn encode(sink: &mut impl Sink, value: &Value) {
             sink.put_data(text);
         }
         Value::Bytes(bytes) => {
-            encode_head(sink, [0xc4, 0xc5, 0xc6], bytes.len());
+            encode_bytes_head(sink, bytes.len());
             sink.put_data(bytes);
         }
         Value::Gap(len) => {
@@ -297,6 +297,11 @@ fn encode_long(sink: &mut impl Sink, bytes: &[u8]) {
 fn encode_float(sink: &mut impl Sink, float: f64) {
     sink.put(&[0xcb]);
     sink.put(&float.to_be_bytes());
+}
+
+/// Appends what stands before `len` bytes.
+pub(super) fn encode_bytes_head(sink: &mut impl Sink, len: usize) {
+    encode_head(sink, [0xc4, 0xc5, 0xc6], len);
 }
 
 fn encode_text_head(sink: &mut impl Sink, len: usize) {

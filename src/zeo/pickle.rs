@@ -17,7 +17,7 @@ use std::str;
 use bytes::Bytes;
 
 pub use self::write::encode_standalone;
-pub(super) use self::write::{Reader, encode_message};
+pub(super) use self::write::{Reader, encode_bytes_head, encode_int, encode_message};
 use super::large_store::BegunStore;
 use super::value::{DecodeError, Value};
 use crate::cursor::Cursor;

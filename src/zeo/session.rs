@@ -18,8 +18,10 @@ use bytes::Bytes;
 use super::errors::RemoteError;
 use super::frame::{FrameError, FrameReader, OutQueue};
 use super::large_store::{LargeStore, Next};
+use super::load::{self, Load};
 use super::message::{Call, Dialect, Encoder, Encoding, Message, ProtocolError, Request, decode};
 use super::value::Value;
+use crate::ids::Tid;
 use crate::limits::{FRAME_LEN_MAX, FRAME_LEN_MAX_UNREGISTERED, WHOLE_FRAME_LEN_MAX};
 
 /// The version of the protocol behind the letter of the encoding.
@@ -186,6 +188,29 @@ impl Session {
             Err(_) => {}
         }
         Ok(self.large_store.is_some())
+    }
+
+    /// The next call, if it is a load of the usual form. It is not taken: by
+    /// [`Self::answer_load`] it will be, or by [`Self::next_call`] as any other.
+    pub fn peek_load(&self) -> Option<Load> {
+        if self.large_store.is_some() {
+            return None;
+        }
+        let frame = self.frames.peek()?;
+        match self.phase {
+            Phase::Registered => load::read(self.encoding, self.dialect, frame),
+            _ => None,
+        }
+    }
+
+    /// Answers the load that [`Self::peek_load`] has shown with the current revision of its
+    /// object.
+    pub fn answer_load(&mut self, load: &Load, data: &[u8], serial: Tid) {
+        self.frames.skip();
+        let encoding = self.encoding;
+        if load::answer(self.last(), encoding, load, data, serial).is_err() {
+            debug_assert!(false, "{} bytes do not fit into a frame", data.len());
+        }
     }
 
     fn next_frame(&mut self) -> Result<Option<Bytes>, SessionError> {

@@ -36,6 +36,7 @@ from harness.rawclient import filler
 LOADERS = 8             # processes, one connection each
 DEPTH = 16              # loads that each has on the way
 COMMITTERS = 16
+CONNECTIONS = 1000      # that do nothing
 OBJECT_LEN = 300        # bytes of data, about what a Plone site has in the median
 OBJECTS_LOADED = 20000  # different ones
 
@@ -83,6 +84,19 @@ def memory(files, command, data):
     bytes_ = s.resident()
     finish(s)
     return bytes_ / (1 << 20)
+
+
+def connection_memory(files, command):
+    """Of a client that has registered, and loaded something."""
+    s = files.serve(command, files.small)
+    Raw(s.address).call('loadBefore', p64(0), maxtid)
+    before = s.resident()
+    clients = [Raw(s.address) for _ in range(CONNECTIONS)]
+    for client in clients:
+        client.call('loadBefore', p64(0), maxtid)
+    bytes_ = s.resident() - before
+    finish(s)
+    return bytes_ / CONNECTIONS / 1024
 
 
 def loads(files, command, seconds):
@@ -208,6 +222,8 @@ def measure(files, arguments):
          lambda command: memory(files, command, None)),
         ('resident memory, %s objects (MB)' % format(arguments.objects, ','),
          lambda command: memory(files, command, files.large)),
+        ('resident memory of a connection (kB)',
+         lambda command: connection_memory(files, command)),
         ('loads/s, %d connections, %d each on the way' % (LOADERS, DEPTH),
          lambda command: loads(files, command, seconds)),
         ('commits/s, 1 connection',

@@ -1,10 +1,13 @@
 """Packs under load: runzeo and standbyd, side by side, from copies of one generated file.
 
-    figures_pack.py [--megabytes N] [--committers N] [--loaders N] [--rest SECONDS] [--rounds N]
+    figures_pack.py [--megabytes N] [--committers N] [--loaders N] [--pace SECONDS]
+                    [--quiet SECONDS] [--rounds N] [--alone] [--only NAME]
 
 The file has a graph of pages with text, of which about half is dropped: old revisions, and objects
 that nothing refers to any more. Clients commit to objects of their own, and load at random, before
-the pack, and while it runs. Prints a Markdown table. Needs four times the room in `$TMPDIR`.
+the pack, and while it runs; `--pace` has them rest between two commits, so that what is measured is
+not the queue that they make for each other. `--alone` packs a copy without any server, too, with
+ZODB's FileStorage. Prints a Markdown table of medians. Needs four times the room in `$TMPDIR`.
 """
 import argparse
 import io
@@ -22,6 +25,7 @@ import time
 import ZODB.FileStorage
 from ZODB._compat import PersistentPickler
 from ZODB.Connection import TransactionMetaData
+from ZODB.serialize import referencesf
 from ZODB.utils import maxtid
 from ZODB.utils import p64
 from ZODB.utils import z64
@@ -140,7 +144,7 @@ class Database:
 
 # --- the load, in processes of its own
 
-def committing(address, oid, stop, results):
+def committing(address, oid, pace, stop, results):
     client = Raw(address)
     client.timeout = 600
     data = record({'text': 'x' * COMMITTED_LEN})
@@ -152,6 +156,7 @@ def committing(address, oid, stop, results):
         client.pushed.clear()
         client.order.clear()
         times.append((start, time.monotonic() - start))
+        time.sleep(pace)
     results.put(('commit', times))
 
 
@@ -206,7 +211,8 @@ def measure(directory, command, database, arguments):
     client.timeout = 7200
     stop, results = multiprocessing.Event(), multiprocessing.Queue()
     processes = [
-        multiprocessing.Process(target=committing, args=(s.address, oid, stop, results))
+        multiprocessing.Process(
+            target=committing, args=(s.address, oid, arguments.pace, stop, results))
         for oid in database.clients]
     processes += [
         multiprocessing.Process(
@@ -215,11 +221,14 @@ def measure(directory, command, database, arguments):
     for process in processes:
         process.start()
     memory = Memory(s)
-    time.sleep(arguments.rest)
+    # The first second is that of the clients' starts.
+    time.sleep(1)
+    quiet_begun = time.monotonic()
+    time.sleep(arguments.quiet)
     before = memory.peak
     memory.peak = 0
     begun = time.monotonic()
-    client.call('pack', time.time() - arguments.rest, True)
+    client.call('pack', time.time() - arguments.quiet - 1, True)
     ended = time.monotonic()
     peak = memory.peak
     memory.ended.set()
@@ -240,15 +249,41 @@ def measure(directory, command, database, arguments):
         'memory at most during (MB)': peak / 1e6,
     }
     for kind in 'commit', 'load':
-        # After the start of all clients, and not what the pack's begin delayed already.
+        # Not what the pack's begin delayed already.
         quiet = [(at, took) for at, took in times[kind]
-                 if at + took < begun and at > begun - arguments.rest / 2]
+                 if at + took < begun and at > quiet_begun]
         busy = [(at, took) for at, took in times[kind] if begun < at + took and at < ended]
         for name, values in ('before', quiet), ('during', busy):
             spread(figures, '%s, %s' % (kind, name), [took * 1000 for _, took in values])
-        figures['%ss/s, before' % kind] = len(quiet) / (arguments.rest / 2)
+        figures['%ss/s, before' % kind] = len(quiet) / arguments.quiet
         figures['%ss/s, during' % kind] = len(busy) / (ended - begun)
+        figures['%s, p99 during / before' % kind] = (
+            figures['%s, during, p99 (ms)' % kind] / figures['%s, before, p99 (ms)' % kind])
     return figures
+
+
+def pack_alone(directory):
+    """Seconds that ZODB's pack takes, on a copy, in a process of its own, and nobody else there."""
+    place = tempfile.mkdtemp(dir=directory)
+    path = os.path.join(place, 'Data.fs')
+    for suffix in '', '.index':
+        shutil.copy(os.path.join(directory, 'Data.fs' + suffix), path + suffix)
+    results = multiprocessing.Queue()
+
+    def run():
+        storage = ZODB.FileStorage.FileStorage(path)
+        begun = time.monotonic()
+        storage.pack(time.time(), referencesf)
+        took = time.monotonic() - begun
+        storage.close()
+        results.put((took, os.path.getsize(path)))
+
+    process = multiprocessing.Process(target=run)
+    process.start()
+    took, size = results.get(timeout=7200)
+    process.join()
+    shutil.rmtree(place)
+    return {'pack (s)': took, 'file after (MB)': size / 1e6}
 
 
 def spread(figures, title, values):
@@ -264,33 +299,44 @@ def main():
     parser.add_argument('--megabytes', type=int, default=200)
     parser.add_argument('--committers', type=int, default=4)
     parser.add_argument('--loaders', type=int, default=2)
-    parser.add_argument('--rest', type=float, default=10, help='seconds of load before the pack')
+    parser.add_argument('--pace', type=float, default=0, help='seconds between two commits')
+    parser.add_argument('--quiet', type=float, default=10, help='seconds of load before the pack')
     parser.add_argument('--rounds', type=int, default=1)
+    parser.add_argument('--alone', action='store_true', help='ZODB without a server, too')
+    parser.add_argument('--only', help='runzeo or standbyd')
     arguments = parser.parse_args()
     directory = tempfile.mkdtemp(prefix='figures-')
+    values = {}
     try:
         path = os.path.join(directory, 'Data.fs')
         database = Database(path, arguments.megabytes * 10**6, arguments.committers)
         size = os.path.getsize(path)
         print('# %d objects, %.0f MB' % (len(database.serials), size / 1e6), file=sys.stderr)
-        servers = [('runzeo', server.REFERENCE), ('standbyd', server.command())]
-        values = {}
+        contestants = [
+            (name, lambda command=command: measure(directory, command, database, arguments))
+            for name, command in (('runzeo', server.REFERENCE), ('standbyd', server.command()))
+            if arguments.only in (None, name)]
+        if arguments.alone:
+            contestants.insert(0, ('ZODB alone', lambda: pack_alone(directory)))
         for _ in range(arguments.rounds):
-            for name, command in servers:
-                for title, value in measure(directory, command, database, arguments).items():
+            for name, run in contestants:
+                for title, value in run().items():
                     values.setdefault(title, {}).setdefault(name, []).append(value)
                 print('# %s: %.1f s' % (name, values['pack (s)'][name][-1]), file=sys.stderr,
                       flush=True)
     finally:
         shutil.rmtree(directory)
-    print('| | runzeo (Python %s) | standbyd |' % platform.python_version())
-    print('|---|---:|---:|')
+    names = [name for name, _ in contestants]
+    print('| | %s |' % ' | '.join(names))
+    print('|---|%s' % ('---:|' * len(names)))
     for title, by_name in values.items():
         print('| %s | %s |' % (title, ' | '.join(
-            '%.4g' % statistics.median(by_name[name]) for name, _ in servers)))
-    print('\n%d objects, %.0f MB; %d committing and %d loading clients; %d processors, %s.' % (
-        len(database.serials), size / 1e6, arguments.committers, arguments.loaders, os.cpu_count(),
-        platform.machine()))
+            '%.4g' % statistics.median(by_name[name]) if name in by_name else ''
+            for name in names)))
+    print('\n%d objects, %.0f MB; %d committing (pace %g s) and %d loading clients; %d processors, '
+          '%s, Python %s.' % (
+              len(database.serials), size / 1e6, arguments.committers, arguments.pace,
+              arguments.loaders, os.cpu_count(), platform.machine(), platform.python_version()))
 
 
 if __name__ == '__main__':

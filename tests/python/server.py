@@ -49,6 +49,12 @@ class Server:
 
     def start(self, command_=None, timeout=60):
         """Start, with the configuration as it is now, and wait until it accepts."""
+        self.launch(command_)
+        eventually(self.accepts, timeout)
+        return self
+
+    def launch(self, command_=None):
+        """Start, and wait for nothing."""
         address = self.address
         lines = ['<zeo>', 'address %s' % (
             address if isinstance(address, str) else '%s:%d' % address)]
@@ -61,8 +67,6 @@ class Server:
             self.process = subprocess.Popen(
                 self.wrapper + (command_ or self.command or command()) + ['-C', conf],
                 cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        eventually(self.accepts, timeout)
-        return self
 
     def accepts(self):
         if self.process.poll() is not None:

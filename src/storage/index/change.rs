@@ -3,8 +3,6 @@
 //! A worker makes new chunks from a snapshot; entering the change then takes a pointer for each
 //! chunk, so that nobody ever sees a part of it, and nobody waits for a million insertions.
 
-use std::sync::Arc;
-
 use super::{Chunk, Index, NO_POS, join, pack, split, unpack};
 use crate::ids::Oid;
 
@@ -18,8 +16,8 @@ pub(in crate::storage) struct Change {
 struct ChangedChunk {
     key: u64,
     /// What it was made from. Held, so that no other chunk can be taken for it.
-    before: Option<Arc<Chunk>>,
-    after: Arc<Chunk>,
+    before: Option<Chunk>,
+    after: Chunk,
     /// Entries of `after` that are not in `before`.
     added: usize,
 }
@@ -41,10 +39,7 @@ impl Index {
     fn changed_chunk(&self, entries: &[(Oid, u64)]) -> ChangedChunk {
         let (key, _) = split(entries[0].0);
         let before = self.chunks.get(&key).cloned();
-        let mut chunk = match &before {
-            Some(chunk) => Chunk::clone(chunk),
-            None => Chunk::Sparse(Vec::new()),
-        };
+        let mut chunk = before.clone().unwrap_or_else(Chunk::new);
         let mut added = 0;
         for (oid, pos) in entries {
             Self::check(*pos);
@@ -53,7 +48,7 @@ impl Index {
         ChangedChunk {
             key,
             before,
-            after: Arc::new(chunk),
+            after: chunk,
             added,
         }
     }
@@ -68,7 +63,7 @@ impl Index {
                     self.chunks.insert(chunk.key, chunk.after.clone());
                     self.len += chunk.added;
                 }
-                (Some(current), Some(before)) if Arc::ptr_eq(current, before) => {
+                (Some(current), Some(before)) if current.is(before) => {
                     *current = chunk.after.clone();
                     self.len += chunk.added;
                 }

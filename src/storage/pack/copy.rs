@@ -4,7 +4,7 @@
 //! way to an earlier revision, as ZODB does it. What is behind is copied as it is: it keeps its
 //! lengths, so that each position in it moves by the same distance, and only pointers change.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,14 +17,16 @@ use super::super::format::{
 };
 use super::super::index::Index;
 use super::super::iterate::{Record, Transaction, Transactions};
+use super::super::output::{Output, WRITE_LEN};
 use super::super::read::{Reader, Wait};
 use super::mark::Marks;
 use super::walk::{Piece, Walk};
 use super::{PackError, SLICE_LEN};
 use crate::ids::{Oid, Tid};
 
-/// Bytes written at once.
-const WRITE_LEN: usize = 1 << 20;
+/// Bytes written without a sync. Commits may have to wait for that long, and each of them takes
+/// more than a sync of so little.
+const SYNC_LEN: u64 = 1 << 20;
 
 /// Data up to this length are copied from what was read along with their record.
 const SHORT_LEN: u64 = 64 * 1024;
@@ -34,6 +36,8 @@ const SHORT_LEN: u64 = 64 * 1024;
 pub(super) struct Copier {
     walk: Walk,
     output: Output,
+    /// Where it is, for errors.
+    path: PathBuf,
     /// Position of each object's current record in the new file.
     index: Index,
     /// Where the new file's transactions from after the pack time begin.
@@ -56,24 +60,19 @@ impl Copier {
         magic: &[u8],
         has_blobs: bool,
     ) -> Result<Self, PackError> {
-        let mut output = Output {
-            file,
-            path,
-            written: 0,
-            unsynced: 0,
-            buf: Vec::with_capacity(2 * WRITE_LEN),
-        };
-        output.put(magic)?;
-        Ok(Self {
+        let mut copier = Self {
             walk: Walk::new(),
-            output,
+            output: Output::new(file, SYNC_LEN),
+            path,
             index: Index::new(),
             new_pack_pos: FIRST_TXN_POS,
             tloc: None,
             entries: Vec::new(),
             dropped: has_blobs.then(Vec::new),
             dropped_here: Vec::new(),
-        })
+        };
+        copier.put(magic)?;
+        Ok(copier)
     }
 
     /// Up to which position of the old file it has come.
@@ -81,24 +80,23 @@ impl Copier {
         self.walk.pos()
     }
 
-    /// Copies some of what is kept from before the pack time, which `reader` ends at. `true` if
-    /// that is done.
+    /// Copies some of what is kept from before the pack time, which `reader` and `txns` end at.
+    /// `true` if that is done.
     pub(super) fn copy_past(
         &mut self,
-        file: &Arc<dyn File>,
         reader: &Reader<'_>,
+        txns: &mut Transactions,
         marks: &mut Marks,
     ) -> Result<bool, PackError> {
-        let mut txns = Transactions::from_pos(file.clone(), self.pos(), reader.tail);
         let slice = self.slice();
-        while let Some(piece) = self.walk.next(&mut txns).map_err(PackError::Read)? {
+        while let Some(piece) = self.walk.next(txns).map_err(PackError::Read)? {
             match piece {
                 Piece::Record(record) if marks.keeps(record.header.oid, record.pos) => {
                     let tloc = self.begin_kept()?;
-                    let new_pos = self.copy_kept(&record, tloc, reader, &mut txns)?;
+                    let new_pos = self.copy_kept(&record, tloc, reader, txns)?;
                     marks.note_moved(record.pos, new_pos);
                 }
-                Piece::Record(record) => self.note_dropped(&record, reader, &mut txns)?,
+                Piece::Record(record) => self.note_dropped(&record, reader, txns)?,
                 Piece::Begin(_) => {}
                 Piece::End(_) => self.end_kept()?,
             }
@@ -118,15 +116,15 @@ impl Copier {
     /// The head of the transaction that the walk is in, before its first record that is kept;
     /// where it stands in the new file.
     fn begin_kept(&mut self) -> Result<u64, PackError> {
-        if let (None, Some(txn)) = (self.tloc, self.walk.inside()) {
+        if let (None, Some(txn)) = (self.tloc, self.walk.inside().cloned()) {
             self.tloc = Some(self.output.end());
             // Its length is put right when it is known.
             let header = TxnHeader {
                 status: Status::Packed,
                 ..txn.header
             };
-            self.output.put(&header.encode())?;
-            self.output.put(txn.texts())?;
+            self.put(&header.encode())?;
+            self.put(txn.texts())?;
         }
         Ok(self.tloc.unwrap_or_default())
     }
@@ -155,11 +153,11 @@ impl Copier {
             data_len: place.map_or(0, |(_, len)| len),
             ..record.header
         };
-        self.output.put(&header.encode())?;
+        self.put(&header.encode())?;
         match place {
-            None => self.output.put(&[0; POINTER_LEN])?,
+            None => self.put(&[0; POINTER_LEN])?,
             Some((pos, len)) if pos == own => self.copy_data(txns, reader.file, pos, len)?,
-            Some((pos, len)) => self.output.put_from(reader.file, pos, len)?,
+            Some((pos, len)) => self.put_from(reader.file, pos, len)?,
         }
         self.index.insert(oid, new_pos);
         Ok(new_pos)
@@ -218,8 +216,9 @@ impl Copier {
             return Ok(());
         };
         let len = self.output.end() - tloc;
-        self.output.patch(tloc + LEN_POS, len)?;
-        self.output.put(&len.to_be_bytes())
+        let patched = self.output.patch(tloc + LEN_POS, len);
+        patched.map_err(|error| self.failed(error))?;
+        self.put(&len.to_be_bytes())
     }
 
     /// Copies some of what is behind the pack time, up to `tail`. `limited` is false when it has to
@@ -239,8 +238,8 @@ impl Copier {
             match piece {
                 Piece::Begin(txn) => {
                     self.tloc = Some(self.output.end());
-                    self.output.put(&txn.header.encode())?;
-                    self.output.put(txn.texts())?;
+                    self.put(&txn.header.encode())?;
+                    self.put(txn.texts())?;
                 }
                 Piece::Record(record) => {
                     let back = match record.back {
@@ -273,13 +272,14 @@ impl Copier {
         file: &dyn File,
         tail: u64,
     ) -> Result<u64, PackError> {
-        self.output.write()?;
+        let written = self.output.write();
+        let written = written.map_err(|error| self.failed(error))?;
         let wait = Wait::Yes;
         let old = Reader { file, wait, tail };
         let new = Reader {
-            file: &*self.output.file,
+            file: &**self.output.file(),
             wait,
-            tail: self.output.written,
+            tail: written,
         };
         let find = || {
             let Some(current) = self.index.get(oid) else {
@@ -312,9 +312,9 @@ impl Copier {
             tloc: self.tloc.unwrap_or_default(),
             ..record.header
         };
-        self.output.put(&header.encode())?;
+        self.put(&header.encode())?;
         match back {
-            Some(back) => self.output.put(&back.to_be_bytes())?,
+            Some(back) => self.put(&back.to_be_bytes())?,
             None => {
                 let pos = record.pos + DATA_HEADER_LEN as u64;
                 self.copy_data(txns, file, pos, record.header.data_len)?;
@@ -332,7 +332,7 @@ impl Copier {
                 self.index.insert(oid, pos);
             }
         }
-        self.output.put(&txn.header.len.to_be_bytes())
+        self.put(&txn.header.len.to_be_bytes())
     }
 
     fn copy_data(
@@ -343,21 +343,57 @@ impl Copier {
         len: u64,
     ) -> Result<(), PackError> {
         if len > SHORT_LEN {
-            return self.output.put_from(file, pos, len);
+            return self.put_from(file, pos, len);
         }
         let bytes = txns.bytes(pos, len as usize).map_err(PackError::Read)?;
-        self.output.put(bytes)
+        self.put(bytes)
+    }
+
+    /// Copies from another file, in pieces: objects may be long.
+    fn put_from(&mut self, file: &dyn File, mut pos: u64, len: u64) -> Result<(), PackError> {
+        let mut left = len;
+        while left > 0 {
+            let needed = usize::try_from(left).unwrap_or(WRITE_LEN).min(WRITE_LEN);
+            let mut read = Ok(needed);
+            let put = self.output.put_with(needed, |buf| {
+                read = file.read_at(buf, pos);
+                Ok(*read.as_ref().unwrap_or(&0))
+            });
+            let found = read.map_err(|error| PackError::Read(error.into()))?;
+            put.map_err(|error| self.failed(error))?;
+            if found < needed {
+                let (needed, found) = (needed as u64, found as u64);
+                let fault = Fault::Short { needed, found };
+                return Err(PackError::Read(ReadError::from(Damage { pos, fault })));
+            }
+            left -= needed as u64;
+            pos += needed as u64;
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+        let put = self.output.put(bytes);
+        put.map_err(|error| self.failed(error))?;
+        match self.output.end() >= POS_END {
+            true => Err(PackError::TooLong),
+            false => Ok(()),
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> PackError {
+        PackError::Storage(StorageError::io("write", &self.path)(error))
     }
 
     /// Returns when all that was copied is on stable storage.
     pub(super) fn sync(&mut self) -> Result<(), PackError> {
-        self.output.sync()
+        let synced = self.output.sync();
+        synced.map_err(|error| PackError::Storage(StorageError::io("sync", &self.path)(error)))
     }
 
     /// The file, the index of all its objects, and its length.
     pub(super) fn finish(self) -> (Arc<dyn File>, Index, u64) {
-        let end = self.output.end();
-        (self.output.file, self.index, end)
+        (self.output.file().clone(), self.index, self.output.end())
     }
 
     fn slice(&self) -> (u64, u64) {
@@ -373,100 +409,3 @@ impl Copier {
 const LEN_POS: u64 = 8;
 
 const _: () = assert!(LEN_POS as usize + 8 < TXN_HEADER_LEN);
-
-/// A file that is written from front to back, and synced now and then, so that there is never much
-/// to be synced.
-#[derive(Debug)]
-struct Output {
-    file: Arc<dyn File>,
-    path: PathBuf,
-    /// Bytes in the file; those in `buf` follow.
-    written: u64,
-    unsynced: u64,
-    buf: Vec<u8>,
-}
-
-impl Output {
-    fn end(&self) -> u64 {
-        self.written + self.buf.len() as u64
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), PackError> {
-        self.buf.extend_from_slice(bytes);
-        self.write_if_much()
-    }
-
-    /// Copies from another file, in pieces: objects may be long.
-    fn put_from(&mut self, file: &dyn File, mut pos: u64, len: u64) -> Result<(), PackError> {
-        let mut left = len;
-        while left > 0 {
-            let piece = usize::try_from(left).unwrap_or(WRITE_LEN).min(WRITE_LEN);
-            let from = self.buf.len();
-            self.buf.resize(from + piece, 0);
-            let filled = file.read_at(&mut self.buf[from..], pos);
-            let filled = filled.map_err(|error| PackError::Read(error.into()))?;
-            if filled < piece {
-                let (needed, found) = (piece as u64, filled as u64);
-                let fault = Fault::Short { needed, found };
-                return Err(PackError::Read(ReadError::from(Damage { pos, fault })));
-            }
-            left -= piece as u64;
-            pos += piece as u64;
-            self.write_if_much()?;
-        }
-        Ok(())
-    }
-
-    /// Changes a number that was put before.
-    fn patch(&mut self, pos: u64, number: u64) -> Result<(), PackError> {
-        let bytes = number.to_be_bytes();
-        let at = pos.checked_sub(self.written);
-        if let Some(at) = at.and_then(|at| usize::try_from(at).ok()) {
-            self.buf[at..at + bytes.len()].copy_from_slice(&bytes);
-            return Ok(());
-        }
-        self.write()?;
-        let written = self.file.write_at(&mut [IoSlice::new(&bytes)], pos);
-        written.map_err(|error| self.failed("write", error))
-    }
-
-    fn write_if_much(&mut self) -> Result<(), PackError> {
-        if self.buf.len() < WRITE_LEN {
-            return Ok(());
-        }
-        self.write()?;
-        if self.unsynced >= SLICE_LEN {
-            self.sync()?;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self) -> Result<(), PackError> {
-        if self.end() >= POS_END {
-            return Err(PackError::TooLong);
-        }
-        let written = self
-            .file
-            .write_at(&mut [IoSlice::new(&self.buf)], self.written);
-        written.map_err(|error| self.failed("write", error))?;
-        self.written = self.end();
-        self.unsynced += self.buf.len() as u64;
-        self.buf.clear();
-        Ok(())
-    }
-
-    fn sync(&mut self) -> Result<(), PackError> {
-        if !self.buf.is_empty() {
-            self.write()?;
-        }
-        self.file
-            .sync()
-            .map_err(|error| self.failed("sync", error))?;
-        self.unsynced = 0;
-        Ok(())
-    }
-
-    fn failed(&self, action: &'static str, error: io::Error) -> PackError {
-        PackError::Storage(StorageError::io(action, &self.path)(error))
-    }
-}

@@ -21,23 +21,26 @@ use super::super::format::FIRST_TXN_POS;
 use super::super::job::Job;
 use super::super::references::references;
 use super::super::{Event, FileStorage, LockScope};
-use super::{Assignment, NEW_SUFFIX, Order, PackError, Packer, SLICE_LEN, Step, Switched};
+use super::{Assignment, NEW_SUFFIX, Order, PackError, Packer, Step, Switched};
 use crate::ids::Tid;
 
 /// Bytes that are left to be copied under the commit lock; that takes a few milliseconds.
 const LAST_LEN: u64 = 512 * 1024;
 
-/// How often more than that may have been committed while the rest was copied. After that as much
-/// as a slice is copied under the lock: where much is written at all times there would be no end.
+/// How often more than that may have been committed while the rest was copied. After that more is
+/// copied under the lock: where much is written at all times there would be no end.
 const ROUNDS_MAX: u32 = 32;
+
+/// Bytes that are left to be copied under the commit lock then; some tens of milliseconds.
+const LAST_LEN_MAX: u64 = 8 << 20;
 
 /// How long a pack waits for a moment in which nobody has the lock, if transactions only exclude
 /// those that write the same objects: all would have to wait behind it for the slowest of those
 /// that have it. After that it takes its place in the queue: the moment may never come.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often the lock is given back because more than a slice was committed while it was waited
-/// for. A storage with transactions of that size has longer waits anyway.
+/// How often the lock is given back because more than that was committed while it was waited for. A
+/// storage with transactions of that size has longer waits anyway.
 const LOCKED_IN_VAIN_MAX: u32 = 3;
 
 /// A pack in progress.
@@ -190,7 +193,7 @@ impl FileStorage {
         let left = self.tail - pos;
         let last_len = match pack.rounds {
             ..ROUNDS_MAX => LAST_LEN,
-            _ => SLICE_LEN,
+            _ => LAST_LEN_MAX,
         };
         let order = match ticket {
             _ if pack.given_up || self.failed.is_some() => Order::GiveUp,
@@ -214,7 +217,7 @@ impl FileStorage {
                 if !self.lock.is_held(ticket) || self.is_writing() || self.index_saving {
                     return;
                 }
-                match left > SLICE_LEN && pack.locked_in_vain < LOCKED_IN_VAIN_MAX {
+                match left > LAST_LEN_MAX && pack.locked_in_vain < LOCKED_IN_VAIN_MAX {
                     true => Order::Slice { tail: self.tail },
                     false => return self.begin_switch(ticket, now),
                 }

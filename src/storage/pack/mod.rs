@@ -53,9 +53,9 @@ pub use drive::{PackRefused, Packed};
 use mark::{Marks, References};
 use walk::{Piece, Walk};
 
-/// Bytes read or written in one slice. A fast disk does that in some milliseconds; and as much may
-/// wait for a sync, which commits may have to wait for.
-const SLICE_LEN: u64 = 8 << 20;
+/// Bytes read or written in one slice: a millisecond or two on a fast disk. For that long others
+/// may have to wait, and as much may have to be synced before they are.
+const SLICE_LEN: u64 = 1 << 20;
 
 /// The new file in the making.
 pub(super) const NEW_SUFFIX: &str = ".pack";
@@ -94,8 +94,10 @@ pub struct Packer {
     until: Tid,
     order: Order,
     stage: Stage,
-    /// Through the whole file, for what is kept.
+    /// Through the whole file, for what is kept,
     walk: Walk,
+    /// and what it has read ahead.
+    txns: Transactions,
     /// Where the transactions from after the pack time begin; zero while that is not known.
     pack_pos: u64,
     /// Some transaction from before the pack time was never packed.
@@ -189,6 +191,7 @@ impl Packer {
             blobs,
             directory_maker,
         } = assignment;
+        let txns = Transactions::from_pos(file.clone(), FIRST_TXN_POS, FIRST_TXN_POS);
         Box::new(Self {
             disk,
             path,
@@ -199,6 +202,7 @@ impl Packer {
             order: Order::GiveUp,
             stage: Stage::Scan,
             walk: Walk::new(),
+            txns,
             pack_pos: 0,
             unpacked: false,
             marks: Marks::new(options.gc, references),
@@ -255,7 +259,8 @@ impl Packer {
     }
 
     fn scan(&mut self, tail: u64) -> Result<Step, PackError> {
-        let mut txns = self.transactions(tail);
+        self.txns.extend(tail);
+        let txns = &mut self.txns;
         let end = self.walk.pos() + SLICE_LEN;
         let mut counts = self
             .walk
@@ -263,13 +268,13 @@ impl Packer {
             .is_some_and(|txn| txn.header.status != Status::Undone);
         while self.walk.pos() < end {
             if self.walk.inside().is_none() {
-                let next = self.walk.peek(&mut txns).map_err(PackError::Read)?;
+                let next = self.walk.peek(txns).map_err(PackError::Read)?;
                 match next {
                     Some(next) if next.header.tid <= self.until => {}
                     next => return self.end_scan(next.map(|next| next.header.status)),
                 }
             }
-            match self.walk.next(&mut txns).map_err(PackError::Read)? {
+            match self.walk.next(txns).map_err(PackError::Read)? {
                 Some(Piece::Begin(txn)) => {
                     counts = txn.header.status != Status::Undone;
                     self.unpacked |= txn.header.status != Status::Packed;
@@ -305,10 +310,10 @@ impl Packer {
 
     /// Looks for back pointers into what is packed, up to what is committed by now.
     fn look_ahead(&mut self, tail: u64) -> Result<Step, PackError> {
-        let mut txns = self.transactions(tail);
+        self.txns.extend(tail);
         let end = self.walk.pos() + SLICE_LEN;
         while self.walk.pos() < end {
-            match self.walk.next(&mut txns).map_err(PackError::Read)? {
+            match self.walk.next(&mut self.txns).map_err(PackError::Read)? {
                 Some(Piece::Record(record)) => self.marks.note_future(&record, self.pack_pos)?,
                 Some(_) => {}
                 None if self.marks.is_complete() => {
@@ -365,7 +370,8 @@ impl Packer {
             return Ok(Step::Nothing);
         };
         let reader = reader(&*self.file, self.pack_pos);
-        if copier.copy_past(&self.file, &reader, &mut self.marks)? {
+        self.txns.extend(self.pack_pos);
+        if copier.copy_past(&reader, &mut self.txns, &mut self.marks)? {
             // As in ZODB.
             if copier.new_pack_pos() == self.pack_pos {
                 return Ok(Step::Nothing);
@@ -426,6 +432,7 @@ impl Packer {
         }
         // Whoever drops the last handle frees the space of the old one; see `Job::Close`.
         self.file = file.clone();
+        self.txns = Transactions::from_pos(file.clone(), FIRST_TXN_POS, FIRST_TXN_POS);
         Ok(Switched {
             file,
             id,
@@ -457,10 +464,6 @@ impl Packer {
                 log::warn!("{}: cannot be removed: {error}", path.display());
             }
         }
-    }
-
-    fn transactions(&self, tail: u64) -> Transactions {
-        Transactions::from_pos(self.file.clone(), FIRST_TXN_POS, tail)
     }
 }
 

@@ -70,6 +70,18 @@ pub(in crate::zeo) fn encode_message(sink: &mut impl Sink, reader: Reader, messa
     writer.code(STOP);
 }
 
+/// Appends an integer, as a part of a pickle.
+pub(in crate::zeo) fn encode_int(sink: &mut impl Sink, int: i64) {
+    // Integers are the same for all readers.
+    let reader = Reader::File;
+    Writer { sink, reader }.int(int);
+}
+
+/// Appends what stands before `len` bytes, as a part of a pickle.
+pub(in crate::zeo) fn encode_bytes_head(sink: &mut impl Sink, reader: Reader, len: usize) {
+    Writer { sink, reader }.bytes_head(len);
+}
+
 struct Writer<'a, S> {
     sink: &'a mut S,
     reader: Reader,
