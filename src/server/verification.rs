@@ -160,7 +160,7 @@ mod tests {
     fn taken(server: &mut Server) -> Vec<u8> {
         let out = server.output_of(CLIENT).unwrap();
         let mut slices = [IoSlice::new(&[]); 64];
-        let count = out.slices(&mut slices);
+        let count = out.slices(&mut slices, usize::MAX);
         let taken: Vec<u8> = slices[..count].iter().flat_map(|it| it.to_vec()).collect();
         out.advance(taken.len());
         taken

@@ -63,7 +63,7 @@ impl Driver {
             start: String::new(),
         };
         Self {
-            server: Server::new(options, vec![storage], now).unwrap(),
+            server: Server::new(options, vec![storage], now),
             encoding,
             now,
             jobs: VecDeque::new(),
