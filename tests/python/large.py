@@ -179,6 +179,20 @@ class MsgpackTests(Case):
         self.check_memory()
         eventually(lambda: greedy.receive() or len(greedy.pushed) == 21)
 
+    def test_what_waits_behind_a_long_reply_comes_behind_it(self):
+        client, reader = self.connect(), self.connect()
+        almost = self.data[:900000]
+        client.commit((p64(1), z64, self.data), *[(p64(2 + n), z64, almost) for n in range(8)])
+        # More of them than may wait for a client: it is paused, and goes on all the same.
+        calls = [reader.start('loadBefore', p64(1 + n % 9), maxtid) for n in range(27)]
+        calls.append(reader.start('ping'))
+        client.commit((p64(99), z64, b'short'))
+        for n, call in enumerate(calls[:-1]):
+            self.assertTrue(reader.result(call)[0] == (almost if n % 9 else self.data))
+        reader.result(calls[-1])
+        eventually(lambda: len(reader.pushed) == 2 or reader.receive())
+        self.check_memory()
+
     def test_a_long_transaction(self):
         client, other = self.connect(), self.connect()
         client.begin()
