@@ -147,9 +147,9 @@ pub const UNDO_ERRORS_MAX: usize = 1000;
 /// file.
 pub const STAGED_LEN_IN_MEMORY_MAX: usize = 8 << 20;
 
-/// Length of a transaction up to which it may be written before its client finishes it: longer
-/// ones gain nothing by it.
-pub const WRITTEN_AHEAD_LEN_MAX: u64 = 4 << 20;
+/// Length of a transaction, and of a batch of such, up to which one sync may be enough for it
+/// (`storage::witness`): what opening may find incomplete is no longer.
+pub const WITNESSED_LEN_MAX: u64 = 1 << 20;
 
 /// Bytes of a blob that are written at once. As much again is taken from its client meanwhile,
 /// then no more is read: at most three times as much is in memory, and one frame.

@@ -49,9 +49,9 @@ impl InvalidationQueue {
     }
 
     /// A transaction was committed.
-    pub(super) fn push(&mut self, tid: Tid, oids: Vec<Oid>) {
+    pub(super) fn push(&mut self, tid: Tid, changed: Changed) {
         debug_assert!(self.entries.back().is_none_or(|(last, _)| *last < tid));
-        self.entries.push_back((tid, Changed::new(oids)));
+        self.entries.push_back((tid, changed));
         self.trim(tid.unix_time());
     }
 
@@ -66,10 +66,10 @@ impl InvalidationQueue {
             .ok()?;
         let (last, _) = self.entries.back()?;
         let entries = self.entries.range(at + 1..);
-        let mut changed: Vec<Oid> = entries.flat_map(|(_, changed)| changed.iter()).collect();
-        changed.sort_unstable();
-        changed.dedup();
-        Some((*last, changed))
+        let mut oids: Vec<Oid> = entries.flat_map(|(_, changed)| changed.iter()).collect();
+        oids.sort_unstable();
+        oids.dedup();
+        Some((*last, oids))
     }
 
     /// Forgets what is neither among the last nor young. `now` counts from 1970.
@@ -100,12 +100,12 @@ mod tests {
 
     fn queue(age: u64) -> InvalidationQueue {
         let mut queue = InvalidationQueue::new(3, Duration::from_secs(age));
-        queue.push(ago(20), vec![]);
+        queue.push(ago(20), Changed::new(vec![]));
         let past = [(ago(40), vec![Oid(1)]), (ago(30), vec![Oid(3), Oid(2)])];
         assert!(!queue.has_past());
         queue.begin_with(past.map(|(tid, oids)| (tid, Changed::new(oids))).into());
         assert!(queue.has_past());
-        queue.push(ago(10), vec![Oid(2)]);
+        queue.push(ago(10), Changed::new(vec![Oid(2)]));
         queue
     }
 
@@ -129,7 +129,7 @@ mod tests {
     fn nothing_is_forgotten_between_the_past_and_what_came_while_it_was_read() {
         let mut queue = InvalidationQueue::new(3, Duration::from_secs(5));
         for secs in 10..20 {
-            queue.push(ago(30 - secs), vec![Oid(secs)]);
+            queue.push(ago(30 - secs), Changed::new(vec![Oid(secs)]));
         }
         queue.begin_with(vec![(ago(40), Changed::new(vec![Oid(1)]))]);
         // The clock was put back.

@@ -58,9 +58,8 @@ impl Server {
             msgid: Value::None,
             wanted: Wanted::Piece,
         };
-        // Not in turn: a client whose other replies wait behind this one would have none.
-        let (tag, job) = self.reads.at_once(storage, pending, Job::ReadLong(data));
-        self.outputs.push_back(Output::Run(tag, job));
+        self.reads.push(storage, pending, Job::ReadLong(data));
+        self.start_reads();
     }
 
     /// A piece of a long reply was read, or not.

@@ -307,16 +307,15 @@ impl Server {
 
     /// Whether anything waits for the client's socket.
     pub fn has_output(&self, id: ClientId) -> bool {
-        self.clients.get(&id).is_some_and(|client| {
-            // The next piece of a long reply may be with a worker.
-            !client.session.out.is_empty() || !client.long_replies.is_empty()
-        })
+        let waits = |client: &Client| !client.long_replies.is_empty();
+        // The next piece of a long reply may be with a worker.
+        self.output_len(id) > 0 || self.clients.get(&id).is_some_and(waits)
     }
 
     /// Bytes that wait for the client's socket, or will.
     fn output_len(&self, id: ClientId) -> usize {
         let client = self.clients.get(&id);
-        client.map_or(0, |client| client.session.waiting_len())
+        client.map_or(0, |client| client.session.out.len())
     }
 
     /// The client's socket took something.
@@ -412,7 +411,7 @@ impl Server {
     /// All calls of this turn were executed.
     pub fn end_turn(&mut self, now: Now) {
         for at in 0..self.storages.len() {
-            self.storages[at].storage.flush(now.wall);
+            self.storages[at].storage.flush();
             self.follow_storage(at, now);
         }
     }
@@ -546,6 +545,7 @@ impl Server {
             txn,
             tid,
             oids,
+            changed,
             object_count,
             len,
         } = commit;
@@ -576,8 +576,7 @@ impl Server {
             }
             self.to_send.insert(*id);
         }
-        drop(frames);
-        served.invalidations.push(tid, Arc::unwrap_or_clone(oids));
+        served.invalidations.push(tid, changed);
         for id in deaf {
             self.hang_up(id, &Reason::Deaf, now);
         }

@@ -1,26 +1,24 @@
 //! The way of finished transactions to the disk.
 //!
 //! *Finish* fixes tid and position. Transactions that finish while the disk is busy form the next
-//! *batch*, which goes to the disk in two syncs:
+//! *batch*. Only when it is finished on stable storage is it published, in tid order: index,
+//! `last_tid`, then the events by which clients hear of it.
 //!
-//! 1. the bytes of all, behind the end of the file, with status `'c'`: unfinished;
-//! 2. their statuses as they shall be, one byte each.
+//! A disk that loses power may keep any part of what was not synced. So opening must be able to tell
+//! what is whole, and there are two ways to see to that:
 //!
-//! A disk that loses power may keep any part of what was not synced. Before the first sync is done
-//! opening finds `'c'`, or no header at all, and cuts the batch (`recover`), as ZODB does; when a
-//! single status has reached the disk, all bytes are there. Under load the second sync of a batch
-//! is the first of the next, so that one sync is spent on each batch, not two. Only after it is the
-//! batch published, in tid order: index, `last_tid`, then the events by which clients hear of it.
-//!
-//! A disk that has nothing to do need not wait for the finish: the bytes of a transaction whose
-//! vote was just granted are written *ahead*, and the first sync runs while the client takes in the
-//! answer. What such a client waits for is the second. If the transaction is not finished after
-//! all, or another one is before it, its bytes are cut off before anything else is written there:
+//! - *Witnessed* transactions show by themselves whether all of them is there (`witness`). A batch
+//!   of such goes to the disk as it shall be, and waits for one sync.
+//! - Others take two. The first brings their bytes, with status `'c'`: unfinished; the second their
+//!   statuses as they shall be, one byte each. Before the first is done opening finds `'c'`, or no
+//!   header at all, and cuts the batch (`recover`), as ZODB does; when a single status has reached
+//!   the disk, all bytes are there. The second sync of a batch is the first of the next, if there
+//!   is a next one.
 //!
 //! ```text
-//!            ┌─── written ahead ───┐ finish
-//!   voted ───┤                     ├────────► written ──► sealing ──► published
-//!            └─ finishing ─ writing ┘
+//!               ┌─ whole ────────────────────────┐
+//!   finishing ──┤                                ├─► published
+//!               └─ writing ─► written ─► sealing ┘
 //! ```
 
 use std::io;
@@ -31,17 +29,16 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::commit_lock::Ticket;
-use super::format::{DataHeader, Status, TxnHeader};
+use super::error::StorageError;
+use super::format::{DataHeader, STATUS_POS, Status, TxnHeader};
 use super::index::Index;
-use super::job::{Append, Job, Part, Success};
+use super::job::{Append, Job, Part};
 use super::layout::{LaidOut, Layout};
 use super::staging::{Data, Rest, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
-use super::{Event, FileStorage, LockScope};
+use super::witness::{self, Sectors, Witness};
+use super::{Changed, Event, FileStorage};
 use crate::ids::{Oid, Tid};
-use crate::limits::{SHARED_DATA_LEN_MIN, WRITTEN_AHEAD_LEN_MAX};
-
-/// Finishes without a transaction written ahead after another one overtook the last.
-const OVERTAKEN_REST: u32 = 100;
+use crate::limits::{SHARED_DATA_LEN_MIN, WITNESSED_LEN_MAX};
 
 /// A transaction on its way to the disk.
 #[derive(Debug)]
@@ -54,6 +51,8 @@ pub(super) struct Finishing {
     end: u64,
     changes: Changes,
     parts: Vec<Part>,
+    /// One sync is enough for it.
+    is_witnessed: bool,
     /// Files of its blobs: where they are, and where they shall be.
     blobs: Vec<(PathBuf, PathBuf)>,
     /// To be dropped when it is over.
@@ -74,32 +73,20 @@ enum Changes {
 pub(super) struct Appending {
     /// These get their status.
     sealing: Vec<Finishing>,
+    /// These are written as they shall be.
+    whole: Vec<Finishing>,
     /// The bytes of these are written.
     writing: Vec<Finishing>,
-    /// Whether it has succeeded; known to the worker before us.
-    success: Success,
 }
 
-impl Appending {
-    /// Whether all the transactions that there are, so many, are written here, and nothing else is
-    /// done.
-    fn is_lone(&self, count: usize) -> bool {
-        self.sealing.is_empty() && !self.writing.is_empty() && self.writing.len() == count
-    }
-}
-
-/// A voted transaction at the place that it will have if it is the next one that is finished.
-#[derive(Debug)]
-pub(super) struct Ahead {
-    finishing: Finishing,
-    /// Its bytes are on stable storage. Else they are in the worker's hands.
-    is_written: bool,
-}
-
-impl Ahead {
-    pub(super) fn is_of(&self, txn: TxnId) -> bool {
-        self.finishing.txn == txn
-    }
+/// Whether transactions can be witnessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Witnessing {
+    /// The witness is not there, or not of this file.
+    Off,
+    /// It is being written.
+    Beginning,
+    On,
 }
 
 /// A committed transaction, as it is published.
@@ -111,6 +98,8 @@ pub struct Commit {
     pub tid: Tid,
     /// The objects that it changed, in the order of their records.
     pub oids: Arc<Vec<Oid>>,
+    /// The same, as they are remembered.
+    pub changed: Changed,
     /// Objects in the storage afterwards.
     pub object_count: u64,
     /// Length of the file afterwards, in bytes.
@@ -133,26 +122,7 @@ impl FileStorage {
             return true;
         }
         txn.state = TxnState::Finishing { ticket };
-        let staged = txn.blobs.take();
-        let ahead = self.ahead.take_if(|ahead| ahead.is_of(id));
-        let is_written = ahead.as_ref().map(|ahead| ahead.is_written);
-        let mut finishing = match ahead {
-            Some(ahead) => ahead.finishing,
-            None => {
-                let overtakes = self.abandon_ahead();
-                self.ahead_rest = match overtakes {
-                    true => OVERTAKEN_REST,
-                    false => self.ahead_rest.saturating_sub(1),
-                };
-                let tid = self.next_tid(&self.txns[&id], wall);
-                match self.txns.get_mut(&id) {
-                    Some(txn) if txn.is_large() => {
-                        lay_out_later(id, ticket, txn, tid, self.assigned_end, &self.index)
-                    }
-                    _ => self.lay_out(id, ticket, &self.txns[&id], wall),
-                }
-            }
-        };
+        let mut finishing = self.assign(id, ticket, wall);
         assert_eq!(
             (finishing.start, finishing.end - finishing.start),
             (self.assigned_end, len),
@@ -161,20 +131,57 @@ impl FileStorage {
         if let Some(txn) = self.txns.get_mut(&id) {
             // They are in `finishing` now.
             finishing.rest = txn.take_rest();
+            let staged = txn.blobs.take();
+            finishing.blobs = self.blob_moves(staged, finishing.header.tid);
         }
-        finishing.blobs = self.blob_moves(staged, finishing.header.tid);
         self.voted_len -= len;
         self.assigned_tid = finishing.header.tid;
         self.assigned_end = finishing.end;
-        match is_written {
-            None => self.finishing.push(finishing),
-            // Nothing else is in the worker's hands: it would have been written before.
-            Some(false) => self.appends[0].writing.push(finishing),
-            Some(true) => self.written.push(finishing),
-        }
+        self.finishing.push(finishing);
         let held = self.lock.downgrade(ticket);
         self.go_on(held, now);
         true
+    }
+
+    /// A transaction with the next tid and at the next place.
+    fn assign(&mut self, id: TxnId, ticket: Ticket, wall: Duration) -> Finishing {
+        let start = self.assigned_end;
+        let txn = self.txns.get_mut(&id).expect("the caller has it");
+        let given = txn.metadata.tid;
+        let least = given.unwrap_or(Tid::from_unix_time(wall).max(self.assigned_tid.next()));
+        assert!(
+            least > self.assigned_tid,
+            "a vote for a tid that is not above the last was granted"
+        );
+        let is_small = !txn.is_large() && txn.staging_file.is_none();
+        let can_be_witnessed = is_small
+            && given.is_none()
+            && self.witnessing == Witnessing::On
+            && txn.blobs.is_empty()
+            && txn.metadata.status == Status::Finished.to_byte()
+            && txn.len_in_file() <= WITNESSED_LEN_MAX;
+        let current = |oid| self.index.get(oid);
+        if can_be_witnessed {
+            let tid = witness::witnessed_from(least, self.batch_number);
+            let mut finishing = lay_out(id, ticket, txn, tid, start, current);
+            finishing.is_witnessed = true;
+            finishing.set_status(Status::Finished);
+            // At the end of time there are no such tids.
+            if tid < Tid::END && !finishing.has_empty_sector() {
+                return finishing;
+            }
+        }
+        let tid = given.unwrap_or(witness::unwitnessed_from(least));
+        let finishing = match txn.is_large() {
+            true => lay_out_later(id, ticket, txn, tid, start, &self.index),
+            false => lay_out(id, ticket, txn, tid, start, current),
+        };
+        // It must not be taken for a witnessed one that is not whole.
+        if witness::batch_of(tid).is_some() && (!is_small || finishing.has_empty_sector()) {
+            self.witnessing = Witnessing::Off;
+            self.ends_witness = true;
+        }
+        finishing
     }
 
     /// The tid that a transaction has got by [`Self::finish`], until it is committed.
@@ -186,93 +193,46 @@ impl FileStorage {
     }
 
     pub(super) fn on_their_way(&self) -> impl Iterator<Item = &Finishing> {
-        let in_hands = self.appends.iter();
-        let in_hands = in_hands.flat_map(|one| one.sealing.iter().chain(&one.writing));
+        let in_hands = self.appending.iter();
+        let in_hands =
+            in_hands.flat_map(|one| one.sealing.iter().chain(&one.whole).chain(&one.writing));
         in_hands.chain(&self.written).chain(&self.finishing)
     }
 
     /// Sends to the disk what is there to be sent, unless it is busy. To be called at the end of a
     /// turn, so that those who finish in the same turn share their syncs.
-    pub fn flush(&mut self, wall: Duration) {
-        if self.failed.is_some() {
+    pub fn flush(&mut self) {
+        let wanted = !self.written.is_empty() || !self.finishing.is_empty();
+        if self.appending.is_some() || !wanted || self.failed.is_some() {
             return;
         }
-        let sealing = match self.appends.front_mut() {
-            None if self.written.is_empty() && self.finishing.is_empty() => {
-                return self.write_ahead(wall);
-            }
-            None => std::mem::take(&mut self.written),
-            // Nobody else is about to finish: the statuses can wait for the bytes in the worker's
-            // queue, and not for us. If the bytes fail, the file takes no status either.
-            Some(first) if first.is_lone(self.tickets.len()) => std::mem::take(&mut first.writing),
-            Some(_) => return,
-        };
-        let writing = std::mem::take(&mut self.finishing);
-        let first = writing.first();
+        let sealing = std::mem::take(&mut self.written);
+        let mut batch = std::mem::take(&mut self.finishing);
+        let first = batch.first();
         let pos = first.map_or(self.assigned_end, |first| first.start);
-        self.append(pos, sealing, writing);
-    }
-
-    /// Writes the transaction that will probably be finished next, while its client does not know
-    /// yet that it may.
-    fn write_ahead(&mut self, wall: Duration) {
-        if self.ahead.is_some() || self.ahead_rest > 0 {
-            return;
+        if batch.iter().all(|one| one.is_witnessed) {
+            // By the number opening knows which ones belong together, and by the length where to
+            // look for them.
+            let number = first.map(|first| witness::batch_of(first.header.tid));
+            let is_together = |one: &&Finishing| {
+                one.end - pos <= WITNESSED_LEN_MAX
+                    && Some(witness::batch_of(one.header.tid)) == number
+            };
+            let count = batch.iter().take_while(is_together).count();
+            self.finishing = batch.split_off(count);
+        } else {
+            for one in &mut batch {
+                one.set_status(Status::Voted);
+                one.is_witnessed = false;
+            }
         }
-        // One who votes beside it may be faster, unless there can be none.
-        let is_next = self.options.lock_scope == LockScope::Storage || self.tickets.len() == 1;
-        let first = self.tickets.first_key_value().filter(|_| is_next);
-        let Some((ticket, id)) = first.map(|(ticket, id)| (*ticket, *id)) else {
-            return;
-        };
-        let is_simple = |txn: &&Txn| {
-            matches!(txn.state, TxnState::Voted { len, .. } if len <= WRITTEN_AHEAD_LEN_MAX)
-                && txn.staging_file.is_none()
-                && txn.blobs.is_empty()
-                // A worker lays it out, when nothing can come before it any more.
-                && !txn.is_large()
-        };
-        let Some(txn) = self.txns.get(&id).filter(is_simple) else {
-            return;
-        };
-        let mut finishing = self.lay_out(id, ticket, txn, wall);
-        let parts = std::mem::take(&mut finishing.parts);
-        self.ahead = Some(Ahead {
-            finishing,
-            is_written: false,
-        });
-        self.send_append(self.assigned_end, Appending::default(), parts, Vec::new());
-    }
-
-    /// What was written ahead is not the next transaction. Whether there was anything.
-    pub(super) fn abandon_ahead(&mut self) -> bool {
-        let was_there = self.ahead.take().is_some();
-        self.leftover |= was_there;
-        was_there
-    }
-
-    fn append(&mut self, pos: u64, sealing: Vec<Finishing>, mut writing: Vec<Finishing>) {
+        self.batch_number += 1;
         let (mut parts, mut blobs) = (Vec::new(), Vec::new());
-        for one in &mut writing {
+        for one in &mut batch {
             parts.append(&mut one.parts);
             blobs.append(&mut one.blobs);
         }
-        let appending = Appending {
-            sealing,
-            writing,
-            success: Success::default(),
-        };
-        self.send_append(pos, appending, parts, blobs);
-    }
-
-    fn send_append(
-        &mut self,
-        pos: u64,
-        appending: Appending,
-        parts: Vec<Part>,
-        blobs: Vec<(PathBuf, PathBuf)>,
-    ) {
-        let seals = appending.sealing.iter();
+        let seals = sealing.iter();
         let append = Append {
             parts,
             blobs,
@@ -283,48 +243,70 @@ impl FileStorage {
             id: self.file_id,
             seals: seals.map(|one| (one.start, one.header.status)).collect(),
             pos,
-            after: self.appends.back().map(|one| one.success.clone()),
-            success: appending.success.clone(),
-            leftover_end: std::mem::take(&mut self.leftover).then_some(self.allocated_end),
+            ends_witness: std::mem::take(&mut self.ends_witness),
         };
-        self.appends.push_back(appending);
+        let (whole, writing) = batch.into_iter().partition(|one| one.is_witnessed);
+        self.appending = Some(Appending {
+            sealing,
+            whole,
+            writing,
+        });
         self.events
             .push_back(Event::Run(Job::Append(Box::new(append))));
     }
 
+    /// Sees to it that transactions can be witnessed again, after a pack or a copied transaction.
+    pub(super) fn begin_witness(&mut self) {
+        if self.witnessing != Witnessing::Off || self.ends_witness || self.failed.is_some() {
+            return;
+        }
+        self.witnessing = Witnessing::Beginning;
+        self.events.push_back(Event::Run(Job::Witness {
+            disk: self.disk.clone(),
+            path: self.path.clone(),
+            witness: Witness {
+                file: self.file_id,
+                pos: self.assigned_end,
+            },
+        }));
+    }
+
+    pub(super) fn on_witness(&mut self, result: Result<(), StorageError>) {
+        let state = match result {
+            Ok(()) => Witnessing::On,
+            Err(error) => {
+                log::warn!("{}: commits take two syncs each: {error}", self.name());
+                Witnessing::Off
+            }
+        };
+        // If it was to end meanwhile, it has: in the same thread, and later.
+        if self.witnessing == Witnessing::Beginning {
+            self.witnessing = state;
+        }
+    }
+
     pub(super) fn on_appended(&mut self, result: io::Result<()>, now: Instant) {
         let Appending {
-            sealing, writing, ..
-        } = self.appends.pop_front().unwrap_or_default();
-        self.written.extend(writing);
-        if let Some(ahead) = &mut self.ahead {
-            ahead.is_written = true;
-        }
+            sealing,
+            whole,
+            writing,
+        } = self.appending.take().unwrap_or_default();
+        let sealing = sealing.into_iter().chain(whole);
+        self.written = writing;
         if let Err(error) = result {
-            if self.failed.is_none() {
-                self.fail(&error);
-            }
-            self.ahead = None;
-            let lost: Vec<TxnId> = { sealing.iter() }
-                .chain(self.on_their_way())
-                .map(|one| one.txn)
-                .collect();
-            self.written.clear();
-            self.finishing.clear();
-            for append in &mut self.appends {
-                // It fails, too.
-                *append = Appending::default();
-            }
-            for id in lost {
-                self.roll_back(id, now);
-                self.events.push_back(Event::Lost(id));
+            self.fail(&error);
+            let later = std::mem::take(&mut self.finishing);
+            let written = std::mem::take(&mut self.written);
+            for finishing in sealing.chain(written).chain(later) {
+                self.roll_back(finishing.txn, now);
+                self.events.push_back(Event::Lost(finishing.txn));
             }
             return;
         }
         let mut held = Vec::new();
         for mut finishing in sealing {
             // Publishing before the sync would show a transaction that a power cut takes back.
-            let oids = self.publish(finishing.changes, &mut finishing.rest);
+            let (oids, changed) = self.publish(finishing.changes, &mut finishing.rest);
             self.tail = finishing.end;
             self.last_tid = finishing.header.tid;
             self.txns.remove(&finishing.txn);
@@ -333,6 +315,7 @@ impl FileStorage {
                 txn: finishing.txn,
                 tid: finishing.header.tid,
                 oids,
+                changed,
                 object_count: self.object_count(),
                 len: self.tail,
             }));
@@ -344,50 +327,33 @@ impl FileStorage {
     }
 
     /// Enters the new positions into the index; the objects that have them.
-    fn publish(&mut self, changes: Changes, rest: &mut Rest) -> Arc<Vec<Oid>> {
+    fn publish(&mut self, changes: Changes, rest: &mut Rest) -> (Arc<Vec<Oid>>, Changed) {
         match changes {
             Changes::Listed(positions) => {
                 for (oid, pos) in &positions {
                     self.index.insert(*oid, *pos);
                     self.oids.stored(*oid);
                 }
-                Arc::new(positions.into_iter().map(|(oid, _)| oid).collect())
+                let oids: Vec<Oid> = positions.into_iter().map(|(oid, _)| oid).collect();
+                (Arc::new(oids.clone()), Changed::new(oids))
             }
             Changes::Prepared(layout) => {
                 let laid_out = layout.laid_out.get();
                 let LaidOut {
                     change,
                     oids,
+                    changed,
                     max_oid,
                 } = laid_out.expect("who wrote it has laid it out");
                 self.index.enter(change);
                 if let Some(oid) = max_oid {
                     self.oids.stored(*oid);
                 }
-                let oids = oids.clone();
+                let changes = (oids.clone(), changed.clone());
                 rest.layout = Some(layout);
-                oids
+                changes
             }
         }
-    }
-
-    fn next_tid(&self, txn: &Txn, wall: Duration) -> Tid {
-        let tid = match txn.metadata.tid {
-            Some(tid) => tid,
-            None => Tid::from_unix_time(wall).max(self.assigned_tid.next()),
-        };
-        assert!(
-            tid > self.assigned_tid,
-            "a vote for a tid that is not above the last was granted"
-        );
-        tid
-    }
-
-    /// A transaction with the next tid and at the next place.
-    fn lay_out(&self, id: TxnId, ticket: Ticket, txn: &Txn, wall: Duration) -> Finishing {
-        let tid = self.next_tid(txn, wall);
-        let current = |oid| self.index.get(oid);
-        lay_out(id, ticket, txn, tid, self.assigned_end, current)
     }
 
     /// After this the file takes no more writes in this process: what the kernel has of it and
@@ -399,6 +365,29 @@ impl FileStorage {
         );
         log::error!("{reason}");
         self.failed = Some(reason);
+    }
+}
+
+impl Finishing {
+    /// Changes the status in its bytes, not in what it shall be.
+    fn set_status(&mut self, status: Status) {
+        // A large one is written with 'c' in any case.
+        let Some(Part::Memory(first)) = self.parts.first_mut() else {
+            return;
+        };
+        let mut bytes: BytesMut = std::mem::take(first).into();
+        bytes[STATUS_POS as usize] = status.to_byte();
+        *first = bytes.freeze();
+    }
+
+    fn has_empty_sector(&self) -> bool {
+        let mut sectors = Sectors::from(self.start);
+        for part in &self.parts {
+            if let Part::Memory(bytes) = part {
+                sectors.look_at(bytes);
+            }
+        }
+        sectors.found()
     }
 }
 
@@ -443,6 +432,7 @@ fn lay_out_later(
         end: start + txn.len_in_file(),
         changes: Changes::Prepared(layout.clone()),
         parts: vec![Part::Layout(layout)],
+        is_witnessed: false,
         blobs: Vec::new(),
         rest: Rest::default(),
     }
@@ -515,6 +505,7 @@ fn lay_out(
         end: pos + TXN_TRAILER_LEN as u64,
         changes: Changes::Listed(positions),
         parts,
+        is_witnessed: false,
         blobs: Vec::new(),
         rest: Rest::default(),
     }
@@ -636,14 +627,14 @@ mod tests {
         };
         let before = seen(&rig);
         assert_eq!(before, (2, 3 * LARGE_COUNT_MIN as u64));
-        rig.storage.flush(rig.wall);
+        rig.storage.flush();
         rig.collect();
         while !rig.jobs.is_empty() {
             let done = rig.jobs.remove(0).run();
             rig.storage.on_done(done, rig.now);
             let now = seen(&rig);
             assert!(now == before || now == (1, before.1 + 1000), "{now:?}");
-            rig.storage.flush(rig.wall);
+            rig.storage.flush();
             rig.collect();
         }
         assert_eq!(seen(&rig), (1, before.1 + 1000));

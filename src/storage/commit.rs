@@ -506,9 +506,6 @@ impl FileStorage {
         if let TxnState::Voted { len, .. } = txn.state {
             self.voted_len -= len;
         }
-        if self.ahead.as_ref().is_some_and(|ahead| ahead.is_of(id)) {
-            self.abandon_ahead();
-        }
         self.discard(id, txn.blobs.take().into_unwanted());
         if let Some(ticket) = txn.state.ticket() {
             self.let_go(ticket, now);
@@ -567,7 +564,7 @@ mod tests {
         let id = rig.begin(&[(1, 0, "one")]);
         rig.vote(id);
         rig.finish(id);
-        rig.storage.flush(rig.wall);
+        rig.storage.flush();
         rig.collect();
         assert!(matches!(rig.jobs[..], [Job::Append(_)]));
         assert_eq!(rig.current(1), None);
@@ -606,7 +603,7 @@ mod tests {
             for id in &ids {
                 rig.finish(*id);
             }
-            rig.storage.flush(rig.wall);
+            rig.storage.flush();
             rig.collect();
             let appends = rig
                 .jobs
@@ -620,108 +617,6 @@ mod tests {
                 _ => None,
             });
             assert_eq!(committed.collect::<Vec<_>>(), ids);
-        }
-    }
-
-    /// Appends that wait for a worker: how many transactions are sealed, whether something is cut
-    /// off first, and how many bytes are written.
-    fn appends(rig: &mut Rig) -> Vec<(usize, bool, u64)> {
-        rig.storage.flush(rig.wall);
-        rig.collect();
-        let appends = rig.jobs.iter().filter_map(|job| match job {
-            Job::Append(append) => Some(append.summary()),
-            _ => None,
-        });
-        appends.collect()
-    }
-
-    fn run_jobs(rig: &mut Rig) {
-        for job in std::mem::take(&mut rig.jobs) {
-            rig.storage.on_done(job.run(), rig.now);
-        }
-    }
-
-    #[test]
-    fn a_lone_transaction_is_on_the_disk_when_its_client_finishes_it() {
-        let mut rig = Rig::new(options());
-        let before = rig.commit(&[(1, 0, "one")]);
-        let id = rig.begin(&[(2, 0, "two")]);
-        assert!(rig.storage.vote(id, rig.now));
-        assert!(matches!(appends(&mut rig)[..], [(0, false, 84..)]));
-        assert!(rig.storage.is_writing());
-        run_jobs(&mut rig);
-        assert!(!rig.storage.is_writing());
-        assert_eq!(appends(&mut rig), []);
-        assert_eq!((rig.current(2), rig.storage.last_tid()), (None, before));
-        rig.finish(id);
-        let tid = rig.storage.assigned_tid(id);
-        // The status is all that is left to be written.
-        assert_eq!(appends(&mut rig), [(1, false, 0)]);
-        rig.settle();
-        assert_eq!(Some(rig.storage.last_tid()), tid);
-        assert_eq!(rig.current(2).map(|(_, serial)| serial), tid);
-    }
-
-    #[test]
-    fn a_finish_that_comes_while_its_transaction_is_written_waits_for_that() {
-        let mut rig = Rig::new(options());
-        rig.commit(&[(1, 0, "one")]);
-        let id = rig.begin(&[(2, 0, "two")]);
-        assert!(rig.storage.vote(id, rig.now));
-        assert_eq!(appends(&mut rig).len(), 1);
-        rig.finish(id);
-        let other = rig.begin(&[(3, 0, "three")]);
-        assert!(rig.storage.vote(other, rig.now));
-        rig.finish(other);
-        assert_eq!(appends(&mut rig).len(), 1, "the disk is busy");
-        run_jobs(&mut rig);
-        assert!(matches!(appends(&mut rig)[..], [(1, false, 84..)]));
-        assert_eq!(rig.current(2), None);
-        let ids = rig.settle().into_iter().filter_map(|event| match event {
-            Event::Committed(commit) => Some(commit.txn),
-            _ => None,
-        });
-        assert_eq!(ids.collect::<Vec<_>>(), [id, other]);
-    }
-
-    #[test]
-    fn what_was_written_ahead_in_vain_is_cut_off_before_anything_is_written() {
-        for lock_scope in [LockScope::Storage, LockScope::Objects] {
-            let mut rig = Rig::new(Options {
-                lock_scope,
-                ..options()
-            });
-            rig.commit(&[(1, 0, "one")]);
-            let slow = rig.begin(&[(2, 0, "longer than what comes in its place")]);
-            rig.vote(slow);
-            let fast = rig.begin(&[(3, 0, "three")]);
-            assert!(rig.storage.vote(fast, rig.now));
-            assert_eq!(appends(&mut rig), []);
-            match lock_scope {
-                LockScope::Storage => rig.storage.abort(slow, rig.now),
-                LockScope::Objects => rig.finish(fast),
-            }
-            assert_eq!(appends(&mut rig), [(0, true, 86)]);
-            run_jobs(&mut rig);
-            assert!(rig.jobs.is_empty());
-            if lock_scope == LockScope::Storage {
-                rig.finish(fast);
-            }
-            assert_eq!(appends(&mut rig), [(1, false, 0)]);
-            rig.settle();
-            assert!(rig.current(3).is_some());
-            // Nothing is behind it, and space is reserved as before.
-            assert_eq!(rig.storage.file.len().unwrap(), rig.storage.tail);
-            assert!(rig.storage.allocated_end > rig.storage.tail);
-            if lock_scope == LockScope::Objects {
-                rig.finish(slow);
-                rig.settle();
-                assert!(rig.current(2).is_some());
-                // For a while it is not tried again.
-                let next = rig.begin(&[(4, 0, "four")]);
-                assert!(rig.storage.vote(next, rig.now));
-                assert_eq!(appends(&mut rig), []);
-            }
         }
     }
 
@@ -838,7 +733,7 @@ mod tests {
             let id = rig.begin(&[(oid, 0, "lost")]);
             assert!(rig.storage.vote(id, rig.now));
             rig.finish(id);
-            rig.storage.flush(rig.wall);
+            rig.storage.flush();
             id
         });
         rig.collect();

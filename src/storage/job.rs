@@ -7,7 +7,6 @@ use std::fmt;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -15,7 +14,7 @@ use super::Place;
 use super::blob::{BlobDone, BlobJob, BlobReader, DirectoryMaker, move_in};
 use super::commit::Refusal;
 use super::compare::{Compare, Compared};
-use super::disk::{Disk, File, FileId};
+use super::disk::{Disk, File, FileId, with_suffix};
 use super::error::{ReadError, StorageError};
 use super::format::{STATUS_POS, Status};
 use super::history::{From, Past, Query};
@@ -28,6 +27,7 @@ use super::read::{Content, Found, Reader, Wait};
 use super::recent::{Recent, RecentReader};
 use super::staging::{Rest, TxnId};
 use super::undo::{Backs, LookBack};
+use super::witness::{self, Witness};
 use crate::ids::{Oid, Tid};
 
 /// Which queue a job belongs in. Jobs of one storage and lane may not overtake each other.
@@ -229,6 +229,15 @@ pub enum Job {
         /// The new ceiling.
         ceiling: Oid,
     },
+    /// From now on transactions are witnessed.
+    Witness {
+        /// Where.
+        disk: Arc<dyn Disk>,
+        /// The data file; the witness is saved beside it.
+        path: PathBuf,
+        /// What it says.
+        witness: Witness,
+    },
     /// Go on with a pack.
     Pack(Box<Packer>),
     /// Let go of a file that has no name any more: its space is freed by that, which takes seconds
@@ -250,24 +259,14 @@ pub struct Append {
     pub(super) seals: Vec<(u64, Status)>,
     /// Where the new transactions begin.
     pub(super) pos: u64,
-    /// Their bytes, with status `'c'`.
+    /// Their bytes.
     pub(super) parts: Vec<Part>,
     /// Files of their blobs: where they are, and where they shall be.
     pub(super) blobs: Vec<(PathBuf, PathBuf)>,
     pub(super) directory_maker: DirectoryMaker,
-    /// Behind `pos` are bytes of a transaction that will never be finished. They have to go, and
-    /// what they stand in, up to here, is to be reserved again.
-    pub(super) leftover_end: Option<u64>,
-    /// That of the one before, if it may still be in the queue: what is sealed here was written
-    /// there.
-    pub(super) after: Option<Success>,
-    /// Our own.
-    pub(super) success: Success,
+    /// From now on there is no witness: one of these is none, and looks like one.
+    pub(super) ends_witness: bool,
 }
-
-/// Whether an append has succeeded.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Success(Arc<AtomicBool>);
 
 /// Bytes of a transaction.
 #[derive(Debug)]
@@ -289,17 +288,14 @@ const COPY_LEN: usize = 1 << 20;
 
 impl Append {
     fn run(&self) -> io::Result<()> {
-        let failed = |before: &Success| !before.0.load(Ordering::Acquire);
-        if self.after.as_ref().is_some_and(failed) {
-            return Err(io::Error::other("the write before has failed"));
-        }
         if self.disk.identify(&self.path)? != self.id {
             return Err(io::Error::other(
                 "the file was replaced while it was served",
             ));
         }
-        if let Some(end) = self.leftover_end {
-            self.cut_leftover(end)?;
+        if self.ends_witness {
+            self.disk
+                .remove(&with_suffix(&self.path, witness::SUFFIX))?;
         }
         for (pos, status) in &self.seals {
             let status = [status.to_byte()];
@@ -309,32 +305,7 @@ impl Append {
         // Their statuses come with the next sync: no finished transaction is without its blobs.
         move_in(&*self.disk, &self.directory_maker, &self.blobs)?;
         self.write_parts()?;
-        self.file.sync()?;
-        self.success.0.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    /// Durable before anything is written: what would be behind that is not for opening to be
-    /// taken for a transaction.
-    fn cut_leftover(&self, end: u64) -> io::Result<()> {
-        self.file.set_len(self.pos)?;
-        self.file.sync()?;
-        if end == u64::MAX {
-            // This file system cannot reserve space.
-            return Ok(());
-        }
-        self.file.allocate(self.pos, end - self.pos)
-    }
-
-    /// How many transactions it seals, whether it cuts something off, and the bytes it writes.
-    #[cfg(test)]
-    pub(super) fn summary(&self) -> (usize, bool, u64) {
-        let lens = self.parts.iter().map(|part| match part {
-            Part::Memory(bytes) => bytes.len() as u64,
-            Part::Layout(layout) => layout.len(),
-            Part::Staged { len, .. } => *len as u64,
-        });
-        (self.seals.len(), self.leftover_end.is_some(), lens.sum())
+        self.file.sync()
     }
 
     fn write_parts(&self) -> io::Result<()> {
@@ -459,6 +430,8 @@ pub enum Done {
         /// if it worked.
         result: Result<(), StorageError>,
     },
+    /// Of [`Job::Witness`].
+    Witnessed(Result<(), StorageError>),
     /// Of [`Job::Pack`]: the pack, and how far it has come.
     Packed(Box<Packer>, Result<Step, PackError>),
     /// Of [`Job::Close`] and [`Job::Discard`].
@@ -469,7 +442,8 @@ impl Job {
     /// The queue that it belongs in.
     pub fn lane(&self) -> Lane {
         match self {
-            Self::Append(_) | Self::Allocate { .. } => Lane::Commit,
+            // In order with what ends it.
+            Self::Append(_) | Self::Allocate { .. } | Self::Witness { .. } => Lane::Commit,
             Self::Fetch { .. }
             | Self::Compare(_)
             | Self::LookBack(_)
@@ -584,6 +558,11 @@ impl Job {
                 ceiling,
                 result: oids::save(&*disk, &path, ceiling),
             },
+            Self::Witness {
+                disk,
+                path,
+                witness,
+            } => Done::Witnessed(witness.save(&*disk, &path)),
             Self::Pack(packer) => packer.run(),
             Self::Close(file) => {
                 drop(file);
@@ -681,6 +660,7 @@ impl fmt::Debug for Job {
             Self::ReadLong(_) => "ReadLong",
             Self::ReadBlob(_) => "ReadBlob",
             Self::RaiseOids { .. } => "RaiseOids",
+            Self::Witness { .. } => "Witness",
             Self::Pack(_) => "Pack",
             Self::Close(_) => "Close",
             Self::Discard(_) => "Discard",

@@ -16,6 +16,7 @@ use super::disk::File;
 use super::format::{DataHeader, Status, TxnHeader};
 use super::index::{Change, Index};
 use super::job::copy;
+use super::recent::Changed;
 use super::staging::{Data, Metadata, Record, TXN_TRAILER_LEN};
 use super::window::Window;
 use crate::ids::Oid;
@@ -48,6 +49,7 @@ pub(super) struct LaidOut {
     pub(super) change: Change,
     /// In the order of the records.
     pub(super) oids: Arc<Vec<Oid>>,
+    pub(super) changed: Changed,
     pub(super) max_oid: Option<Oid>,
 }
 
@@ -91,11 +93,12 @@ impl Layout {
             start + self.len(),
             "a transaction has another length"
         );
-        let oids = positions.iter().map(|(oid, _)| *oid).collect();
+        let oids: Vec<Oid> = positions.iter().map(|(oid, _)| *oid).collect();
         positions.sort_unstable();
         // Writing it twice cannot be; the first would be as good.
         let _ = self.laid_out.set(LaidOut {
             change: self.index.prepare(&positions),
+            changed: Changed::new(positions.iter().map(|(oid, _)| *oid).collect()),
             oids: Arc::new(oids),
             max_oid: positions.last().map(|(oid, _)| *oid),
         });

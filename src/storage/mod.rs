@@ -55,6 +55,7 @@ mod staging;
 mod testing;
 mod undo;
 mod window;
+pub mod witness;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -74,7 +75,7 @@ pub use recent::{Changed, Recent, RecentReader};
 pub use staging::{Metadata, TxnId};
 pub use undo::{Backs, LookBack, Undone};
 
-use batch::{Ahead, Appending, Finishing};
+use batch::{Appending, Finishing, Witnessing};
 use blob::Blobs;
 use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
@@ -90,6 +91,8 @@ use recover::{Access, Progress};
 use staging::Txn;
 
 use crate::ids::{Oid, Tid};
+use witness::Witness;
+
 use crate::limits::{INDEX_SAVE_INTERVAL, INDEX_SAVE_LEN};
 
 /// How a storage is opened and kept.
@@ -202,18 +205,17 @@ pub struct FileStorage {
     assigned_end: u64,
     assigned_tid: Tid,
     // The stations of a batch on its way to the disk, last one first (see `batch`).
-    /// In the worker's hands, the next one that ends first; two at most.
-    appends: VecDeque<Appending>,
+    /// In the worker's hands.
+    appending: Option<Appending>,
     /// All its bytes are on stable storage.
     written: Vec<Finishing>,
     /// It is still growing.
     finishing: Vec<Finishing>,
-    /// A voted one that has been written where `finishing` would put it.
-    ahead: Option<Ahead>,
-    /// So many finishes until the next one may be written ahead.
-    ahead_rest: u32,
-    /// Behind `assigned_end` are bytes of one that is not the next one after all.
-    leftover: bool,
+    /// Of the batch that is growing.
+    batch_number: u64,
+    witnessing: Witnessing,
+    /// The next append has to remove the witness.
+    ends_witness: bool,
 
     // What is voted: its space is reserved.
     voted_len: u64,
@@ -269,11 +271,20 @@ impl FileStorage {
         }
         let ceiling = oids::load(&*disk, path)?;
         let blobs = open_blobs(&*disk, &options)?;
+        let file_id = { opened.file.id() }.map_err(StorageError::io("identify", path))?;
+        let witness = Witness {
+            file: file_id,
+            pos: opened.tail,
+        };
+        let mut witnessing = Witnessing::Off;
+        if !options.read_only {
+            match witness.save(&*disk, path) {
+                Ok(()) => witnessing = Witnessing::On,
+                Err(error) => log::warn!("commits take two syncs each: {error}"),
+            }
+        }
         Ok(Self {
-            file_id: opened
-                .file
-                .id()
-                .map_err(StorageError::io("identify", path))?,
+            file_id,
             lock: CommitLock::new(options.lock_scope),
             options,
             disk,
@@ -290,12 +301,12 @@ impl FileStorage {
             last_tid: opened.last_tid,
             assigned_end: opened.tail,
             assigned_tid: opened.last_tid,
-            appends: VecDeque::new(),
+            appending: None,
             written: Vec::new(),
             finishing: Vec::new(),
-            ahead: None,
-            ahead_rest: 0,
-            leftover: false,
+            batch_number: 0,
+            witnessing,
+            ends_witness: false,
             voted_len: 0,
             allocated_end: opened.tail,
             txns: BTreeMap::new(),
@@ -459,6 +470,7 @@ impl FileStorage {
             Done::LookedBack { txn, result } => self.on_looked_back(txn, result, now),
             Done::Spilled { txn, result } => self.on_spilled(txn, result),
             Done::IndexSaved { tail, result } => self.on_index_saved(tail, result),
+            Done::Witnessed(result) => self.on_witness(result),
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
             Done::Packed(packer, result) => self.on_packed(packer, result, now),
             Done::Blob(done) => self.on_blob_done(done, now),
@@ -474,7 +486,8 @@ impl FileStorage {
         self.drive_pack(now);
     }
 
-    /// Saves the index if it is time. To be called now and then.
+    /// Saves the index if it is time, and sees to it that transactions can be witnessed. To be
+    /// called now and then.
     pub fn on_timer(&mut self, now: Instant) {
         let due = self
             .index_looked_at
@@ -485,12 +498,14 @@ impl FileStorage {
                 self.save_index();
             }
         }
+        if !self.options.read_only {
+            self.begin_witness();
+        }
     }
 
     /// Whether transactions are on their way to the disk, or a packed file on its way to its name.
     pub fn is_writing(&self) -> bool {
-        let none_is_left = self.appends.is_empty() && self.on_their_way().next().is_none();
-        !none_is_left || self.is_switching()
+        self.on_their_way().next().is_some() || self.is_switching()
     }
 
     /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone,
@@ -512,7 +527,8 @@ impl FileStorage {
             self.index
                 .save(self.tail, &*self.disk, &with_suffix(&self.path, ".index"))?;
         }
-        Ok(())
+        // All is whole, and who writes next may be another server.
+        self.disk.remove(&with_suffix(&self.path, witness::SUFFIX))
     }
 
     const fn place(&self, pos: u64) -> Place {

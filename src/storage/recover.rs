@@ -4,7 +4,8 @@
 //! Transactions are written in batches with status `'c'`; only when all of a batch is on stable
 //! storage do its statuses become what they shall be (see `batch`). So after a crash the
 //! file may end in transactions that nobody was told of, in every state of disrepair; and only
-//! there. They are cut off, after they have been copied to `Data.fs.tr0` (or `.tr1`, ...) as ZODB
+//! there. Others have to show by themselves that they are whole (see `witness`). What is not is cut
+//! off, after it has been copied to `Data.fs.tr0` (or `.tr1`, ...) as ZODB
 //! does. One that has `'c'` in front of a finished one is complete, and gets its status now.
 //! Everything else that is inconsistent is damage: the file is left as it is, and the error says
 //! where. ZODB takes a
@@ -31,7 +32,9 @@ use super::iterate::{Backwards, Transactions};
 use super::oids;
 use super::pack;
 use super::window::Window;
+use super::witness::{self, Sectors, Witness};
 use crate::ids::{Oid, Tid};
+use crate::limits::WITNESSED_LEN_MAX;
 
 /// What the file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +124,8 @@ pub fn open(
         unordered: Oddity::default(),
         unknown_status: Oddity::default(),
         wrong_prev: Oddity::default(),
+        witness: Witness::load(disk, path).filter(|it| file.id().is_ok_and(|id| id == it.file)),
+        last_batch: None,
         finished_pos: 0,
         unsealed: Vec::new(),
         sealed: VecDeque::new(),
@@ -129,6 +134,7 @@ pub fn open(
     scan.log_oddities();
     let unsealed = std::mem::take(&mut scan.unsealed);
     let sealed = std::mem::take(&mut scan.sealed);
+    let last_batch = scan.last_batch;
     let Known {
         index,
         pos: tail,
@@ -156,6 +162,10 @@ pub fn open(
             let finished = [Status::Finished.to_byte()];
             file.write_at(&mut [IoSlice::new(&finished)], pos + STATUS_POS)
                 .map_err(StorageError::io("write", path))?;
+        }
+        // After a failed sync these, too, may be there only until the power goes.
+        if let Some((_, start)) = last_batch {
+            copy(&*file, start..tail, &*file, start).map_err(StorageError::io("write", path))?;
         }
         // Also if nothing was cut: what a killed process has written, and we are going to show,
         // may be in memory only; and so may the name of the file, if it was killed creating it.
@@ -230,8 +240,11 @@ fn create(disk: &dyn Disk, path: &Path) -> Result<(), StorageError> {
         .map_err(StorageError::io("remove", &index_path))?;
     disk.replace(path, &[&MAGIC])
         .map_err(StorageError::io("create", path))?;
+    let witness_path = with_suffix(path, witness::SUFFIX);
     disk.remove(&oids_path)
-        .map_err(StorageError::io("remove", &oids_path))
+        .map_err(StorageError::io("remove", &oids_path))?;
+    disk.remove(&witness_path)
+        .map_err(StorageError::io("remove", &witness_path))
 }
 
 fn open_data(disk: &dyn Disk, path: &Path, writable: bool) -> Result<Arc<dyn File>, StorageError> {
@@ -408,6 +421,10 @@ struct Scan<'a> {
     unordered: Oddity,
     unknown_status: Oddity,
     wrong_prev: Oddity,
+    /// From where on witnessed transactions are such.
+    witness: Option<Witness>,
+    /// Of the witnessed transactions that were found last: number and beginning of their batch.
+    last_batch: Option<(u64, u64)>,
     /// A finished transaction that was found ahead; or zero. Looked for only once, or a batch with
     /// one status would be read again for each of its transactions.
     finished_pos: u64,
@@ -446,6 +463,106 @@ impl Scan<'_> {
 
     /// `false` if what follows was never finished.
     fn next_txn(
+        &mut self,
+        txns: &mut Transactions,
+        positions: &mut Vec<(Oid, u64)>,
+    ) -> Result<bool, ReadError> {
+        let pos = txns.pos();
+        let (batch, is_suspect) = self.batch_at(pos, txns)?;
+        if is_suspect && self.has_empty_sector(pos, txns)? && self.is_torn(pos)? {
+            return Ok(false);
+        }
+        match self.next_as_it_seems(txns, positions) {
+            Ok(true) => {
+                let is_same = |last: &(u64, u64)| Some(last.0) == batch;
+                let last = self.last_batch.filter(is_same);
+                self.last_batch = batch.map(|number| (number, last.map_or(pos, |last| last.1)));
+                Ok(true)
+            }
+            Err(ReadError::Damaged(_)) if self.is_torn(pos)? => Ok(false),
+            result => result,
+        }
+    }
+
+    /// The number of the batch that the transaction at `pos` is of, if it is a witnessed one; and
+    /// whether it may be one that is not whole.
+    fn batch_at(
+        &self,
+        pos: u64,
+        txns: &mut Transactions,
+    ) -> Result<(Option<u64>, bool), ReadError> {
+        if self.witness.is_none_or(|witness| pos < witness.pos) {
+            return Ok((None, false));
+        }
+        let header = txns.peek()?.filter(|header| self.fits(pos, header));
+        let Some(header) = header.filter(|header| header.status == Status::Finished) else {
+            return Ok((None, false));
+        };
+        let batch = witness::batch_of(header.tid);
+        Ok((batch, batch.is_some() || self.is_torn_tid(header.tid)))
+    }
+
+    /// Whether the first half of a tid may be missing, which is in another sector then.
+    fn is_torn_tid(&self, tid: Tid) -> bool {
+        tid <= self.known.last_tid
+    }
+
+    /// Whether a sector of the transaction at `pos`, which is there as a whole, shows that it was
+    /// not written.
+    fn has_empty_sector(&self, pos: u64, txns: &mut Transactions) -> Result<bool, ReadError> {
+        let end = txns.peek()?.map_or(pos, |header| pos + header.len);
+        self.is_empty_within(pos..end + POINTER_LEN as u64)
+    }
+
+    fn is_empty_within(&self, range: Range<u64>) -> Result<bool, ReadError> {
+        let mut sectors = Sectors::from(range.start);
+        let mut window = Window::new(Arc::clone(self.file));
+        let mut pos = range.start;
+        while pos < range.end {
+            let len = usize::try_from(range.end - pos).unwrap_or(COPY_LEN);
+            let bytes = window.bytes(pos, len.min(COPY_LEN))?;
+            if bytes.is_empty() {
+                break;
+            }
+            sectors.look_at(bytes);
+            pos += bytes.len() as u64;
+        }
+        Ok(sectors.found())
+    }
+
+    /// Whether what begins at `pos` is the rest of the last batch, which was on its way to the disk
+    /// when the power went: a sector of it was not written, and all else that is finished there is
+    /// of one batch of witnessed transactions.
+    fn is_torn(&self, pos: u64) -> Result<bool, ReadError> {
+        let is_near = self.size - pos <= WITNESSED_LEN_MAX;
+        let is_witnessed = self.witness.is_some_and(|witness| pos >= witness.pos);
+        if !is_near || !is_witnessed || !self.is_empty_within(pos..self.size)? {
+            return Ok(false);
+        }
+        let mut batch = None;
+        let mut from = pos;
+        while let Some((found, header)) = self.find_finished(from)? {
+            let number = witness::batch_of(header.tid);
+            if number.is_none() || batch.is_some_and(|batch| batch != number) {
+                return Ok(false);
+            }
+            batch = Some(number);
+            from = found + header.len;
+        }
+        // What is at `pos` itself may be too damaged to be found.
+        let mut header = [0; TXN_HEADER_LEN];
+        self.file.read_at(&mut header, pos)?;
+        let header = TxnHeader::decode(&header);
+        let is_known = header.status == Status::Finished && !self.is_torn_tid(header.tid);
+        let is_other = is_known && {
+            let number = witness::batch_of(header.tid);
+            number.is_none() || batch.is_some_and(|batch| batch != number)
+        };
+        Ok(!is_other)
+    }
+
+    /// `false` if what follows was never finished, or is not as it should be.
+    fn next_as_it_seems(
         &mut self,
         txns: &mut Transactions,
         positions: &mut Vec<(Oid, u64)>,
@@ -552,14 +669,21 @@ impl Scan<'_> {
     /// objects may look like one, if somebody stores data files in objects; but their positions
     /// are not right for this place.
     fn finished_after(&mut self, pos: u64) -> Result<Option<u64>, ReadError> {
+        if self.finished_pos <= pos {
+            let Some((found, _)) = self.find_finished(pos + 1)? else {
+                return Ok(None);
+            };
+            self.finished_pos = found;
+        }
+        Ok(Some(self.finished_pos))
+    }
+
+    /// The first finished transaction from `start` on, whatever is before it.
+    fn find_finished(&self, mut start: u64) -> Result<Option<(u64, TxnHeader)>, ReadError> {
         const STEP: usize = 256 * 1024;
         const STATUS_AT: usize = STATUS_POS as usize;
 
-        if self.finished_pos > pos {
-            return Ok(Some(self.finished_pos));
-        }
         let mut window = Window::new(Arc::clone(self.file));
-        let mut start = pos + 1;
         loop {
             let bytes = window.bytes(start, STEP + TXN_HEADER_LEN - 1)?;
             for (pos, header) in (start..).zip(bytes.windows(TXN_HEADER_LEN)) {
@@ -573,8 +697,7 @@ impl Scan<'_> {
                 };
                 let header = TxnHeader::decode(header);
                 if self.is_finished(pos, &header)? {
-                    self.finished_pos = pos;
-                    return Ok(Some(pos));
+                    return Ok(Some((pos, header)));
                 }
             }
             if bytes.len() < STEP {
@@ -624,7 +747,7 @@ fn cut(
 ) -> Result<(), StorageError> {
     let (kept_path, kept) = open_kept(disk, path)?;
     let failed = StorageError::io("write", &kept_path);
-    copy(file, tail..size, &*kept)
+    copy(file, tail..size, &*kept, 0)
         .and_then(|()| kept.sync())
         .and_then(|()| disk.sync_directory_of(&kept_path))
         .map_err(failed)?;
@@ -649,7 +772,7 @@ fn open_kept(disk: &dyn Disk, path: &Path) -> Result<(PathBuf, Arc<dyn File>), S
     }
 }
 
-fn copy(from: &dyn File, range: Range<u64>, to: &dyn File) -> io::Result<()> {
+fn copy(from: &dyn File, range: Range<u64>, to: &dyn File, at: u64) -> io::Result<()> {
     let mut buf = vec![0; COPY_LEN];
     let mut pos = range.start;
     while pos < range.end {
@@ -658,7 +781,7 @@ fn copy(from: &dyn File, range: Range<u64>, to: &dyn File) -> io::Result<()> {
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        to.write_at(&mut [IoSlice::new(&buf[..read])], pos - range.start)?;
+        to.write_at(&mut [IoSlice::new(&buf[..read])], at + pos - range.start)?;
         pos += read as u64;
     }
     Ok(())

@@ -186,13 +186,13 @@ impl Rig {
 
     /// Ends the turn and runs all jobs, and those that come of them.
     pub(super) fn settle(&mut self) -> Vec<Event> {
-        self.storage.flush(self.wall);
+        self.storage.flush();
         self.collect();
         while !self.jobs.is_empty() {
             for job in std::mem::take(&mut self.jobs) {
                 self.storage.on_done(job.run(), self.now);
             }
-            self.storage.flush(self.wall);
+            self.storage.flush();
             self.collect();
         }
         std::mem::take(&mut self.events)

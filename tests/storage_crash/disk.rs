@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, IoSlice};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,7 +22,23 @@ use crate::random::Random;
 const SECTOR_LEN: u64 = 512;
 
 /// What stands on a disk without power.
-pub(crate) type Files = BTreeMap<PathBuf, Vec<u8>>;
+pub(crate) type Files = BTreeMap<PathBuf, Contents>;
+
+/// A file without power.
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Contents {
+    /// It stays the same when the power comes back.
+    inode: u64,
+    bytes: Vec<u8>,
+}
+
+impl Deref for Contents {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// Which of the changes that no sync has covered survive a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,14 +183,15 @@ impl Model {
             lie,
             ..Self::default()
         };
-        for ((path, contents), inode) in files.iter().zip(1..) {
-            model.names.files.insert(path.clone(), inode);
+        for (path, contents) in files {
+            let Contents { inode, bytes } = contents;
+            model.names.files.insert(path.clone(), *inode);
             let directories = parent(path).ancestors().map(Path::to_owned);
             model.names.directories.extend(directories);
-            let (shown, durable) = (contents.clone(), contents.clone());
+            let (shown, durable) = (bytes.clone(), bytes.clone());
             let pending = Vec::new();
             model.inodes.insert(
-                inode,
+                *inode,
                 Inode {
                     shown,
                     durable,
@@ -286,7 +304,10 @@ impl Model {
         names
             .files
             .into_iter()
-            .map(|(path, inode)| (path, contents[&inode].clone()))
+            .map(|(path, inode)| {
+                let bytes = contents[&inode].clone();
+                (path, Contents { inode, bytes })
+            })
             .collect()
     }
 
@@ -295,7 +316,11 @@ impl Model {
         self.names
             .files
             .iter()
-            .map(|(path, inode)| (path.clone(), self.inodes[inode].shown.clone()))
+            .map(|(path, inode)| {
+                let bytes = self.inodes[inode].shown.clone();
+                let inode = *inode;
+                (path.clone(), Contents { inode, bytes })
+            })
             .collect()
     }
 

@@ -193,8 +193,7 @@ impl Driver {
 
     /// Ends a turn of the reactor.
     pub(crate) fn turn(&mut self) -> Result<(), Stop> {
-        let wall = self.wall;
-        self.storage().flush(wall);
+        self.storage().flush();
         while let Some(event) = self.storage().poll_event() {
             match event {
                 Event::Run(job) => {

@@ -29,7 +29,7 @@ pub(crate) fn dump(kinds: &Kinds, directory: &Path) -> io::Result<()> {
             for (path, contents) in files {
                 let path = directory.join(path);
                 fs::create_dir_all(path.parent().unwrap_or(&directory))?;
-                fs::write(path, contents)?;
+                fs::write(path, &**contents)?;
             }
         }
         fs::write(directory.join("acknowledged.txt"), list(ledger))?;

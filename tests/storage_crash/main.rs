@@ -126,11 +126,6 @@ fn the_workload_has_all_that_it_should() {
         assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
         assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
         assert_eq!(seen.refusals, 0);
-        // What was written ahead in vain is cut off, and that is durable before anything else.
-        let cuts = recording.log.windows(2).filter(
-            |ops| matches!(ops, [Op::SetLen { inode: a, .. }, Op::Sync { inode: b }] if a == b),
-        );
-        assert!(cuts.count() > seen.overtaken, "{seen:?}");
     }
 }
 

@@ -201,6 +201,7 @@ pub(crate) fn check(disk: SimDisk, ledger: &Ledger, setting: &Setting) -> Result
         let storage = driver.storage();
         let opened = (storage.file_len(), storage.last_tid());
         if opened != (scanned.tail, scanned.last_tid) {
+            let scanned = (scanned.tail, scanned.last_tid);
             return Err(format!("opened {opened:?}, but {scanned:?} when read-only"));
         }
     }

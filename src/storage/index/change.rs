@@ -63,7 +63,7 @@ impl Index {
                     self.chunks.insert(chunk.key, chunk.after.clone());
                     self.len += chunk.added;
                 }
-                (Some(current), Some(before)) if current.is(before) => {
+                (Some(current), Some(before)) if current.is_same(before) => {
                     *current = chunk.after.clone();
                     self.len += chunk.added;
                 }

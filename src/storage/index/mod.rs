@@ -156,6 +156,15 @@ impl Index {
 }
 
 impl Chunk {
+    /// Whether it is not only equal, but the very same.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Sparse(one), Self::Sparse(other)) => Arc::ptr_eq(one, other),
+            (Self::Dense(one), Self::Dense(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
     fn new() -> Self {
         Self::Sparse(Arc::default())
     }

@@ -15,6 +15,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::batch::Witnessing;
 use super::super::commit_lock::{Claim, Ticket};
 use super::super::disk::with_suffix;
 use super::super::format::FIRST_TXN_POS;
@@ -326,7 +327,8 @@ impl FileStorage {
         self.index = index;
         self.tail = tail;
         self.assigned_end = tail;
-        self.leftover = false;
+        // The witness is of the old file.
+        self.witnessing = Witnessing::Off;
         // Without a change if this file system cannot reserve space.
         self.allocated_end = match self.allocated_end {
             u64::MAX => u64::MAX,
@@ -461,7 +463,7 @@ mod tests {
         }
 
         fn collect(&mut self) {
-            self.storage.flush(self.wall);
+            self.storage.flush();
             while let Some(event) = self.storage.poll_event() {
                 match event {
                     Event::Run(job) => self.jobs.push(job),
