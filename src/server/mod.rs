@@ -23,7 +23,6 @@ mod verification;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -315,7 +314,7 @@ impl Server {
     /// Bytes that wait for the client's socket, or will.
     fn output_len(&self, id: ClientId) -> usize {
         let client = self.clients.get(&id);
-        client.map_or(0, |client| client.session.out.len())
+        client.map_or(0, |client| client.session.waiting_len())
     }
 
     /// The client's socket took something.

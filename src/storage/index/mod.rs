@@ -169,15 +169,6 @@ impl Chunk {
         Self::Sparse(Arc::default())
     }
 
-    /// Whether they are the same memory.
-    fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Sparse(one), Self::Sparse(other)) => Arc::ptr_eq(one, other),
-            (Self::Dense(one), Self::Dense(other)) => Arc::ptr_eq(one, other),
-            _ => false,
-        }
-    }
-
     fn get(&self, slot: u16) -> Option<Pos48> {
         match self {
             Self::Sparse(entries) => {
