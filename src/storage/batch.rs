@@ -4,8 +4,8 @@
 //! *batch*. Only when it is finished on stable storage is it published, in tid order: index,
 //! `last_tid`, then the events by which clients hear of it.
 //!
-//! A disk that loses power may keep any part of what was not synced. So opening must be able to tell
-//! what is whole, and there are two ways to see to that:
+//! A disk that loses power may keep any part of what was not synced. So opening must be able to
+//! tell what is whole, and there are two ways to see to that:
 //!
 //! - *Witnessed* transactions show by themselves whether all of them is there (`witness`). A batch
 //!   of such goes to the disk as it shall be, and waits for one sync.

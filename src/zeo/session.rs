@@ -34,7 +34,7 @@ pub struct Session {
     encoding: Encoding,
     frames: FrameReader,
     /// A frame that is given out in pieces.
-    large_store: Option<LargeStore>,
+    large_store: Option<Box<LargeStore>>,
     dialect: Dialect,
     encoder: Encoder,
     /// What waits for the socket.
@@ -178,7 +178,7 @@ impl Session {
             return Ok(false);
         }
         match LargeStore::begin(self.encoding, &mut self.frames) {
-            Ok(begun) => self.large_store = begun,
+            Ok(begun) => self.large_store = begun.map(Box::new),
             Err(len) if len > WHOLE_FRAME_LEN_MAX => {
                 return Err(SessionError::Frame(FrameError::TooLong {
                     len,
