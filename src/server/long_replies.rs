@@ -58,8 +58,9 @@ impl Server {
             msgid: Value::None,
             wanted: Wanted::Piece,
         };
-        self.reads.push(storage, pending, Job::ReadLong(data));
-        self.start_reads();
+        // Not in turn: a client that is paused for what waits behind this reply would have none.
+        let (tag, job) = self.reads.at_once(storage, pending, Job::ReadLong(data));
+        self.outputs.push_back(Output::Run(tag, job));
     }
 
     /// A piece of a long reply was read, or not.

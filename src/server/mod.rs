@@ -225,7 +225,7 @@ impl Server {
         };
         let enough_len = enough_len.min(OUTPUT_PAUSE_LEN);
         let mut loads = 0;
-        while loads < budget && client.session.out.len() < enough_len {
+        while loads < budget && client.session.waiting_len() < enough_len {
             let Some(load) = client.session.peek_load() else {
                 break;
             };
@@ -311,10 +311,10 @@ impl Server {
         self.output_len(id) > 0 || self.clients.get(&id).is_some_and(waits)
     }
 
-    /// Bytes that wait for the client's socket.
+    /// Bytes that wait for the client's socket, or will.
     fn output_len(&self, id: ClientId) -> usize {
         let client = self.clients.get(&id);
-        client.map_or(0, |client| client.session.out.len())
+        client.map_or(0, |client| client.session.waiting_len())
     }
 
     /// The client's socket took something.

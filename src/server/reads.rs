@@ -66,7 +66,7 @@ struct Turns {
     order: VecDeque<ClientId>,
     /// In the hands of the workers.
     running: usize,
-    /// `running <= running_max`
+    /// No more is given out when there are so many; only [`Reads::at_once`] goes beyond it.
     running_max: usize,
 }
 
@@ -90,6 +90,19 @@ impl Reads {
         let read = Some(self.pending.insert((pending, kind)));
         self.turns(kind)
             .push(client, (JobTag { storage, read }, job));
+    }
+
+    /// Takes a read that has its turn whatever else its client waits for, and gives it out: what it
+    /// finds is all that the client's socket waits for. There is one such of a client at a time.
+    pub(super) fn at_once(
+        &mut self,
+        storage: usize,
+        pending: PendingRead,
+        job: Job,
+    ) -> (JobTag, Job) {
+        let read = Some(self.pending.insert((pending, Kind::Short)));
+        self.short.running += 1;
+        (JobTag { storage, read }, job)
     }
 
     /// The next one for the workers, of a client that `takes` what it is sent: what is read for

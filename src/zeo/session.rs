@@ -193,6 +193,9 @@ impl Session {
     /// The next call, if it is a load of the usual form. It is not taken: by
     /// [`Self::answer_load`] it will be, or by [`Self::next_call`] as any other.
     pub fn peek_load(&self) -> Option<Load> {
+        if self.large_store.is_some() {
+            return None;
+        }
         let frame = self.frames.peek()?;
         match self.phase {
             Phase::Registered => load::read(self.encoding, self.dialect, frame),
@@ -204,7 +207,8 @@ impl Session {
     /// object.
     pub fn answer_load(&mut self, load: &Load, data: &[u8], serial: Tid) {
         self.frames.skip();
-        if load::answer(&mut self.out, self.encoding, load, data, serial).is_err() {
+        let encoding = self.encoding;
+        if load::answer(self.last(), encoding, load, data, serial).is_err() {
             debug_assert!(false, "{} bytes do not fit into a frame", data.len());
         }
     }
