@@ -324,13 +324,17 @@ impl Server {
         };
         // Of what is left no more can be notices; so a client that keeps up is never called deaf.
         client.notices_len = client.notices_len.min(client.session.waiting_len());
+        let has_more = !(client.long_replies.is_empty() && client.transfers.is_empty());
         if client.paused && client.session.waiting_len() <= OUTPUT_RESUME_LEN {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
             self.start_reads();
         }
-        self.read_long(id);
-        self.read_blobs(id);
+        // Each write comes by here: usually for nothing.
+        if has_more {
+            self.read_long(id);
+            self.read_blobs(id);
+        }
     }
 
     /// The connection is closed.
