@@ -13,7 +13,7 @@ use bytes::Bytes;
 use driver::Driver;
 use driver::cold::PartlyCold;
 use standby::ids::{ClientId, Oid, Tid};
-use standby::limits::{LONG_READ_LEN, OUTPUT_PAUSE_LEN, WHOLE_LOAD_LEN_MAX};
+use standby::limits::{LONG_READ_LEN, OUTPUT_PAUSE_LEN, SHORT_READS_MAX, WHOLE_LOAD_LEN_MAX};
 use standby::storage::Lane;
 use standby::zeo::{Encoding, FrameReader, Value};
 
@@ -152,6 +152,47 @@ fn many_notices_do_not_stop_a_long_reply() {
         let frames = take_all(&mut driver, reader);
         assert!(content(&driver, &frames[0]) == Ok(data(LONG).into()));
         assert!(frames.len() > 20, "{}", frames.len());
+    }
+}
+
+#[test]
+fn clients_that_are_sent_large_objects_leave_turns_to_others() {
+    for encoding in ENCODINGS {
+        let (mut driver, _, disk) = served(encoding);
+        let greedy: Vec<ClientId> = (0..3 * SHORT_READS_MAX).map(|_| driver.connect()).collect();
+        let modest = driver.connect();
+        disk.cool_from(0);
+        driver.is_disk_at_hand = false;
+        let calls = loads(&driver, &[LONG; 20]);
+        for client in &greedy {
+            driver.send(*client, &calls);
+        }
+        // They take all that they are sent, faster than the disk reads it.
+        let round = |driver: &mut Driver| {
+            assert!(driver.run_job());
+            driver.end_turn();
+            assert!(
+                driver.jobs.len() <= SHORT_READS_MAX,
+                "{}",
+                driver.jobs.len()
+            );
+            for client in &greedy {
+                driver.take(*client);
+                driver.serve(*client);
+            }
+            driver.end_turn();
+        };
+        for _ in 0..3 * greedy.len() {
+            round(&mut driver);
+        }
+        let call = loads(&driver, &[1]);
+        driver.send(modest, &call);
+        let mut reads = 0;
+        while driver.frames(modest).is_empty() {
+            round(&mut driver);
+            reads += 1;
+        }
+        assert!(reads <= greedy.len() + SHORT_READS_MAX + 1, "{reads}");
     }
 }
 

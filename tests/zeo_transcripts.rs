@@ -24,6 +24,7 @@ use standby::server::{Now, Output, Server};
 use standby::storage::blob::layout::{BlobDirectory, Layout};
 use standby::storage::disk::{Disk, File, FileId, OpenMode};
 use standby::storage::memory::MemoryDisk;
+use standby::storage::witness;
 use standby::storage::{FileStorage, LockScope, Options, PackOptions};
 use standby::zeo::{
     Encoding, FrameReader, Message, ProtocolError, Request, Value, message, msgpack, pickle,
@@ -83,68 +84,80 @@ fn answers_mean_what_runzeo_answered() {
     assert!(held >= 40, "only {held} recordings were found");
 }
 
-/// A disk that has nothing in memory: whatever is read has to be waited for.
+/// A disk on which tids are what the clock says; if `is_cold` it has nothing in memory: whatever is
+/// read has to be waited for.
 #[derive(Debug)]
-struct ColdDisk(MemoryDisk);
+struct ReplayDisk {
+    memory: MemoryDisk,
+    is_cold: bool,
+}
 
 #[derive(Debug)]
 struct ColdFile(Arc<dyn File>);
 
-impl Disk for ColdDisk {
+impl Disk for ReplayDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(ColdFile(self.0.open(path, mode)?)))
+        let file = self.memory.open(path, mode)?;
+        Ok(match self.is_cold {
+            true => Arc::new(ColdFile(file)),
+            false => file,
+        })
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.0.read(path)
+        self.memory.read(path)
     }
 
     fn replace(&self, path: &Path, contents: &[&[u8]]) -> io::Result<()> {
-        self.0.replace(path, contents)
+        if path.to_string_lossy().ends_with(witness::SUFFIX) {
+            // With it tids would say something else, too.
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.memory.replace(path, contents)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.0.remove(path)
+        self.memory.remove(path)
     }
 
     fn identify(&self, path: &Path) -> io::Result<FileId> {
-        self.0.identify(path)
+        self.memory.identify(path)
     }
 
     fn sync_directory_of(&self, path: &Path) -> io::Result<()> {
-        self.0.sync_directory_of(path)
+        self.memory.sync_directory_of(path)
     }
 
     fn open_unnamed(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        self.0.open_unnamed(path)
+        self.memory.open_unnamed(path)
     }
 
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
-        self.0.names(directory)
+        self.memory.names(directory)
     }
 
     fn create_directories(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        self.0.create_directories(path)
+        self.memory.create_directories(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
+        self.memory.rename(from, to)
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.link(from, to)
+        self.memory.link(from, to)
     }
 
     fn discard(&self, path: &Path) -> io::Result<()> {
-        self.0.discard(path)
+        self.memory.discard(path)
     }
 
     fn remove_tree(&self, path: &Path) -> io::Result<()> {
-        self.0.remove_tree(path)
+        self.memory.remove_tree(path)
     }
 
     fn set_read_only(&self, path: &Path, directory: &Path) -> io::Result<()> {
-        self.0.set_read_only(path, directory)
+        self.memory.set_read_only(path, directory)
     }
 }
 
@@ -251,10 +264,8 @@ impl Conversation {
         };
         let new_disk = || -> Arc<dyn Disk> {
             let memory = MemoryDisk::new();
-            match cold {
-                false => Arc::new(memory),
-                true => Arc::new(ColdDisk(memory)),
-            }
+            let is_cold = cold;
+            Arc::new(ReplayDisk { memory, is_cold })
         };
         let storage = |disk: Arc<dyn Disk>, name: &str, read_only, quota| {
             let options = Options {

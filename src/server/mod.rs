@@ -176,9 +176,9 @@ impl Server {
     /// Executes calls that have arrived: `budget` at most, and no more when they have made as much
     /// output as one turn may. Whether more may be there.
     pub fn run_calls(&mut self, id: ClientId, budget: usize, now: Now) -> bool {
-        let enough_len = self.waiting_len(id) + OUTPUT_LEN_PER_TURN;
+        let enough_len = self.output_len(id) + OUTPUT_LEN_PER_TURN;
         let mut executed = 0;
-        while executed < budget && self.waiting_len(id) < enough_len {
+        while executed < budget && self.output_len(id) < enough_len {
             if !self.wants_input(id) {
                 return false;
             }
@@ -308,11 +308,11 @@ impl Server {
     pub fn has_output(&self, id: ClientId) -> bool {
         let waits = |client: &Client| !client.long_replies.is_empty();
         // The next piece of a long reply may be with a worker.
-        self.waiting_len(id) > 0 || self.clients.get(&id).is_some_and(waits)
+        self.output_len(id) > 0 || self.clients.get(&id).is_some_and(waits)
     }
 
-    /// Bytes that wait for the client's socket, or behind what a long reply misses.
-    fn waiting_len(&self, id: ClientId) -> usize {
+    /// Bytes that wait for the client's socket, or will.
+    fn output_len(&self, id: ClientId) -> usize {
         let client = self.clients.get(&id);
         client.map_or(0, |client| client.session.waiting_len())
     }
@@ -324,13 +324,17 @@ impl Server {
         };
         // Of what is left no more can be notices; so a client that keeps up is never called deaf.
         client.notices_len = client.notices_len.min(client.session.waiting_len());
+        let has_more = !(client.long_replies.is_empty() && client.transfers.is_empty());
         if client.paused && client.session.waiting_len() <= OUTPUT_RESUME_LEN {
             client.paused = false;
             self.outputs.push_back(Output::Serve(id));
             self.start_reads();
         }
-        self.read_long(id);
-        self.read_blobs(id);
+        // Each write comes by here: usually for nothing.
+        if has_more {
+            self.read_long(id);
+            self.read_blobs(id);
+        }
     }
 
     /// The connection is closed.

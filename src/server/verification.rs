@@ -1,6 +1,8 @@
 //! What a client that comes back with a cache asks: what has changed since (zeo-protocol, section
 //! 10).
 
+use std::sync::Arc;
+
 use super::calls::Outcome;
 use super::{JobTag, Now, Output, Server};
 use crate::ids::{ClientId, Oid, Tid};
@@ -84,10 +86,7 @@ impl Server {
 
 fn changes_value(changes: Option<(Tid, Vec<Oid>)>) -> Value {
     changes.map_or(Value::None, |(last, oids)| {
-        Value::Tuple(vec![
-            Value::from(last),
-            Value::List(oids.into_iter().map(Value::from).collect()),
-        ])
+        Value::Tuple(vec![Value::from(last), Value::from(Arc::new(oids))])
     })
 }
 

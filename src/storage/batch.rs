@@ -4,8 +4,8 @@
 //! *batch*. Only when it is finished on stable storage is it published, in tid order: index,
 //! `last_tid`, then the events by which clients hear of it.
 //!
-//! A disk that loses power may keep any part of what was not synced. So opening must be able to tell
-//! what is whole, and there are two ways to see to that:
+//! A disk that loses power may keep any part of what was not synced. So opening must be able to
+//! tell what is whole, and there are two ways to see to that:
 //!
 //! - *Witnessed* transactions show by themselves whether all of them is there (`witness`). A batch
 //!   of such goes to the disk as it shall be, and waits for one sync.
@@ -603,6 +603,153 @@ mod tests {
         assert_eq!((oids_later, entries_later), (oids, entries));
         assert_eq!(next, Some(100..101));
         assert_eq!(next_later, Some(101..102));
+    }
+
+    /// The appends that wait for a worker.
+    fn appends(rig: &mut Rig) -> Vec<&Append> {
+        rig.storage.flush();
+        rig.collect();
+        let appends = rig.jobs.iter().filter_map(|job| match job {
+            Job::Append(append) => Some(&**append),
+            _ => None,
+        });
+        appends.collect()
+    }
+
+    fn run_jobs(rig: &mut Rig) -> usize {
+        for job in std::mem::take(&mut rig.jobs) {
+            rig.storage.on_done(job.run(), rig.now);
+        }
+        rig.collect();
+        let committed = |event: &Event| matches!(event, Event::Committed(_));
+        let events = std::mem::take(&mut rig.events);
+        events.into_iter().filter(committed).count()
+    }
+
+    fn finished(rig: &mut Rig, stores: &[(u64, u64, &'static str)]) -> TxnId {
+        let id = rig.begin(stores);
+        assert!(rig.storage.vote(id, rig.now));
+        rig.storage.finish(id, rig.wall, rig.now);
+        id
+    }
+
+    fn status_of(append: &Append) -> u8 {
+        match &append.parts[0] {
+            Part::Memory(bytes) => bytes[STATUS_POS as usize],
+            part => panic!("{part:?}"),
+        }
+    }
+
+    fn zeros() -> &'static str {
+        Box::leak("\0".repeat(1100).into_boxed_str())
+    }
+
+    #[test]
+    fn one_sync_is_enough_for_what_shows_whether_it_is_whole() {
+        let mut rig = Rig::new(options());
+        rig.commit(&[(1, 0, "one")]);
+        let id = finished(&mut rig, &[(2, 0, "two")]);
+        let tid = rig.storage.assigned_tid(id).unwrap();
+        assert!(witness::batch_of(tid).is_some());
+        let [append] = appends(&mut rig)[..] else {
+            panic!("not one append");
+        };
+        assert_eq!((append.seals.len(), status_of(append)), (0, b' '));
+        assert_eq!(run_jobs(&mut rig), 1);
+        assert!(appends(&mut rig).is_empty());
+        assert!(!rig.storage.is_writing());
+        assert_eq!(rig.storage.last_tid(), tid);
+    }
+
+    #[test]
+    fn an_empty_sector_makes_all_of_a_batch_wait_for_two_syncs() {
+        let mut rig = Rig::new(options());
+        rig.commit(&[(1, 0, "one")]);
+        let ids = ["two", zeros(), "four"].map(|data| {
+            let oid = 10 + rig.storage.txns_begun;
+            finished(&mut rig, &[(oid, 0, data)])
+        });
+        let tids = ids.map(|id| rig.storage.assigned_tid(id).unwrap());
+        assert!(tids.is_sorted());
+        let marks = tids.map(|tid| witness::batch_of(tid).is_some());
+        assert_eq!(marks, [true, false, true]);
+        let [append] = appends(&mut rig)[..] else {
+            panic!("not one append");
+        };
+        assert_eq!((append.seals.len(), status_of(append)), (0, b'c'));
+        assert_eq!(run_jobs(&mut rig), 0);
+        let [append] = appends(&mut rig)[..] else {
+            panic!("not one append");
+        };
+        assert_eq!(append.seals.len(), 3);
+        assert_eq!(run_jobs(&mut rig), 3);
+        // And the next one needs one sync again.
+        finished(&mut rig, &[(20, 0, "next")]);
+        appends(&mut rig);
+        assert_eq!(run_jobs(&mut rig), 1);
+    }
+
+    #[test]
+    fn a_witnessed_batch_has_one_number_and_a_bounded_length() {
+        let mut rig = Rig::new(options());
+        rig.commit(&[(1, 0, "one")]);
+        let long: &'static str = Box::leak("x".repeat(400_000).into_boxed_str());
+        // One is written while the others come; the last of those does not fit.
+        finished(&mut rig, &[(2, 0, "first")]);
+        assert_eq!(appends(&mut rig).len(), 1);
+        let ids = [3, 4, 5].map(|oid| finished(&mut rig, &[(oid, 0, long)]));
+        let number = |rig: &Rig, id| witness::batch_of(rig.storage.assigned_tid(id).unwrap());
+        let numbers = ids.map(|id| number(&rig, id));
+        assert!(numbers.iter().all(|it| it.is_some() && *it == numbers[0]));
+        assert_eq!(run_jobs(&mut rig), 1);
+        assert_eq!(appends(&mut rig).len(), 1);
+        // Of another batch by its number, though it could go with the one that is left.
+        let late = finished(&mut rig, &[(6, 0, "late")]);
+        assert_ne!(number(&rig, late), numbers[0]);
+        for count in [2, 1, 1] {
+            assert_eq!(run_jobs(&mut rig), count);
+            appends(&mut rig);
+        }
+        assert!(!rig.storage.is_writing());
+    }
+
+    #[test]
+    fn a_tid_that_looks_witnessed_and_is_not_ends_the_witness() {
+        let mut rig = Rig::new(options());
+        let last = rig.commit(&[(1, 0, "one")]);
+        let path = Path::new("Data.fs");
+        let restored = |rig: &mut Rig, tid: Tid| {
+            let metadata = super::super::Metadata {
+                tid: Some(tid),
+                ..metadata()
+            };
+            let id = rig.storage.begin(metadata);
+            let data = Bytes::from_static(zeros().as_bytes());
+            let oid = Oid(tid.0);
+            assert!(rig.storage.restore(id, oid, Some(data), None));
+            rig.end(id);
+        };
+        let witness = |rig: &Rig| Witness::load(&*rig.storage.disk, path);
+        let other = witness::unwitnessed_from(last.next());
+        restored(&mut rig, other);
+        assert!(witness(&rig).is_some());
+        restored(&mut rig, witness::witnessed_from(other.next(), 0));
+        assert_eq!(witness(&rig), None);
+        let id = finished(&mut rig, &[(2, 0, "two")]);
+        let tid = rig.storage.assigned_tid(id).unwrap();
+        assert_eq!(witness::batch_of(tid), None);
+        rig.settle();
+        // Some seconds later it begins anew, behind all that.
+        rig.storage.on_timer(rig.now);
+        rig.settle();
+        assert!(witness(&rig).is_some_and(|it| it.pos == rig.storage.tail));
+        let id = finished(&mut rig, &[(3, 0, "three")]);
+        let tid = rig.storage.assigned_tid(id).unwrap();
+        assert!(witness::batch_of(tid).is_some());
+        rig.settle();
+        let disk = rig.storage.disk.clone();
+        rig.storage.close().unwrap();
+        assert_eq!(Witness::load(&*disk, path), None);
     }
 
     #[test]

@@ -179,6 +179,23 @@ class MsgpackTests(Case):
         self.check_memory()
         eventually(lambda: greedy.receive() or len(greedy.pushed) == 21)
 
+    def test_what_waits_behind_a_long_reply_comes_behind_it(self):
+        client, reader = self.connect(), self.connect()
+        lengths = [LONG, 900000, 100, 900000, 900000, 50, 900000, 900000, 900000]
+        client.commit(*[(p64(n), z64, self.data[:length]) for n, length in enumerate(lengths)])
+        # More of them than may wait for a client: it is paused, and goes on all the same. The
+        # short ones, which are answered on the spot, must not come in the middle of a long one.
+        for length in 100, 50:
+            reader.call('loadBefore', p64(lengths.index(length)), maxtid)
+        calls = [reader.start('loadBefore', p64(n % 9), maxtid) for n in range(27)]
+        calls.append(reader.start('ping'))
+        client.commit((p64(99), z64, b'short'))
+        for n, call in enumerate(calls[:-1]):
+            self.assertTrue(reader.result(call)[0] == self.data[:lengths[n % 9]])
+        reader.result(calls[-1])
+        eventually(lambda: len(reader.pushed) == 2 or reader.receive())
+        self.check_memory()
+
     def test_a_long_transaction(self):
         client, other = self.connect(), self.connect()
         client.begin()
