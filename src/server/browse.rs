@@ -9,7 +9,7 @@ use super::reads::{PendingRead, Wanted};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{HISTORY_ENTRIES_MAX, ITERATORS_MAX};
 use crate::storage::error::ReadError;
-use crate::storage::history::{From, Past, Query, Revision, Step, TxnInfo};
+use crate::storage::history::{From, Past, Query, Revision, RevisionData, Step, TxnInfo};
 use crate::storage::{Job, Lookup};
 use crate::zeo::errors::RemoteError;
 use crate::zeo::{Value, decode_standalone};
@@ -265,12 +265,21 @@ impl Server {
             return Outcome::Reply(Value::None);
         };
         *pos = revision.next;
-        Outcome::Reply(Value::Tuple(vec![
-            revision.oid.into(),
-            revision.tid.into(),
-            revision.data.map_or(Value::None, Value::Bytes),
-            revision.data_tid.map_or(Value::None, Value::from),
-        ]))
+        let record = |data: Value| {
+            Value::Tuple(vec![
+                revision.oid.into(),
+                revision.tid.into(),
+                data,
+                revision.data_tid.map_or(Value::None, Value::from),
+            ])
+        };
+        match revision.data {
+            None => Outcome::Reply(record(Value::None)),
+            Some(RevisionData::Whole(data)) => Outcome::Reply(record(Value::Bytes(data))),
+            Some(RevisionData::Long(data)) => {
+                Outcome::ReplyLong(record(Value::Gap(data.left())), data)
+            }
+        }
     }
 
     fn end_iteration(&mut self, id: ClientId, number: i64) {

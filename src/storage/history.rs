@@ -12,6 +12,7 @@ use super::disk::File;
 use super::error::ReadError;
 use super::format::Status;
 use super::iterate::{Backwards, Transaction, Transactions};
+use super::pieces::LongData;
 use super::read::{Reader, Wait};
 use crate::ids::{Oid, Tid};
 
@@ -109,11 +110,20 @@ pub struct Revision {
     /// The transaction.
     pub tid: Tid,
     /// The object's state; `None` if it does not exist as of this record.
-    pub data: Option<Bytes>,
+    pub data: Option<RevisionData>,
     /// The transaction whose data these are, if it is another one (after an undo).
     pub data_tid: Option<Tid>,
     /// Position of the record after it.
     pub next: u64,
+}
+
+/// The data of a record on an iteration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RevisionData {
+    /// As they are.
+    Whole(Bytes),
+    /// To be read piece by piece.
+    Long(LongData),
 }
 
 impl Query {
@@ -145,7 +155,8 @@ impl Query {
                 })))
             }
             Self::Record { pos, end } if pos < end => {
-                reader.revision(*pos).map(|it| Past::Record(Some(it)))
+                let revision = reader.revision(*pos, file)?;
+                Ok(Past::Record(Some(revision)))
             }
             Self::Record { .. } => Ok(Past::Record(None)),
         }

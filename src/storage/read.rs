@@ -7,12 +7,15 @@
 //!
 //! Every pointer must lead towards the start of the file, so that no damage can make a loop.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::disk::File;
 use super::error::{Damage, Fault, ReadError};
 use super::format::{DATA_HEADER_LEN, DataHeader, FIRST_TXN_POS, POINTER_LEN};
-use super::history::Revision;
+use super::history::{Revision, RevisionData};
+use super::pieces::LongData;
 use crate::ids::{Oid, Tid};
 use crate::limits::{FRAME_LEN_MAX, WHOLE_LOAD_LEN_MAX};
 
@@ -230,8 +233,8 @@ impl Reader<'_> {
     }
 
     /// The record at `pos`, of whatever object. Its data are those of another transaction if it has
-    /// a back pointer.
-    pub(super) fn revision(&self, pos: u64) -> Result<Revision, ReadError> {
+    /// a back pointer. `file` is the reader's.
+    pub(super) fn revision(&self, pos: u64, file: &Arc<dyn File>) -> Result<Revision, ReadError> {
         let mut bytes = [0; DATA_HEADER_LEN];
         self.fill(&mut bytes, pos)?;
         let header = DataHeader::decode(&bytes).map_err(|fault| Damage { pos, fault })?;
@@ -246,7 +249,12 @@ impl Reader<'_> {
         Ok(Revision {
             oid: header.oid,
             tid: header.tid,
-            data: self.data(record)?,
+            data: self.content(record)?.map(|content| match content {
+                Content::Data(data) => RevisionData::Whole(data),
+                Content::Long { pos, len } => {
+                    RevisionData::Long(LongData::new(file.clone(), pos, len))
+                }
+            }),
             data_tid,
             next: pos + header.record_len(),
         })
