@@ -151,6 +151,10 @@ pub const UNDO_ERRORS_MAX: usize = 1000;
 /// file.
 pub const STAGED_LEN_IN_MEMORY_MAX: usize = 8 << 20;
 
+/// Data of a transaction from this length on stay in what was read from the socket, which is 64 KB
+/// long: sixteen times what is counted is the most that they keep. Shorter ones are copied.
+pub const STAGED_SHARED_LEN_MIN: usize = 4096;
+
 /// Length of a transaction, and of a batch of such, up to which one sync may be enough for it
 /// (`storage::witness`): what opening may find incomplete is no longer.
 pub const WITNESSED_LEN_MAX: u64 = 1 << 20;

@@ -175,8 +175,8 @@ fn a_load_of_an_older_revision() {
 fn a_commit() {
     for encoding in ENCODINGS {
         let bounds = match encoding {
-            Encoding::Z => [(1, 52.0, 10_600), (100, 960.0, 340_000)],
-            Encoding::M => [(1, 44.0, 7000), (100, 740.0, 250_000)],
+            Encoding::Z => [(1, 53.0, 11_600), (100, 1100.0, 430_000)],
+            Encoding::M => [(1, 45.0, 8300), (100, 900.0, 350_000)],
         };
         for (objects, allocations, bytes) in bounds {
             let (mut driver, id) = served(encoding);

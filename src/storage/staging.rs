@@ -15,7 +15,7 @@ use super::layout::Layout;
 use super::undo::Undone;
 use crate::ids::{Oid, Tid};
 use crate::limits::{
-    SHARED_DATA_LEN_MIN, STAGED_LEN_IN_MEMORY_MAX, STAGED_PIECE_LEN, STAGED_PIECES_MAX,
+    STAGED_LEN_IN_MEMORY_MAX, STAGED_PIECE_LEN, STAGED_PIECES_MAX, STAGED_SHARED_LEN_MIN,
 };
 
 /// Records and dependencies from which on a transaction is *large*: what has to be done with each
@@ -99,7 +99,7 @@ impl Data {
     /// with them.
     pub(super) fn memory(data: Bytes) -> Self {
         Self::Memory(match data.len() {
-            ..SHARED_DATA_LEN_MIN => Bytes::copy_from_slice(&data),
+            ..STAGED_SHARED_LEN_MIN => Bytes::copy_from_slice(&data),
             _ => data,
         })
     }
