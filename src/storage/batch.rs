@@ -35,7 +35,7 @@ use super::index::Index;
 use super::job::{Append, Job, Part};
 use super::layout::{LaidOut, Layout};
 use super::staging::{Data, Rest, TXN_TRAILER_LEN, Txn, TxnId, TxnState};
-use super::witness::{self, Sectors, Witness};
+use super::witness::{self, Mark, Sectors};
 use super::{Changed, Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::{SHARED_DATA_LEN_MIN, WITNESSED_LEN_MAX};
@@ -86,6 +86,8 @@ pub(super) enum Witnessing {
     Off,
     /// It is being written.
     Beginning,
+    /// The same, but it is of no use any more.
+    Cancelled,
     On,
 }
 
@@ -137,6 +139,7 @@ impl FileStorage {
         self.voted_len -= len;
         self.assigned_tid = finishing.header.tid;
         self.assigned_end = finishing.end;
+        self.end_tid = Some(finishing.header.tid);
         self.finishing.push(finishing);
         let held = self.lock.downgrade(ticket);
         self.go_on(held, now);
@@ -162,12 +165,21 @@ impl FileStorage {
             && txn.len_in_file() <= WITNESSED_LEN_MAX;
         let current = |oid| self.index.get(oid);
         if can_be_witnessed {
-            let tid = witness::witnessed_from(least, self.batch_number);
+            // What opening may find incomplete is a batch: no longer than it looks back.
+            let end = start + txn.len_in_file();
+            let room = |from: &u64| end - from <= WITNESSED_LEN_MAX;
+            let from = self.batch_start.filter(room);
+            let is_full = self.batch_start.is_some() && from.is_none();
+            let batch = self.batch_number + u64::from(is_full);
+            let is_first = from.is_none();
+            let tid = witness::witnessed_from(least, Mark { batch, is_first });
             let mut finishing = lay_out(id, ticket, txn, tid, start, current);
             finishing.is_witnessed = true;
             finishing.set_status(Status::Finished);
             // At the end of time there are no such tids.
             if tid < Tid::END && !finishing.has_empty_sector() {
+                self.batch_number = batch;
+                self.batch_start = from.or(Some(start));
                 return finishing;
             }
         }
@@ -176,9 +188,10 @@ impl FileStorage {
             true => lay_out_later(id, ticket, txn, tid, start, &self.index),
             false => lay_out(id, ticket, txn, tid, start, current),
         };
-        // It must not be taken for a witnessed one that is not whole.
-        if witness::batch_of(tid).is_some() && (!is_small || finishing.has_empty_sector()) {
-            self.witnessing = Witnessing::Off;
+        // It must not be taken for a witnessed one: it may have empty sectors, and whoever gave it
+        // the tid could make it look like one of any batch.
+        if witness::mark_of(tid).is_some() {
+            self.cancel_witness();
             self.ends_witness = true;
         }
         finishing
@@ -211,22 +224,21 @@ impl FileStorage {
         let first = batch.first();
         let pos = first.map_or(self.assigned_end, |first| first.start);
         if batch.iter().all(|one| one.is_witnessed) {
-            // By the number opening knows which ones belong together, and by the length where to
-            // look for them.
-            let number = first.map(|first| witness::batch_of(first.header.tid));
-            let is_together = |one: &&Finishing| {
-                one.end - pos <= WITNESSED_LEN_MAX
-                    && Some(witness::batch_of(one.header.tid)) == number
-            };
-            let count = batch.iter().take_while(is_together).count();
-            self.finishing = batch.split_off(count);
+            // Up to where the next batch begins, if there was too much for one.
+            let mark = |one: &Finishing| witness::mark_of(one.header.tid);
+            let is_next = |one: &Finishing| mark(one).is_some_and(|mark| mark.is_first);
+            let next = batch.iter().skip(1).position(is_next);
+            self.finishing = next.map_or(Vec::new(), |next| batch.split_off(next + 1));
         } else {
             for one in &mut batch {
                 one.set_status(Status::Voted);
                 one.is_witnessed = false;
             }
         }
-        self.batch_number += 1;
+        if self.finishing.is_empty() {
+            self.batch_number += 1;
+            self.batch_start = None;
+        }
         let (mut parts, mut blobs) = (Vec::new(), Vec::new());
         for one in &mut batch {
             parts.append(&mut one.parts);
@@ -264,24 +276,32 @@ impl FileStorage {
         self.events.push_back(Event::Run(Job::Witness {
             disk: self.disk.clone(),
             path: self.path.clone(),
-            witness: Witness {
-                file: self.file_id,
-                pos: self.assigned_end,
-            },
+            file: self.file.clone(),
+            inode: self.file_id.inode,
+            pos: self.assigned_end,
+            tid: self.end_tid,
         }));
     }
 
-    pub(super) fn on_witness(&mut self, result: Result<(), StorageError>) {
-        let state = match result {
-            Ok(()) => Witnessing::On,
-            Err(error) => {
-                log::warn!("{}: commits take two syncs each: {error}", self.name());
-                Witnessing::Off
-            }
+    /// From now on no transaction is witnessed.
+    pub(super) fn cancel_witness(&mut self) {
+        self.witnessing = match self.witnessing {
+            Witnessing::Beginning | Witnessing::Cancelled => Witnessing::Cancelled,
+            Witnessing::Off | Witnessing::On => Witnessing::Off,
         };
-        // If it was to end meanwhile, it has: in the same thread, and later.
-        if self.witnessing == Witnessing::Beginning {
-            self.witnessing = state;
+    }
+
+    pub(super) fn on_witness(&mut self, result: Result<(), StorageError>) {
+        let is_cancelled = self.witnessing == Witnessing::Cancelled;
+        self.witnessing = match &result {
+            Ok(()) if !is_cancelled => Witnessing::On,
+            _ => Witnessing::Off,
+        };
+        match result {
+            Ok(()) => self.witness_failed = false,
+            // It is tried again every few seconds.
+            Err(_) if std::mem::replace(&mut self.witness_failed, true) => {}
+            Err(error) => log::warn!("{}: commits take two syncs each: {error}", self.name()),
         }
     }
 
@@ -520,7 +540,8 @@ mod tests {
     use crate::storage::memory::MemoryDisk;
     use crate::storage::staging::{Base, LARGE_COUNT_MIN, Record};
     use crate::storage::testing::{Rig, metadata, options};
-    use crate::storage::{Lookup, Vote};
+    use crate::storage::witness::Witness;
+    use crate::storage::{LockScope, Lookup, Metadata, Options, Vote};
 
     /// Data of every kind and length, in memory and staged, of new objects and of others.
     fn txn(staging_file: Arc<dyn File>) -> Txn {
@@ -650,7 +671,7 @@ mod tests {
         rig.commit(&[(1, 0, "one")]);
         let id = finished(&mut rig, &[(2, 0, "two")]);
         let tid = rig.storage.assigned_tid(id).unwrap();
-        assert!(witness::batch_of(tid).is_some());
+        assert!(witness::mark_of(tid).is_some());
         let [append] = appends(&mut rig)[..] else {
             panic!("not one append");
         };
@@ -671,7 +692,7 @@ mod tests {
         });
         let tids = ids.map(|id| rig.storage.assigned_tid(id).unwrap());
         assert!(tids.is_sorted());
-        let marks = tids.map(|tid| witness::batch_of(tid).is_some());
+        let marks = tids.map(|tid| witness::mark_of(tid).is_some());
         assert_eq!(marks, [true, false, true]);
         let [append] = appends(&mut rig)[..] else {
             panic!("not one append");
@@ -683,73 +704,12 @@ mod tests {
         };
         assert_eq!(append.seals.len(), 3);
         assert_eq!(run_jobs(&mut rig), 3);
-        // And the next one needs one sync again.
-        finished(&mut rig, &[(20, 0, "next")]);
+        // And the next one needs one sync again, and begins a batch.
+        let id = finished(&mut rig, &[(20, 0, "next")]);
+        let tid = rig.storage.assigned_tid(id).unwrap();
+        assert!(witness::mark_of(tid).unwrap().is_first);
         appends(&mut rig);
         assert_eq!(run_jobs(&mut rig), 1);
-    }
-
-    #[test]
-    fn a_witnessed_batch_has_one_number_and_a_bounded_length() {
-        let mut rig = Rig::new(options());
-        rig.commit(&[(1, 0, "one")]);
-        let long: &'static str = Box::leak("x".repeat(400_000).into_boxed_str());
-        // One is written while the others come; the last of those does not fit.
-        finished(&mut rig, &[(2, 0, "first")]);
-        assert_eq!(appends(&mut rig).len(), 1);
-        let ids = [3, 4, 5].map(|oid| finished(&mut rig, &[(oid, 0, long)]));
-        let number = |rig: &Rig, id| witness::batch_of(rig.storage.assigned_tid(id).unwrap());
-        let numbers = ids.map(|id| number(&rig, id));
-        assert!(numbers.iter().all(|it| it.is_some() && *it == numbers[0]));
-        assert_eq!(run_jobs(&mut rig), 1);
-        assert_eq!(appends(&mut rig).len(), 1);
-        // Of another batch by its number, though it could go with the one that is left.
-        let late = finished(&mut rig, &[(6, 0, "late")]);
-        assert_ne!(number(&rig, late), numbers[0]);
-        for count in [2, 1, 1] {
-            assert_eq!(run_jobs(&mut rig), count);
-            appends(&mut rig);
-        }
-        assert!(!rig.storage.is_writing());
-    }
-
-    #[test]
-    fn a_tid_that_looks_witnessed_and_is_not_ends_the_witness() {
-        let mut rig = Rig::new(options());
-        let last = rig.commit(&[(1, 0, "one")]);
-        let path = Path::new("Data.fs");
-        let restored = |rig: &mut Rig, tid: Tid| {
-            let metadata = super::super::Metadata {
-                tid: Some(tid),
-                ..metadata()
-            };
-            let id = rig.storage.begin(metadata);
-            let data = Bytes::from_static(zeros().as_bytes());
-            let oid = Oid(tid.0);
-            assert!(rig.storage.restore(id, oid, Some(data), None));
-            rig.end(id);
-        };
-        let witness = |rig: &Rig| Witness::load(&*rig.storage.disk, path);
-        let other = witness::unwitnessed_from(last.next());
-        restored(&mut rig, other);
-        assert!(witness(&rig).is_some());
-        restored(&mut rig, witness::witnessed_from(other.next(), 0));
-        assert_eq!(witness(&rig), None);
-        let id = finished(&mut rig, &[(2, 0, "two")]);
-        let tid = rig.storage.assigned_tid(id).unwrap();
-        assert_eq!(witness::batch_of(tid), None);
-        rig.settle();
-        // Some seconds later it begins anew, behind all that.
-        rig.storage.on_timer(rig.now);
-        rig.settle();
-        assert!(witness(&rig).is_some_and(|it| it.pos == rig.storage.tail));
-        let id = finished(&mut rig, &[(3, 0, "three")]);
-        let tid = rig.storage.assigned_tid(id).unwrap();
-        assert!(witness::batch_of(tid).is_some());
-        rig.settle();
-        let disk = rig.storage.disk.clone();
-        rig.storage.close().unwrap();
-        assert_eq!(Witness::load(&*disk, path), None);
     }
 
     #[test]
@@ -825,5 +785,134 @@ mod tests {
         assert!(rig.settle().is_empty());
         rig.commit(&[(7, 0, "next")]);
         assert_eq!(rig.storage.object_count(), 1);
+    }
+
+    /// A transaction that is to be finished, with an object of so many bytes.
+    fn voted(rig: &mut Rig, oid: u64, len: usize, tid: Option<Tid>) -> TxnId {
+        let metadata = Metadata { tid, ..metadata() };
+        let id = rig.storage.begin(metadata);
+        let data = Bytes::from(vec![b'x'; len]);
+        assert!(rig.storage.store(id, Oid(oid), None, data));
+        rig.vote(id);
+        id
+    }
+
+    fn tids(rig: &mut Rig) -> Vec<Tid> {
+        let commits = rig.settle().into_iter().map(|event| match event {
+            Event::Committed(commit) => commit.tid,
+            event => panic!("{event:?}"),
+        });
+        commits.collect()
+    }
+
+    fn witness(rig: &Rig) -> Option<Witness> {
+        Witness::load(&*rig.storage.disk, &rig.storage.path).unwrap()
+    }
+
+    #[test]
+    fn a_witnessed_batch_is_no_longer_than_opening_looks_back() {
+        let mut rig = Rig::new(Options {
+            lock_scope: LockScope::Objects,
+            ..options()
+        });
+        let ids: Vec<TxnId> = (0..8)
+            .map(|oid| voted(&mut rig, oid, 300_000, None))
+            .collect();
+        let (ids, late) = ids.split_at(7);
+        for id in ids {
+            rig.finish(*id);
+        }
+        let mut batches = Vec::new();
+        rig.storage.flush();
+        rig.finish(late[0]);
+        while let Some(appending) = &rig.storage.appending {
+            assert!(appending.writing.is_empty() && appending.sealing.is_empty());
+            let whole = &appending.whole;
+            let len = whole[whole.len() - 1].end - whole[0].start;
+            assert!(len <= WITNESSED_LEN_MAX);
+            let marks = whole.iter().map(|one| witness::mark_of(one.header.tid));
+            let marks: Vec<Mark> = marks.map(Option::unwrap).collect();
+            batches.push(marks);
+            rig.collect();
+            let done = rig.jobs.remove(0).run();
+            rig.storage.on_done(done, rig.now);
+            rig.storage.flush();
+        }
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3, 2]);
+        for (number, batch) in (0..).zip(&batches) {
+            for (at, mark) in batch.iter().enumerate() {
+                let is_first = at == 0;
+                assert_eq!((mark.batch, mark.is_first), (number % 2, is_first));
+            }
+        }
+        assert_eq!(rig.storage.object_count(), 8);
+    }
+
+    #[test]
+    fn a_given_tid_that_looks_like_a_witnessed_one_ends_the_witness() {
+        let mut rig = Rig::new(options());
+        let first = rig.commit(&[(1, 0, "one")]);
+        assert!(witness::mark_of(first).is_some() && witness(&rig).is_some());
+        let (batch, is_first) = (0, false);
+        let given = witness::witnessed_from(first.next(), Mark { batch, is_first });
+        let id = voted(&mut rig, 2, 100, Some(given));
+        rig.finish(id);
+        rig.storage.flush();
+        rig.collect();
+        // Before anything of it is written.
+        let Some(Job::Append(append)) = rig.jobs.first() else {
+            panic!("{:?}", rig.jobs);
+        };
+        assert!(append.ends_witness);
+        assert_eq!(tids(&mut rig), [given]);
+        assert_eq!(witness(&rig), None);
+        let unwitnessed = rig.commit(&[(3, 0, "three")]);
+        assert_eq!(witness::mark_of(unwitnessed), None);
+        rig.storage.on_timer(rig.now);
+        rig.settle();
+        let witness = witness(&rig).unwrap();
+        assert_eq!(
+            (witness.pos, witness.tid),
+            (rig.storage.tail, rig.storage.last_tid)
+        );
+        assert!(witness.is_of(&*rig.storage.file));
+        let tid = rig.commit(&[(4, 0, "four")]);
+        assert!(witness::mark_of(tid).is_some());
+        // Others do not.
+        let given = witness::unwitnessed_from(Tid(tid.0 + 7));
+        let id = voted(&mut rig, 5, 100, Some(given));
+        rig.finish(id);
+        assert_eq!(tids(&mut rig), [given]);
+        let tid = rig.commit(&[(6, 0, "six")]);
+        assert!(witness::mark_of(tid).is_some());
+        let disk = rig.storage.disk.clone();
+        rig.storage.close().unwrap();
+        let left = Witness::load(&*disk, Path::new("Data.fs")).unwrap();
+        assert_eq!(left, None);
+    }
+
+    #[test]
+    fn a_witness_that_is_cancelled_while_it_is_written_is_never_relied_on() {
+        let mut rig = Rig::new(options());
+        rig.storage.witnessing = Witnessing::Off;
+        rig.storage.on_timer(rig.now);
+        rig.collect();
+        let begun = rig.jobs.remove(0);
+        let (batch, is_first) = (0, false);
+        let given = witness::witnessed_from(Tid(1 << 58), Mark { batch, is_first });
+        let id = voted(&mut rig, 2, 100, Some(given));
+        rig.finish(id);
+        rig.storage.flush();
+        rig.collect();
+        // Before that is told of.
+        let begun = begun.run();
+        rig.storage.on_timer(rig.now);
+        rig.storage.on_done(begun, rig.now);
+        assert_eq!(rig.storage.witnessing, Witnessing::Off);
+        assert_eq!(tids(&mut rig), [given]);
+        assert_eq!(witness(&rig), None);
+        rig.storage.on_timer(rig.now);
+        rig.settle();
+        assert_eq!(rig.storage.witnessing, Witnessing::On);
     }
 }

@@ -581,7 +581,8 @@ mod tests {
         let first = rig.commit(&[(1, 0, "one")]);
         rig.wall -= Duration::from_secs(3600);
         let second = rig.commit(&[(2, 0, "two")]);
-        assert_eq!(second, first.next());
+        // Not much: the least that tells what a witness has to know.
+        assert!(second > first && second.0 - first.0 < 1 << 11);
     }
 
     #[test]

@@ -235,8 +235,14 @@ pub enum Job {
         disk: Arc<dyn Disk>,
         /// The data file; the witness is saved beside it.
         path: PathBuf,
-        /// What it says.
-        witness: Witness,
+        /// The data file itself,
+        file: Arc<dyn File>,
+        /// which has this inode.
+        inode: u64,
+        /// From here on.
+        pos: u64,
+        /// Tid of the transaction that ends there, unless only the file knows.
+        tid: Option<Tid>,
     },
     /// Go on with a pack.
     Pack(Box<Packer>),
@@ -561,8 +567,16 @@ impl Job {
             Self::Witness {
                 disk,
                 path,
-                witness,
-            } => Done::Witnessed(witness.save(&*disk, &path)),
+                file,
+                inode,
+                pos,
+                tid,
+            } => Done::Witnessed(
+                tid.map_or_else(|| witness::tid_before(&*file, pos), Ok)
+                    .map_err(StorageError::reading(&path))
+                    .map(|tid| Witness { inode, pos, tid })
+                    .and_then(|witness| witness.save(&*disk, &path)),
+            ),
             Self::Pack(packer) => packer.run(),
             Self::Close(file) => {
                 drop(file);

@@ -204,6 +204,9 @@ pub struct FileStorage {
     // What has its place, but is not on stable storage yet.
     assigned_end: u64,
     assigned_tid: Tid,
+    /// Tid of the transaction that ends at `assigned_end`; `None` if only the file knows, as a pack
+    /// may have dropped the last one.
+    end_tid: Option<Tid>,
     // The stations of a batch on its way to the disk, last one first (see `batch`).
     /// In the worker's hands.
     appending: Option<Appending>,
@@ -213,7 +216,11 @@ pub struct FileStorage {
     finishing: Vec<Finishing>,
     /// Of the batch that is growing.
     batch_number: u64,
+    /// Where that begins, if there are witnessed transactions in it.
+    batch_start: Option<u64>,
     witnessing: Witnessing,
+    /// The last attempt to write the witness has failed, and that was said.
+    witness_failed: bool,
     /// The next append has to remove the witness.
     ends_witness: bool,
 
@@ -273,8 +280,9 @@ impl FileStorage {
         let blobs = open_blobs(&*disk, &options)?;
         let file_id = { opened.file.id() }.map_err(StorageError::io("identify", path))?;
         let witness = Witness {
-            file: file_id,
+            inode: file_id.inode,
             pos: opened.tail,
+            tid: opened.last_tid,
         };
         let mut witnessing = Witnessing::Off;
         if !options.read_only {
@@ -301,10 +309,13 @@ impl FileStorage {
             last_tid: opened.last_tid,
             assigned_end: opened.tail,
             assigned_tid: opened.last_tid,
+            end_tid: Some(opened.last_tid),
             appending: None,
             written: Vec::new(),
             finishing: Vec::new(),
             batch_number: 0,
+            batch_start: None,
+            witness_failed: witnessing == Witnessing::Off,
             witnessing,
             ends_witness: false,
             voted_len: 0,

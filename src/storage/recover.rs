@@ -32,7 +32,7 @@ use super::iterate::{Backwards, Transactions};
 use super::oids;
 use super::pack;
 use super::window::Window;
-use super::witness::{self, Sectors, Witness};
+use super::witness::{self, Mark, Sectors, Witness};
 use crate::ids::{Oid, Tid};
 use crate::limits::WITNESSED_LEN_MAX;
 
@@ -81,6 +81,9 @@ const PROGRESS_LEN: u64 = 32 << 20;
 /// one for each client. What the index file covers was on stable storage when that was saved.
 const SEAL_AGAIN_COUNT: usize = 1000;
 
+/// Bytes of a tid, with which a header begins.
+const TID_LEN: usize = 8;
+
 /// Bytes copied at once from the end of a file that is cut.
 const COPY_LEN: usize = 1 << 20;
 
@@ -95,6 +98,12 @@ pub fn open(
     let writable = access != Access::ReadOnly;
     // Before the data file is touched, or created: the owner of the lock may be doing so.
     let lock = writable.then(|| lock_name(disk, path)).transpose()?;
+    let witness = match lock {
+        None if is_foreign(&disk.read(&with_suffix(path, ".lock")).unwrap_or_default()) => None,
+        // There may be one that nobody but its owner may read.
+        None => Witness::load(disk, path).unwrap_or_default(),
+        Some(_) => Witness::load(disk, path)?,
+    };
     if access == Access::Create {
         create(disk, path)?;
     }
@@ -124,7 +133,7 @@ pub fn open(
         unordered: Oddity::default(),
         unknown_status: Oddity::default(),
         wrong_prev: Oddity::default(),
-        witness: Witness::load(disk, path).filter(|it| file.id().is_ok_and(|id| id == it.file)),
+        witness: witness.filter(|witness| witness.is_of(&*file)),
         last_batch: None,
         finished_pos: 0,
         unsealed: Vec::new(),
@@ -164,7 +173,7 @@ pub fn open(
                 .map_err(StorageError::io("write", path))?;
         }
         // After a failed sync these, too, may be there only until the power goes.
-        if let Some((_, start)) = last_batch {
+        if let Some(start) = last_batch {
             copy(&*file, start..tail, &*file, start).map_err(StorageError::io("write", path))?;
         }
         // Also if nothing was cut: what a killed process has written, and we are going to show,
@@ -184,9 +193,11 @@ pub fn open(
 }
 
 /// Takes `Data.fs.lock` as `zc.lockfile` does: an exclusive `flock`, and the pid to be read by
-/// people. The file stays behind when the lock ends.
-fn lock_name(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn File>, StorageError> {
-    let path = with_suffix(path, ".lock");
+/// people, and a word that says who we are: if another server has had the file since we had, what
+/// is behind the position in the witness is no longer ours, and the witness goes. The file stays
+/// behind when the lock ends.
+fn lock_name(disk: &dyn Disk, data_path: &Path) -> Result<Arc<dyn File>, StorageError> {
+    let path = with_suffix(data_path, ".lock");
     let mut opened = disk.open(&path, OpenMode::Write);
     if is_error(&opened, io::ErrorKind::NotFound) {
         opened = disk.open(&path, OpenMode::CreateNew);
@@ -199,11 +210,38 @@ fn lock_name(disk: &dyn Disk, path: &Path) -> Result<Arc<dyn File>, StorageError
     if !file.try_lock().map_err(StorageError::io("lock", &path))? {
         return Err(StorageError::Locked { path });
     }
-    let pid = format!(" {}\n", std::process::id());
+    let mut last = [0; LOCK_LEN_MAX];
+    let len = file.read_at(&mut last, 0);
+    let len = len.map_err(StorageError::io("read", &path))?;
+    if is_foreign(&last[..len]) {
+        // Before the lock file says that it is ours.
+        let witness_path = with_suffix(data_path, witness::SUFFIX);
+        disk.remove(&witness_path)
+            .map_err(StorageError::io("remove", &witness_path))?;
+    }
+    let pid = format!(" {}\n{OURS}\n", std::process::id());
+    // Synced, so that it says so after a crash when there is a witness.
     file.write_at(&mut [IoSlice::new(pid.as_bytes())], 0)
         .and_then(|()| file.set_len(pid.len() as u64))
+        .and_then(|()| file.sync())
         .map_err(StorageError::io("write", &path))?;
     Ok(file)
+}
+
+/// What is written behind the pid into the lock file.
+const OURS: &str = "standby";
+
+/// More than anybody writes there.
+const LOCK_LEN_MAX: usize = 64;
+
+/// Whether another server was the last to have the lock: `zc.lockfile` writes the pid and nothing
+/// else. In doubt not: what a crash has left of ours, or that somebody has removed the file, must
+/// not cost us what the witness says.
+fn is_foreign(lock: &[u8]) -> bool {
+    let pid = lock
+        .strip_prefix(b" ")
+        .and_then(|it| it.strip_suffix(b"\n"));
+    pid.is_some_and(|pid| !pid.is_empty() && pid.iter().all(u8::is_ascii_digit))
 }
 
 /// A pack that was killed leaves a file that is of no use to anybody, and may be large. But no pack
@@ -423,8 +461,8 @@ struct Scan<'a> {
     wrong_prev: Oddity,
     /// From where on witnessed transactions are such.
     witness: Option<Witness>,
-    /// Of the witnessed transactions that were found last: number and beginning of their batch.
-    last_batch: Option<(u64, u64)>,
+    /// Where the batch of the witnessed transaction begins that was found last.
+    last_batch: Option<u64>,
     /// A finished transaction that was found ahead; or zero. Looked for only once, or a batch with
     /// one status would be read again for each of its transactions.
     finished_pos: u64,
@@ -468,15 +506,17 @@ impl Scan<'_> {
         positions: &mut Vec<(Oid, u64)>,
     ) -> Result<bool, ReadError> {
         let pos = txns.pos();
-        let (batch, is_suspect) = self.batch_at(pos, txns)?;
+        let (mark, is_suspect) = self.mark_at(pos, txns)?;
         if is_suspect && self.has_empty_sector(pos, txns)? && self.is_torn(pos)? {
             return Ok(false);
         }
         match self.next_as_it_seems(txns, positions) {
             Ok(true) => {
-                let is_same = |last: &(u64, u64)| Some(last.0) == batch;
-                let last = self.last_batch.filter(is_same);
-                self.last_batch = batch.map(|number| (number, last.map_or(pos, |last| last.1)));
+                let last = self.last_batch;
+                self.last_batch = mark.map(|mark| match last {
+                    Some(start) if !mark.is_first => start,
+                    _ => pos,
+                });
                 Ok(true)
             }
             Err(ReadError::Damaged(_)) if self.is_torn(pos)? => Ok(false),
@@ -484,34 +524,51 @@ impl Scan<'_> {
         }
     }
 
-    /// The number of the batch that the transaction at `pos` is of, if it is a witnessed one; and
-    /// whether it may be one that is not whole.
-    fn batch_at(
+    /// The mark of the transaction at `pos`, if it is a witnessed one; and whether it may be one
+    /// that is not whole.
+    fn mark_at(
         &self,
         pos: u64,
         txns: &mut Transactions,
-    ) -> Result<(Option<u64>, bool), ReadError> {
-        if self.witness.is_none_or(|witness| pos < witness.pos) {
+    ) -> Result<(Option<Mark>, bool), ReadError> {
+        if !self.is_witnessed(pos) {
             return Ok((None, false));
         }
         let header = txns.peek()?.filter(|header| self.fits(pos, header));
         let Some(header) = header.filter(|header| header.status == Status::Finished) else {
             return Ok((None, false));
         };
-        let batch = witness::batch_of(header.tid);
-        Ok((batch, batch.is_some() || self.is_torn_tid(header.tid)))
+        let mark = witness::mark_of(header.tid);
+        let may_be_torn = mark.is_some() || self.is_torn_tid(pos, header.tid);
+        // Only there: all of a long file would be read byte by byte otherwise.
+        Ok((mark, may_be_torn && self.is_near_end(pos)))
     }
 
-    /// Whether the first half of a tid may be missing, which is in another sector then.
-    fn is_torn_tid(&self, tid: Tid) -> bool {
-        tid <= self.known.last_tid
+    /// Whether what begins at `pos` is behind the position that the witness names.
+    fn is_witnessed(&self, pos: u64) -> bool {
+        self.witness.is_some_and(|witness| pos >= witness.pos)
+    }
+
+    /// Whether what begins at `pos` may be of the last batch.
+    const fn is_near_end(&self, pos: u64) -> bool {
+        self.size - pos <= WITNESSED_LEN_MAX
+    }
+
+    /// Whether the first bytes of a tid may be missing, which are in another sector then.
+    fn is_torn_tid(&self, pos: u64, tid: Tid) -> bool {
+        let missing = Sectors::room_at(pos).min(TID_LEN);
+        let is_missing = tid.to_bytes()[..missing].iter().all(|byte| *byte == 0);
+        tid <= self.known.last_tid || missing < TID_LEN && is_missing
     }
 
     /// Whether a sector of the transaction at `pos`, which is there as a whole, shows that it was
     /// not written.
     fn has_empty_sector(&self, pos: u64, txns: &mut Transactions) -> Result<bool, ReadError> {
         let end = txns.peek()?.map_or(pos, |header| pos + header.len);
-        self.is_empty_within(pos..end + POINTER_LEN as u64)
+        let len = usize::try_from(end - pos).unwrap_or(usize::MAX) + POINTER_LEN;
+        let mut sectors = Sectors::from(pos);
+        sectors.look_at(txns.bytes(pos, len)?);
+        Ok(sectors.found())
     }
 
     fn is_empty_within(&self, range: Range<u64>) -> Result<bool, ReadError> {
@@ -532,33 +589,35 @@ impl Scan<'_> {
 
     /// Whether what begins at `pos` is the rest of the last batch, which was on its way to the disk
     /// when the power went: a sector of it was not written, and all else that is finished there is
-    /// of one batch of witnessed transactions.
+    /// of one batch of witnessed transactions, which does not begin behind `pos`. If it did, what
+    /// is at `pos` had been acknowledged, and this is damage.
     fn is_torn(&self, pos: u64) -> Result<bool, ReadError> {
-        let is_near = self.size - pos <= WITNESSED_LEN_MAX;
-        let is_witnessed = self.witness.is_some_and(|witness| pos >= witness.pos);
-        if !is_near || !is_witnessed || !self.is_empty_within(pos..self.size)? {
+        let may_be = self.is_near_end(pos) && self.is_witnessed(pos);
+        if !may_be || !self.is_empty_within(pos..self.size)? {
             return Ok(false);
         }
         let mut batch = None;
         let mut from = pos;
         while let Some((found, header)) = self.find_finished(from)? {
-            let number = witness::batch_of(header.tid);
-            if number.is_none() || batch.is_some_and(|batch| batch != number) {
+            let mark = witness::mark_of(header.tid);
+            let is_of_it = mark.is_some_and(|mark| {
+                batch.is_none_or(|batch| batch == mark.batch) && !(mark.is_first && found > pos)
+            });
+            if !is_of_it {
                 return Ok(false);
             }
-            batch = Some(number);
+            batch = mark.map(|mark| mark.batch);
             from = found + header.len;
         }
         // What is at `pos` itself may be too damaged to be found.
         let mut header = [0; TXN_HEADER_LEN];
         self.file.read_at(&mut header, pos)?;
         let header = TxnHeader::decode(&header);
-        let is_known = header.status == Status::Finished && !self.is_torn_tid(header.tid);
-        let is_other = is_known && {
-            let number = witness::batch_of(header.tid);
-            number.is_none() || batch.is_some_and(|batch| batch != number)
-        };
-        Ok(!is_other)
+        if header.status != Status::Finished || self.is_torn_tid(pos, header.tid) {
+            return Ok(true);
+        }
+        let mark = witness::mark_of(header.tid);
+        Ok(mark.is_some_and(|mark| batch.is_none_or(|batch| batch == mark.batch)))
     }
 
     /// `false` if what follows was never finished, or is not as it should be.
@@ -899,7 +958,7 @@ mod tests {
         let dir = TestDir::new();
         let path = dir.path("Data.fs");
         let first = open_as(Access::ReadWrite, &path).unwrap();
-        let pid = format!(" {}\n", std::process::id());
+        let pid = format!(" {}\nstandby\n", std::process::id());
         let lock_path = dir.path("Data.fs.lock");
         assert_eq!(std::fs::read_to_string(&lock_path).unwrap(), pid);
         let locked = |path: &Path| match open_as(Access::ReadWrite, path) {
@@ -1153,5 +1212,183 @@ mod tests {
         let opened = open_as(Access::ReadOnly, &path).unwrap();
         assert!(positions(&opened.index).into_iter().eq(current));
         assert_eq!((opened.tail, opened.last_tid), (file.end(), Tid(30)));
+    }
+
+    /// Two transactions, and two batches of witnessed ones behind them.
+    struct Batches {
+        bytes: Vec<u8>,
+        /// Where the transactions of the first batch begin, those of the last, and the end.
+        first: Vec<u64>,
+        last: Vec<u64>,
+        end: u64,
+    }
+
+    const LAST_UNWITNESSED: Tid = Tid(20);
+
+    fn batches(len: usize) -> Batches {
+        let mut file = two_txns();
+        let mut tid = Tid::from_unix_time(std::time::Duration::from_secs(1_800_000_000));
+        let data: Vec<u8> = (0..len).map(|at| 1 + at as u8 % 250).collect();
+        let mut batch = |batch, count| {
+            let mut starts = Vec::new();
+            for at in 0..count {
+                let is_first = at == 0;
+                let mark = Mark { batch, is_first };
+                tid = witness::witnessed_from(tid.next(), mark);
+                starts.push(file.end());
+                // More than half of a sector each, in turns.
+                let data = &data[..len - at as usize * 7];
+                file.txn(tid.0, Status::Finished, "", &[(batch, Data(data))]);
+            }
+            starts
+        };
+        let (first, last) = (batch(0, 2), batch(1, 3));
+        Batches {
+            first,
+            last,
+            end: file.end(),
+            bytes: file.bytes,
+        }
+    }
+
+    impl Batches {
+        /// Writes these bytes, and a witness from `pos` on.
+        fn save(&self, path: &Path, bytes: &[u8]) {
+            write(path, bytes);
+            let inode = OsDisk::default().identify(path).unwrap().inode;
+            let (pos, tid) = (self.first[0], LAST_UNWITNESSED);
+            let witness = Witness { inode, pos, tid };
+            witness.save(&OsDisk::default(), path).unwrap();
+        }
+    }
+
+    /// The parts of sectors that are in this range.
+    fn sectors(range: Range<u64>) -> Vec<Range<usize>> {
+        let mut parts = Vec::new();
+        let mut pos = range.start;
+        while pos < range.end {
+            let end = (pos + Sectors::room_at(pos) as u64).min(range.end);
+            parts.push(usize::try_from(pos).unwrap()..usize::try_from(end).unwrap());
+            pos = end;
+        }
+        parts
+    }
+
+    #[test]
+    fn of_a_witnessed_batch_all_is_cut_from_the_first_transaction_on_that_is_torn() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let mut straddling = 0;
+        for len in (150..700).step_by(11) {
+            let all = batches(len);
+            let parts = sectors(all.last[0]..all.end);
+            straddling += { all.last.iter() }
+                .filter(|pos| Sectors::room_at(**pos) < TXN_HEADER_LEN)
+                .count();
+            for missing in 1..1u32 << parts.len() {
+                let mut bytes = all.bytes.clone();
+                let lost = parts.iter().enumerate();
+                let lost: Vec<_> = lost.filter(|(at, _)| missing >> at & 1 == 1).collect();
+                for (_, part) in &lost {
+                    bytes[(*part).clone()].fill(0);
+                }
+                let tail = { all.last.iter() }
+                    .rfind(|start| **start <= lost[0].1.start as u64)
+                    .unwrap();
+                all.save(&path, &bytes);
+                let opened = open_as(Access::ReadOnly, &path).unwrap();
+                assert_eq!(opened.tail, *tail, "{len} {missing:b} of {parts:?}");
+                // If the length was not written either.
+                let lost = lost.last().unwrap().1;
+                if lost.end as u64 == all.end {
+                    all.save(&path, &bytes[..lost.start]);
+                    let opened = open_as(Access::ReadOnly, &path).unwrap();
+                    assert_eq!(opened.tail, *tail, "{len} {missing:b} of {parts:?}");
+                }
+            }
+        }
+        assert!(straddling > 5, "{straddling}");
+    }
+
+    #[test]
+    fn damage_in_front_of_the_last_batch_is_never_cut() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let mut errors = 0;
+        for len in (480..1500).step_by(13) {
+            let all = batches(len);
+            for mut part in sectors(all.first[0]..all.last[0]) {
+                // The last one with what it has of the last batch.
+                part.end += Sectors::room_at(part.end as u64) % 512;
+                for byte in [0, 0xff] {
+                    let mut bytes = all.bytes.clone();
+                    bytes[part.clone()].fill(byte);
+                    all.save(&path, &bytes);
+                    match open_as(Access::ReadWrite, &path) {
+                        Ok(opened) => assert_eq!(opened.tail, all.end, "{len} {part:?}"),
+                        Err(StorageError::Damaged { .. }) => errors += 1,
+                        Err(error) => panic!("{error}"),
+                    }
+                    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+                }
+            }
+        }
+        assert!(errors > 300, "{errors}");
+    }
+
+    /// A transaction of another server, which has a tid as ours have by chance, and zeros in an
+    /// object.
+    #[test]
+    fn a_witness_that_is_not_of_the_file_as_it_is_costs_nothing() {
+        let dir = TestDir::new();
+        let path = dir.path("Data.fs");
+        let disk = OsDisk::default();
+        let mut file = two_txns();
+        let pos = file.end();
+        let (batch, is_first) = (0, true);
+        let tid = witness::witnessed_from(Tid(1 << 58), Mark { batch, is_first });
+        file.txn(tid.0, Status::Finished, "", &[(9, Data(&[0; 2000]))]);
+        let tail_with = |witness: &dyn Fn(Witness) -> Witness, lock: &[u8]| {
+            write(&path, &file.bytes);
+            let inode = disk.identify(&path).unwrap().inode;
+            let tid = LAST_UNWITNESSED;
+            let right = Witness { inode, pos, tid };
+            witness(right).save(&disk, &path).unwrap();
+            write(&dir.path("Data.fs.lock"), lock);
+            let seen = open_as(Access::ReadOnly, &path).unwrap().tail;
+            let opened = open_as(Access::ReadWrite, &path).unwrap().tail;
+            assert_eq!(seen, opened);
+            // Whoever has the file next, and is killed at once.
+            assert_eq!(open_as(Access::ReadWrite, &path).unwrap().tail, opened);
+            opened
+        };
+        let (ours, others) = (b" 77\nstandby\n", b" 77\n");
+        for lock in [&ours[..], b"", b" 77", b" 77\nstan", b"\0\0\0\0"] {
+            assert_eq!(tail_with(&|right| right, lock), pos);
+        }
+        assert_eq!(tail_with(&|right| right, others), file.end());
+        let inode = |right: Witness| Witness {
+            inode: right.inode + 1,
+            ..right
+        };
+        let tid = |right| Witness {
+            tid: Tid(21),
+            ..right
+        };
+        let (before, behind, outside) = (
+            |right| Witness { pos: 5, ..right },
+            |right: Witness| Witness {
+                pos: right.pos + 1,
+                ..right
+            },
+            |right| Witness {
+                pos: u64::MAX,
+                ..right
+            },
+        );
+        let wrong: [&dyn Fn(Witness) -> Witness; 5] = [&inode, &tid, &before, &behind, &outside];
+        for (number, wrong) in wrong.iter().enumerate() {
+            assert_eq!(tail_with(wrong, ours), file.end(), "{number}");
+        }
     }
 }

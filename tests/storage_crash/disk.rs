@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::io::{self, IoSlice};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{fmt, mem};
 
@@ -512,6 +512,8 @@ struct State {
     failure: Option<Failure>,
     locked: BTreeSet<u64>,
     inodes_created: u64,
+    /// The number of the device: another one each time.
+    device: u64,
     /// A change through a handle after one through it has failed: nobody knows what such a file
     /// holds.
     reckless: Option<String>,
@@ -527,7 +529,9 @@ struct SimFile {
 
 impl SimDisk {
     pub(crate) fn new(model: Model, failure: Option<Failure>) -> Self {
+        static DEVICES: AtomicU64 = AtomicU64::new(0);
         Self(Arc::new(Mutex::new(State {
+            device: DEVICES.fetch_add(1, Ordering::Relaxed),
             inodes_created: model.inodes.keys().max().copied().unwrap_or(0),
             model,
             log: Vec::new(),
@@ -639,7 +643,7 @@ impl Disk for SimDisk {
     fn identify(&self, path: &Path) -> io::Result<FileId> {
         let is_directory = self.state().model.names.has_directory(path);
         let inode = if is_directory { 0 } else { self.find(path)? };
-        let device = 0;
+        let device = self.state().device;
         Ok(FileId { device, inode })
     }
 
@@ -730,7 +734,7 @@ impl SimFile {
 
 impl File for SimFile {
     fn id(&self) -> io::Result<FileId> {
-        let (device, inode) = (0, self.inode);
+        let (device, inode) = (self.disk.state().device, self.inode);
         Ok(FileId { device, inode })
     }
 

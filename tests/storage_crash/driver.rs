@@ -1,6 +1,7 @@
 //! Drives a [`FileStorage`] without threads, as the reactor does with them, and keeps the ledger.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::IoSlice;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use standby::ids::{Oid, Tid};
 use standby::limits::{BLOB_WRITE_LEN, INDEX_SAVE_INTERVAL};
+use standby::storage::disk::{Disk, OpenMode};
+use standby::storage::format::{DATA_HEADER_LEN, DataHeader, Status, TXN_HEADER_LEN, TxnHeader};
 use standby::storage::{
     Commit, Event, FileStorage, Job, LockScope, Metadata, Options, PackError, PackOptions, Packed,
     Refusal, TxnId, Vote,
@@ -66,6 +69,10 @@ pub(crate) struct Seen {
     pub(crate) beside_packs: usize,
     pub(crate) blobs: usize,
     pub(crate) blobs_undone: usize,
+    /// Objects with empty sectors.
+    pub(crate) sparse: usize,
+    /// Transactions with a header in two sectors.
+    pub(crate) straddling: usize,
 }
 
 /// Clients, reactor and workers in one.
@@ -141,7 +148,9 @@ impl Driver {
         let path = Path::new(DATA_PATH);
         let storage = FileStorage::open(disk, path, options, &mut |_| ())
             .map_err(|error| Stop::Disk(format!("cannot be opened: {error}")))?;
-        let found = ledger::read(&self.disk, path, storage.file_len())?;
+        let (found, ends) = ledger::read(&self.disk, path, storage.file_len())?;
+        let is_straddling = |end: &&u64| (490..512).contains(&(**end % 512));
+        self.seen.straddling += ends.iter().filter(is_straddling).count();
         let left = ["Data.fs.pack", "Data.fs.old.new"].map(|name| self.disk.exists(name));
         if left.contains(&true) {
             return Err(Stop::Wrong("something is left of a pack".to_owned()));
@@ -150,6 +159,63 @@ impl Driver {
         self.ledger.check_reads(&storage)?;
         self.ledger.check_blobs(&self.disk, Path::new(BLOB_DIR))?;
         self.storage = Some(storage);
+        Ok(())
+    }
+
+    /// The process dies, and another server has the file: it takes what is whole for committed,
+    /// writes a transaction, and dies, too.
+    pub(crate) fn have_another_server(&mut self) -> Result<(), Stop> {
+        self.settle()?;
+        self.kill();
+        let disk = |error| Stop::Disk(format!("another server: {error}"));
+        let open = |name| self.disk.open(Path::new(name), OpenMode::Write);
+        // As `zc.lockfile` does it, but that leaves the sync to the system.
+        let (lock, pid) = (open("Data.fs.lock").map_err(disk)?, b" 77\n");
+        let pid_len = pid.len() as u64;
+        { lock.write_at(&mut [IoSlice::new(pid)], 0) }.map_err(disk)?;
+        { lock.set_len(pid_len) }
+            .and_then(|()| lock.sync())
+            .map_err(disk)?;
+        let file = open(DATA_PATH).map_err(disk)?;
+        let pos = file.len().map_err(disk)?;
+        self.wall += Duration::from_secs(1);
+        // Its tid is as those of ours are, which happens now and then, and there are empty sectors.
+        let data = Bytes::from(vec![0; 1500]);
+        let oid = Oid(0);
+        let tid = marked_from(Tid::from_unix_time(self.wall));
+        let current = ledger::position(&self.disk, Path::new(DATA_PATH), pos, oid)?;
+        let header = TxnHeader {
+            tid,
+            len: (TXN_HEADER_LEN + DATA_HEADER_LEN + data.len()) as u64,
+            status: Status::Finished,
+            user_len: 0,
+            descr_len: 0,
+            ext_len: 0,
+        };
+        let record = DataHeader {
+            oid,
+            tid,
+            prev: current,
+            tloc: pos,
+            data_len: data.len() as u64,
+        };
+        let len = header.len.to_be_bytes();
+        let bytes = [&header.encode()[..], &record.encode(), &data, &len].concat();
+        { file.write_at(&mut [IoSlice::new(&bytes)], pos) }.map_err(disk)?;
+        let finished = self.disk.step_count();
+        file.sync().map_err(disk)?;
+        let committed = Some(self.disk.step_count());
+        let txn = Txn {
+            tid,
+            texts: Default::default(),
+            records: vec![(oid, Some(data))],
+            blobs: Vec::new(),
+        };
+        self.ledger.entries.push(ledger::Entry {
+            txn,
+            finished,
+            committed,
+        });
         Ok(())
     }
 
@@ -350,7 +416,11 @@ impl Driver {
         let current = self.ledger.current();
         let mut records = Vec::new();
         for (oid, len) in stores {
-            let data = self.bytes(*len);
+            let is_long = *len > 500;
+            let data = match self.random.below(if is_long { 2 } else { 6 }) {
+                0 => self.sparse_bytes(*len),
+                _ => self.bytes(*len),
+            };
             let serial = current.get(oid).map_or(Tid::ZERO, |(tid, _)| *tid);
             let added = self.storage().store(id, *oid, Some(serial), data.clone());
             assert!(added, "the transaction is still being staged");
@@ -676,9 +746,26 @@ impl Driver {
         self.settle()
     }
 
+    /// Zeros, but for what makes them different from others.
+    fn sparse_bytes(&mut self, len: usize) -> Bytes {
+        self.seen.sparse += usize::from(len > 1050);
+        let mut bytes = self.bytes(len).to_vec();
+        let (from, to) = (len.min(8), len - self.random.below(2).min(len));
+        bytes[from.min(to)..to].fill(0);
+        bytes.into()
+    }
+
     fn bytes(&mut self, len: usize) -> Bytes {
         (0..len)
             .map(|_| self.random.next().to_be_bytes()[0])
             .collect()
     }
+}
+
+/// The next tid that looks like that of a witnessed transaction which begins a batch
+/// (`storage::witness`).
+fn marked_from(tid: Tid) -> Tid {
+    let base = (tid.0 >> 10) + 1;
+    let hash = base.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+    Tid(base << 10 | hash << 2 | 1)
 }

@@ -303,15 +303,19 @@ impl Ledger {
 }
 
 /// All transactions of a data file up to `tail`, each with the right pointers, and with the states
-/// to which those lead.
-pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, String> {
+/// to which those lead; and where they end.
+pub(crate) fn read(
+    disk: &dyn Disk,
+    path: &Path,
+    tail: u64,
+) -> Result<(Vec<Txn>, Vec<u64>), String> {
     let file = disk
         .open(path, OpenMode::Read)
         .map_err(|error| error.to_string())?;
     let damaged = |error: ReadError| error.to_string();
     let mut positions: BTreeMap<Oid, u64> = BTreeMap::new();
     let mut states: BTreeMap<(Oid, u64), State> = BTreeMap::new();
-    let mut found = Vec::new();
+    let (mut found, mut ends) = (Vec::new(), Vec::new());
     let mut txns = Transactions::from_pos(Arc::clone(&file), 4, tail);
     let mut records_of = Transactions::from_pos(file, 4, tail);
     for txn in &mut txns {
@@ -341,12 +345,29 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path, tail: u64) -> Result<Vec<Txn>, 
             states.insert((header.oid, record.pos), state.clone());
             contents.push((header.oid, state));
         }
+        ends.push(txn.end());
         found.push(Txn {
             tid: txn.header.tid,
             texts: [txn.user(), txn.descr(), txn.ext()].map(Bytes::copy_from_slice),
             records: contents,
             blobs: Vec::new(),
         });
+    }
+    Ok((found, ends))
+}
+
+/// Where the last record of an object is in a file of transactions up to `tail`; zero if there is
+/// none.
+pub(crate) fn position(disk: &dyn Disk, path: &Path, tail: u64, oid: Oid) -> Result<u64, String> {
+    let file = { disk.open(path, OpenMode::Read) }.map_err(|error| error.to_string())?;
+    let mut txns = Transactions::from_pos(file, 4, tail);
+    let mut found = 0;
+    while let Some(txn) = txns.next() {
+        let txn = txn.map_err(|error| error.to_string())?;
+        let records = txns.records(&txn).flatten();
+        found = { records.filter(|record| record.header.oid == oid) }
+            .last()
+            .map_or(found, |record| record.pos);
     }
     Ok(found)
 }

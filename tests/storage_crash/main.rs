@@ -80,6 +80,14 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     for _ in 0..25 {
         driver.allocate(100)?;
     }
+    // Nearly all zeros, some of them.
+    for len in [1100, 1300, 1500, 2500] {
+        let new = Oid(driver.allocate(1)?.start);
+        let txn = driver.begin(&[(new, len)]);
+        driver.finish(txn)?;
+        driver.finish_together(1)?;
+        driver.run_job()?;
+    }
     driver.finish_together(2)?;
     // An oid of the client's own, far above all that were handed out, is among them.
     let new = Oid(driver.allocate(1)?.start);
@@ -102,6 +110,40 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     Ok(())
 }
 
+/// A turn of ours, with no good end.
+fn turn(driver: &mut Driver) -> Result<(), Stop> {
+    driver.open()?;
+    driver.commit(&[(Oid(0), 20)])?;
+    driver.finish_together(2)?;
+    driver.settle()?;
+    driver.commit(&[(Oid(0), 300)])
+}
+
+#[test]
+fn what_another_server_has_acknowledged_in_its_turn_is_there() {
+    for seed in seeds() {
+        let mut setting = Setting::new(seed);
+        for _ in 0..3 {
+            let files = Model::new(&setting.files, None);
+            let disk = SimDisk::new(files, None);
+            let mut driver = Driver::new(disk.clone(), setting.ledger, Random::new(seed));
+            turn(&mut driver).unwrap();
+            driver.have_another_server().unwrap();
+            setting = Setting {
+                files: disk.model().shown(),
+                ledger: driver.ledger.at(usize::MAX),
+                ..Setting::new(seed)
+            };
+            let recording = record(&setting, turn).unwrap();
+            let mut sweep = Sweep::new(setting.clone());
+            sweep.only_step = from_env("CRASH_STEP");
+            if let Err(error) = sweep.run(&recording) {
+                panic!("CRASH_SEED={seed} {error}");
+            }
+        }
+    }
+}
+
 /// Undoes, restores and deletes, with the disk behind.
 fn go_back(driver: &mut Driver, rounds: usize) -> Result<(), Stop> {
     for _ in 0..rounds {
@@ -116,17 +158,21 @@ fn go_back(driver: &mut Driver, rounds: usize) -> Result<(), Stop> {
 
 #[test]
 fn the_workload_has_all_that_it_should() {
+    let mut straddling = 0;
     for seed in seeds() {
         let recording = record(&Setting::new(seed), workload).unwrap();
         let seen = recording.seen;
+        straddling += seen.straddling;
         assert!(seen.shared_batches > 5 && seen.overlapping > 10, "{seen:?}");
         assert!(seen.conflicts > 0 && seen.aborts > 0, "{seen:?}");
         assert!(seen.indexes > 1 && seen.ceilings > 1, "{seen:?}");
         assert!(seen.blobs > 4 && seen.blobs_undone > 0, "{seen:?}");
+        assert!(seen.sparse > 0, "{seen:?}");
         assert!(seen.undos > 3 && seen.impossible_undos > 0, "{seen:?}");
         assert!(seen.restored > 3 && seen.deleted > 3, "{seen:?}");
         assert_eq!(seen.refusals, 0);
     }
+    assert!(straddling > 0);
 }
 
 #[test]

@@ -15,7 +15,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::batch::Witnessing;
 use super::super::commit_lock::{Claim, Ticket};
 use super::super::disk::with_suffix;
 use super::super::format::FIRST_TXN_POS;
@@ -327,8 +326,9 @@ impl FileStorage {
         self.index = index;
         self.tail = tail;
         self.assigned_end = tail;
+        self.end_tid = None;
         // The witness is of the old file.
-        self.witnessing = Witnessing::Off;
+        self.cancel_witness();
         // Without a change if this file system cannot reserve space.
         self.allocated_end = match self.allocated_end {
             u64::MAX => u64::MAX,
@@ -412,6 +412,7 @@ mod tests {
     use crate::storage::memory::MemoryDisk;
     use crate::storage::testing::Content::{self, Back, Data};
     use crate::storage::testing::DataFile;
+    use crate::storage::witness::Witness;
     use crate::storage::{Answer, Lookup, Metadata, Options, PackOptions, TxnId, Unanswered, Vote};
 
     const PATH: &str = "Data.fs";
@@ -654,6 +655,22 @@ mod tests {
         let storage = FileStorage::open(disk, Path::new(PATH), options, &mut |_| ()).unwrap();
         assert_eq!(storage.index_saved, storage.tail);
         assert_eq!(storage.index.iter().collect::<Vec<_>>(), index);
+    }
+
+    #[test]
+    fn the_witness_is_of_the_new_file_even_if_the_last_transaction_is_gone() {
+        let mut file = small();
+        txn(&mut file, 60, &[(3, Back(0))]);
+        let mut rig = Rig::new(&file);
+        rig.pack(60).unwrap();
+        assert_eq!(rig.contents().last().unwrap().0, 50);
+        let load = |rig: &Rig| Witness::load(&*rig.disk, Path::new(PATH)).unwrap().unwrap();
+        assert!(!load(&rig).is_of(&*rig.storage.file));
+        rig.storage.on_timer(rig.now);
+        rig.settle();
+        let witness = load(&rig);
+        assert_eq!((witness.pos, witness.tid), (rig.storage.tail, Tid(50)));
+        assert!(witness.is_of(&*rig.storage.file));
     }
 
     #[test]
