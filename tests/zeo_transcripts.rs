@@ -376,24 +376,7 @@ impl Conversation {
 
     /// What `tpc_finish` was answered, if that is what the client sends next.
     fn tid_told(&self, connection: &Recorded) -> Tid {
-        self.tid_told_at(connection, connection.replayed)
-    }
-
-    /// As [`Self::tid_told`], if this is a vote and the finish follows.
-    fn tid_to_come(&self, connection: &Recorded) -> Tid {
-        match self.call(&connection.sent[connection.replayed]) {
-            Some(call)
-                if matches!(call.request, Request::Vote { .. })
-                    && connection.sent.len() > connection.replayed + 1 =>
-            {
-                self.tid_told_at(connection, connection.replayed + 1)
-            }
-            _ => Tid::MAX,
-        }
-    }
-
-    fn tid_told_at(&self, connection: &Recorded, place: usize) -> Tid {
-        let call = self.call(&connection.sent[place]);
+        let call = self.call(&connection.sent[connection.replayed]);
         let finish = call.filter(|call| matches!(call.request, Request::TpcFinish { .. }));
         let replies = connection
             .answered
@@ -430,16 +413,11 @@ impl Conversation {
 
     fn replay(&mut self, at: usize) {
         let tid = self.tid_told(&self.connections[at]);
-        // A transaction that is written ahead of its finish has its tid by then.
-        let tid_to_come = self.tid_to_come(&self.connections[at]);
         self.share_file(at);
         let connection = &mut self.connections[at];
         let frame = connection.sent[connection.replayed].clone();
         connection.replayed += 1;
         let id = connection.id;
-        if tid_to_come != Tid::MAX {
-            self.wall = tid_to_come.unix_time() + Duration::from_nanos(1);
-        }
         if tid != Tid::MAX {
             self.wall = tid.unix_time() + Duration::from_nanos(1);
             self.last_tid = tid;

@@ -1,16 +1,15 @@
 //! Opening a data file: lock it, check where it ends, cut what was never finished, and know the
 //! position of every object.
 //!
-//! Transactions are written in batches with status `'c'`; only when all of a batch is on stable
-//! storage do its statuses become what they shall be (see `batch`). So after a crash the
-//! file may end in transactions that nobody was told of, in every state of disrepair; and only
-//! there. Others have to show by themselves that they are whole (see `witness`). What is not is cut
-//! off, after it has been copied to `Data.fs.tr0` (or `.tr1`, ...) as ZODB
-//! does. One that has `'c'` in front of a finished one is complete, and gets its status now.
-//! Everything else that is inconsistent is damage: the file is left as it is, and the error says
-//! where. ZODB takes a
-//! transaction that seems to reach over the end of the file for unfinished even if a wrong length
-//! is all there is to it, and cuts off what follows. We look for finished transactions first.
+//! Transactions are written in batches (see `batch`). Most show by themselves whether all of them
+//! is there (see `witness`); the others have status `'c'` until all of their batch is on stable
+//! storage. So after a crash the file may end in transactions that nobody was told of, in every
+//! state of disrepair; and only there. What is not whole is cut off, after it has been copied to
+//! `Data.fs.tr0` (or `.tr1`, ...) as ZODB does. One that has `'c'` in front of a finished one is
+//! complete, and gets its status now. Everything else that is inconsistent is damage: the file is
+//! left as it is, and the error says where. ZODB takes a transaction that seems to reach over the
+//! end of the file for unfinished even if a wrong length is all there is to it, and cuts off what
+//! follows. We look for finished transactions first.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -51,8 +51,6 @@ pub(crate) struct Seen {
     pub(crate) overlapping: usize,
     pub(crate) conflicts: usize,
     pub(crate) aborts: usize,
-    /// Transactions that another one overtook after they were written ahead.
-    pub(crate) overtaken: usize,
     pub(crate) indexes: usize,
     pub(crate) ceilings: usize,
     /// Transactions undone, and undos that had to be refused.
@@ -507,7 +505,7 @@ impl Driver {
             }
         }
         if self.random.below(2) == 0 {
-            // The client is slow, and what was written ahead is on the disk when it comes.
+            // The client is slow: what was on its way to the disk gets there before it comes.
             self.run_job()?;
         }
         self.finish_voted((id, txn))
@@ -519,7 +517,7 @@ impl Driver {
         let after_last = last.map_or(Tid::ZERO, |entry| entry.txn.tid.next());
         let (wall, now) = (self.wall, self.now);
         self.storage().finish(id, wall, now);
-        // It may have got one when it was written ahead. It has none if the storage has failed.
+        // Which is not quite what the clock says. There is none if the storage has failed.
         let assigned = self.storage().assigned_tid(id);
         txn.tid = assigned.unwrap_or(Tid::from_unix_time(wall).max(after_last));
         if txn.tid < after_last {
@@ -535,8 +533,7 @@ impl Driver {
         Ok(())
     }
 
-    /// A transaction that is voted first and finished last, if there can be such, with a longer
-    /// or a shorter one before it.
+    /// A transaction that is voted first and finished last, if the lock allows such.
     pub(crate) fn overtake(&mut self) -> Result<(), Stop> {
         if self.lock_scope == LockScope::Storage {
             return Ok(());
@@ -559,7 +556,6 @@ impl Driver {
             self.settle()?;
         }
         self.finish_voted(slow)?;
-        self.seen.overtaken += 1;
         self.turn()
     }
 
