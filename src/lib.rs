@@ -2,23 +2,27 @@
 //!
 //! Where to start reading: `manual` for the whole picture, `reactor` for the loop that everything
 //! runs in, `server` for what happens at a call. Layers, from the bottom: [`ids`], [`limits`],
-//! [`cursor`], `pickle_opcode` and `pickle_text`; then [`zeo`] and [`storage`], which do not know
-//! each other; then `server`, which ties them; [`tls`] beside it; then `reactor`, which alone knows
-//! sockets and the clock.
+//! [`cursor`], [`value`], [`pickle`] and [`out_queue`]; then [`zeo`], [`storage`] and [`group`],
+//! which do not know each other; then `server`, which ties them; [`tls`] beside it; then `reactor`,
+//! which alone knows sockets and the clock.
 
 pub mod args;
 pub mod config;
 pub mod cursor;
 pub mod exit;
+pub mod group;
 pub mod ids;
 pub mod limits;
 pub mod logging;
+pub mod out_queue;
+pub mod pickle;
 mod pickle_opcode;
 mod pickle_text;
 pub mod reactor;
 pub mod server;
 pub mod storage;
 pub mod tls;
+pub mod value;
 pub mod zeo;
 
 /// The manual: how the server works, what it writes, what it says.

@@ -19,7 +19,16 @@ struct Layer {
     may_touch: &'static [&'static str],
 }
 
-const BASE: &[&str] = &["ids", "limits", "cursor", "pickle_opcode", "pickle_text"];
+const BASE: &[&str] = &[
+    "ids",
+    "limits",
+    "cursor",
+    "value",
+    "pickle",
+    "pickle_opcode",
+    "pickle_text",
+    "out_queue",
+];
 
 const LAYERS: &[Layer] = &[
     Layer {
@@ -48,6 +57,26 @@ const LAYERS: &[Layer] = &[
         may_touch: &[],
     },
     Layer {
+        module: "value",
+        may_use: &["ids", "limits", "cursor"],
+        may_touch: &[],
+    },
+    Layer {
+        module: "out_queue",
+        may_use: &["limits"],
+        may_touch: &[],
+    },
+    Layer {
+        module: "pickle",
+        may_use: BASE,
+        may_touch: &[],
+    },
+    Layer {
+        module: "group",
+        may_use: BASE,
+        may_touch: &[],
+    },
+    Layer {
         module: "exit",
         may_use: &[],
         may_touch: &[],
@@ -64,7 +93,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "server",
-        may_use: &["ids", "limits", "cursor", "zeo", "storage"],
+        may_use: &["ids", "limits", "cursor", "pickle", "zeo", "storage"],
         may_touch: &[],
     },
     Layer {
@@ -166,7 +195,18 @@ fn layers_use_only_what_is_below_them() {
 }
 
 /// What tools may use: codecs, and none of what serves.
-const TOOLS_MAY_USE: &[&str] = &["ids", "limits", "cursor", "zeo", "args", "exit"];
+const TOOLS_MAY_USE: &[&str] = &[
+    "ids",
+    "limits",
+    "cursor",
+    "value",
+    "pickle",
+    "out_queue",
+    "zeo",
+    "group",
+    "args",
+    "exit",
+];
 
 /// Files of tools that touch the outside world, each a part of it.
 const TOOLS_MAY_TOUCH: &[(&str, &[&str])] = &[

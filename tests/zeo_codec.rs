@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use standby::ids::Oid;
+use standby::pickle;
 use standby::zeo::client::{ClientError, ClientSession, Received};
 use standby::zeo::load_form::LoadForm;
 use standby::zeo::{
     DecodeError, Dialect, Encoder, Encoding, FrameReader, Message, OutQueue, ProtocolError,
-    Request, Value, decode_standalone, encode_standalone, message, msgpack, pickle,
+    Request, Value, decode_standalone, encode_standalone, message, msgpack,
 };
 
 #[test]

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use standby::ids::{ClientId, Tid};
+use standby::pickle;
 use standby::server::{Now, Output, Server};
 use standby::storage::blob::layout::{BlobDirectory, Layout};
 use standby::storage::disk::{Disk, File, FileId, OpenMode};
@@ -27,7 +28,7 @@ use standby::storage::memory::MemoryDisk;
 use standby::storage::witness;
 use standby::storage::{FileStorage, LockScope, Options, PackOptions};
 use standby::zeo::{
-    Encoding, FrameReader, Message, ProtocolError, Request, Value, message, msgpack, pickle,
+    Encoding, FrameReader, Message, ProtocolError, Request, Value, message, msgpack,
 };
 
 const BLOB_DIR: &str = "DIR/blobs";

@@ -10,10 +10,11 @@ use super::reads::{PendingRead, Wanted};
 use super::{LOG, Now, Output, Reason, Served, Server};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::limits::{LABEL_LEN_MAX, METADATA_LEN_MAX, OIDS_PER_CALL_MAX};
+use crate::pickle;
 use crate::storage::{Answer, Conflict, Job, LongData, Lookup, Metadata, Refusal, Unanswered};
+use crate::zeo::Value;
 use crate::zeo::errors::{self, RemoteError};
 use crate::zeo::message::{Call, Request};
-use crate::zeo::{Value, pickle};
 
 /// What a method comes to.
 pub(super) enum Outcome {

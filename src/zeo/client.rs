@@ -14,9 +14,10 @@ use bytes::Bytes;
 use super::frame::{Frame, FrameError, FrameReader, OutQueue, Sink};
 use super::load_form::{LoadForm, Loaded, encode};
 use super::message::Encoding;
-use super::value::{DecodeError, Value};
-use super::{msgpack, pickle};
+use super::msgpack;
 use crate::ids::{Oid, Tid};
+use crate::pickle;
+use crate::value::{DecodeError, Value};
 
 /// Bytes of a frame from the server. A server that is measured is trusted, but for what the length
 /// field of a broken one says; memory is only taken as bytes arrive.

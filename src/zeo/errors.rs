@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use super::value::Value;
 use crate::ids::{Oid, Tid};
+use crate::value::Value;
 
 /// An exception for a client.
 ///

@@ -13,8 +13,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::frame::FrameReader;
 use super::message::Encoding;
-use super::{msgpack, pickle};
+use super::msgpack;
 use crate::limits::WHOLE_STORE_LEN_MAX;
+use crate::pickle;
 
 /// Where the data of an object begin and end in a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl LargeStore {
         let is_all = begun.len() >= FRAME_LEN_AROUND_MAX;
         let start = Bytes::copy_from_slice(&begun[..begun.len().min(FRAME_LEN_AROUND_MAX)]);
         let store = match encoding {
-            Encoding::Z => pickle::begun(&start),
+            Encoding::Z => begun_pickle(&start),
             Encoding::M => msgpack::begun(&start),
         };
         let is_store = |store: &BegunStore| {
@@ -134,6 +135,22 @@ impl LargeStore {
 
 const _: () = assert!(DATA_SHOWN_LEN <= u8::MAX as usize);
 const _: () = assert!(2 * FRAME_LEN_AROUND_MAX < WHOLE_STORE_LEN_MAX);
+
+/// The call that a frame begins with, up to the data of an object, if these are cut off.
+fn begun_pickle(start: &Bytes) -> Option<BegunStore> {
+    let cut = pickle::cut_off(start)?;
+    // The message id, whether it is asynchronous, and the method; the oid and the serial.
+    let [_, _, method, _, _] = &cut.before[..] else {
+        return None;
+    };
+    Some(BegunStore {
+        method: method.string()?.clone(),
+        head_pos: cut.opcode_pos,
+        data_pos: cut.data_pos,
+        data_len: cut.data_len,
+        short_head: cut.short_opcode,
+    })
+}
 
 #[cfg(test)]
 mod tests {

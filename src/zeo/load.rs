@@ -13,11 +13,12 @@ use bytes::Bytes;
 
 use super::frame::{FrameError, OutQueue, Sink};
 use super::message::{Dialect, Encoding};
-use super::pickle::Reader;
-use super::value::Value;
-use super::{msgpack, pickle};
+use super::msgpack;
 use crate::cursor::Cursor;
 use crate::ids::{Oid, Tid};
+use crate::pickle;
+use crate::pickle::Reader;
+use crate::value::Value;
 
 /// A call of `loadBefore`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

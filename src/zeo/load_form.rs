@@ -9,11 +9,12 @@ use bytes::Bytes;
 
 use super::frame::Sink;
 use super::message::Encoding;
-use super::pickle::Reader;
-use super::value::Value;
-use super::{msgpack, pickle};
+use super::msgpack;
 use crate::ids::{Oid, Tid};
+use crate::pickle;
+use crate::pickle::Reader;
 use crate::pickle_opcode::{BINBYTES, NONE, SHORT_BINBYTES, TUPLE3};
+use crate::value::Value;
 
 /// Codes of msgpack.
 const ARRAY3: u8 = 0x93;

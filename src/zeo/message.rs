@@ -7,11 +7,12 @@ use bytes::Bytes;
 
 use super::errors::RemoteError;
 use super::frame::{Around, Frame, FrameError, OutQueue, Sink};
-use super::pickle::Reader;
-use super::value::{DecodeError, Value};
-use super::{msgpack, pickle};
+use super::msgpack;
 use crate::ids::{Oid, Tid};
 use crate::limits::OIDS_PER_CALL_MAX;
+use crate::pickle;
+use crate::pickle::Reader;
+use crate::value::{DecodeError, Value};
 
 /// How values are written. The server announces it; it holds for a connection in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

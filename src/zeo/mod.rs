@@ -7,7 +7,7 @@
 //! msgpack) and the version. The client answers with the same, or with `ruok`, which asks for the
 //! status of the server in JSON and ends the connection.
 //!
-//! Every further frame is a *message*, a 4-tuple in the encoding ([`pickle`], [`msgpack`]):
+//! Every further frame is a *message*, a 4-tuple in the encoding ([`crate::pickle`], [`msgpack`]):
 //!
 //! | message | first | second | third | fourth |
 //! |---|---|---|---|---|
@@ -41,15 +41,13 @@ pub mod load;
 pub mod load_form;
 pub mod message;
 pub mod msgpack;
-pub mod pickle;
 pub mod session;
-mod value;
 
+pub use crate::pickle::{decode as decode_standalone, encode_standalone};
+pub use crate::value::{DecodeError, Value};
 pub use errors::{Conflict, RemoteError};
 pub use frame::{FrameError, FrameReader, OutQueue};
 pub use load::Load;
 pub use message::{
     ArgumentError, Call, Dialect, Encoder, Encoding, Message, ProtocolError, Request,
 };
-pub use pickle::{decode as decode_standalone, encode_standalone};
-pub use value::{DecodeError, Value};

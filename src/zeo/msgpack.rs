@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use super::frame::Sink;
 use super::large_store::BegunStore;
-use super::value::{DecodeError, Value};
 use crate::cursor::Cursor;
 use crate::limits::{VALUE_DEPTH_MAX, VALUES_PER_MESSAGE_MAX};
+use crate::value::{DecodeError, Value};
 
 /// Reads one value, which must fill `bytes`.
 pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {

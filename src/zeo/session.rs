@@ -20,9 +20,9 @@ use super::frame::{FrameError, FrameReader, OutQueue};
 use super::large_store::{LargeStore, Next};
 use super::load::{self, Load};
 use super::message::{Call, Dialect, Encoder, Encoding, Message, ProtocolError, Request, decode};
-use super::value::Value;
 use crate::ids::Tid;
 use crate::limits::{FRAME_LEN_MAX, FRAME_LEN_MAX_UNREGISTERED, WHOLE_FRAME_LEN_MAX};
+use crate::value::Value;
 
 /// The version of the protocol behind the letter of the encoding.
 const VERSION: u8 = b'5';

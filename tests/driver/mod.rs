@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use standby::ids::{ClientId, Oid, Tid};
 use standby::limits::CALLS_PER_TURN;
+use standby::pickle;
 use standby::server::{JobTag, Now, Options, Output, Server};
 use standby::storage::disk::Disk;
 use standby::storage::{self, Done, FileStorage, Job, LockScope, PackOptions};
-use standby::zeo::{Encoding, FrameReader, Value, msgpack, pickle};
+use standby::zeo::{Encoding, FrameReader, Value, msgpack};
 
 /// The server, and what the reactor would hold for it.
 pub(crate) struct Driver {

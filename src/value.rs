@@ -65,7 +65,7 @@ impl Value {
     }
 
     /// An integer from its two's complement, little-endian, of any length.
-    pub(super) fn integer(bytes: Bytes) -> Self {
+    pub(crate) fn integer(bytes: Bytes) -> Self {
         let len = shortest_integer_len(&bytes);
         if len > 8 {
             return Self::Long(bytes.slice(..len));
@@ -109,7 +109,7 @@ impl From<Tid> for Value {
 }
 
 /// Bytes that a little-endian two's complement needs, without those that only repeat the sign.
-pub(super) fn shortest_integer_len(bytes: &[u8]) -> usize {
+pub(crate) fn shortest_integer_len(bytes: &[u8]) -> usize {
     let mut len = bytes.len();
     while len > 1 {
         let (last, before) = (bytes[len - 1], bytes[len - 2]);

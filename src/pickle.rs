@@ -1,4 +1,5 @@
-//! The part of pickle that ZEO speaks: listed opcodes, listed globals, and nothing is ever called.
+//! The part of pickle that ZEO and our own messages speak: listed opcodes, listed globals, and
+//! nothing is ever called.
 //!
 //! Reading is a stack machine over [`Value`]s that accepts protocols 0 to 4 as far as they can
 //! express one.
@@ -17,40 +18,50 @@ use std::str;
 use bytes::Bytes;
 
 pub use self::write::encode_standalone;
-pub(super) use self::write::{Reader, encode_bytes_head, encode_int, encode_message};
-use super::large_store::BegunStore;
-use super::value::{DecodeError, Value};
+pub(crate) use self::write::{Reader, encode_bytes_head, encode_int, encode_message};
 use crate::cursor::Cursor;
 use crate::limits::{VALUE_DEPTH_MAX, VALUES_PER_MESSAGE_MAX};
 use crate::pickle_opcode::*;
 use crate::pickle_text::{unescape_string, unescape_unicode};
+use crate::value::{DecodeError, Value};
 
 /// Reads one pickle, which must fill `bytes`.
 pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {
     Machine::new(bytes).run()
 }
 
-/// The call that a frame begins with, up to the data of an object, if these are cut off.
-pub(super) fn begun(bytes: &Bytes) -> Option<BegunStore> {
+/// A pickle that is cut off within a string of bytes.
+pub(crate) struct CutOff {
+    /// What stands before the string and is not put together yet.
+    pub(crate) before: Vec<Value>,
+    /// Where the opcode of the string stands.
+    pub(crate) opcode_pos: usize,
+    /// Where its bytes begin.
+    pub(crate) data_pos: usize,
+    /// How many they are.
+    pub(crate) data_len: usize,
+    /// The opcode that has a length of one byte instead.
+    pub(crate) short_opcode: u8,
+}
+
+/// Reads a pickle that is cut off; `None` if it is not, or elsewhere than within a long string of
+/// bytes.
+pub(crate) fn cut_off(bytes: &Bytes) -> Option<CutOff> {
     let mut machine = Machine::new(bytes);
     let Err(DecodeError::End(end)) = machine.run() else {
         return None;
     };
-    let short_head = match bytes.get(machine.opcode_pos)? {
+    let short_opcode = match bytes.get(machine.opcode_pos)? {
         &BINBYTES | &BINBYTES8 => SHORT_BINBYTES,
         &BINSTRING => SHORT_BINSTRING,
         _ => return None,
     };
-    // The message id, whether it is asynchronous, and the method; the oid and the serial.
-    let [_, _, method, _, _] = &machine.stack[..] else {
-        return None;
-    };
-    Some(BegunStore {
-        method: method.value.string()?.clone(),
-        head_pos: machine.opcode_pos,
+    Some(CutOff {
+        before: machine.stack.into_iter().map(|item| item.value).collect(),
+        opcode_pos: machine.opcode_pos,
         data_pos: end.pos,
         data_len: end.needed,
-        short_head,
+        short_opcode,
     })
 }
 

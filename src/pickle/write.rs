@@ -4,9 +4,9 @@
 use bytes::Bytes;
 
 use crate::ids::Oid;
+use crate::out_queue::Sink;
 use crate::pickle_opcode::*;
-use crate::zeo::frame::Sink;
-use crate::zeo::value::{Value, shortest_integer_len};
+use crate::value::{Value, shortest_integer_len};
 
 /// Writes a pickle for a file: what ZODB of any version reads there, as the extension of a
 /// transaction. `None` if it is longer than `len_max`; no more than that is kept while writing,
@@ -49,7 +49,7 @@ impl Sink for Bounded {
 
 /// For whom a pickle is written. Python 2 and 3 differ in what they read as `bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::zeo) enum Reader {
+pub(crate) enum Reader {
     /// A client on Python 2: protocol 2, and bytes as its `str`.
     Python2,
     /// A client on Python 3: protocol 3.
@@ -59,7 +59,7 @@ pub(in crate::zeo) enum Reader {
 }
 
 /// Appends the pickle of a tuple of four: a message.
-pub(in crate::zeo) fn encode_message(sink: &mut impl Sink, reader: Reader, message: [&Value; 4]) {
+pub(crate) fn encode_message(sink: &mut impl Sink, reader: Reader, message: [&Value; 4]) {
     let mut writer = Writer { sink, reader };
     writer.start();
     writer.code(MARK);
@@ -71,14 +71,14 @@ pub(in crate::zeo) fn encode_message(sink: &mut impl Sink, reader: Reader, messa
 }
 
 /// Appends an integer, as a part of a pickle.
-pub(in crate::zeo) fn encode_int(sink: &mut impl Sink, int: i64) {
+pub(crate) fn encode_int(sink: &mut impl Sink, int: i64) {
     // Integers are the same for all readers.
     let reader = Reader::File;
     Writer { sink, reader }.int(int);
 }
 
 /// Appends what stands before `len` bytes, as a part of a pickle.
-pub(in crate::zeo) fn encode_bytes_head(sink: &mut impl Sink, reader: Reader, len: usize) {
+pub(crate) fn encode_bytes_head(sink: &mut impl Sink, reader: Reader, len: usize) {
     Writer { sink, reader }.bytes_head(len);
 }
 
