@@ -12,15 +12,15 @@
 //!
 //! Anybody who reaches a Spread daemon may join a group and send to it. Where that matters all
 //! members have the same key, and send version 2 only: the digest is HMAC-SHA-256 (RFC 2104) over
-//! what the fragment says and over what the daemon says of it ([`Context`]), so that nobody can make
-//! one, or pass on one of another member as his own. `sequence` rises from fragment to fragment, so
-//! that a second copy is none; it is forgotten with the member. What a former member sent may be
-//! repeated by one who gets its name: that is for the messages themselves to find out, which name
-//! views and epochs.
+//! what the fragment says and over what the daemon says of it ([`Context`]), so that nobody can
+//! make one, or pass on one of another member as his own. `sequence` rises from fragment to
+//! fragment, so that a second copy is none; it is forgotten with the member. What a former member
+//! sent may be repeated by one who gets its name: that is for the messages themselves to find out,
+//! which name views and epochs.
 //!
-//! **A view ends what is not complete.** A member that left, or came back, may have missed the rest,
-//! and nothing tells; so the receiver drops what it has of a message when the view changes, and the
-//! sender gives up what it has not sent as a whole.
+//! **A view ends what is not complete.** A member that left, or came back, may have missed the
+//! rest, and nothing tells; so the receiver drops what it has of a message when the view changes,
+//! and the sender gives up what it has not sent as a whole.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -467,5 +467,220 @@ impl Begun {
             }
         }
         is_last
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an Instant can be had in no other way"
+    )]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn body(from: &str, data: Bytes) -> Body {
+        Body {
+            from: MemberId::new(from),
+            lane: Lane::Commit,
+            audience: Audience::All,
+            data,
+        }
+    }
+
+    fn fragment(number: u16, count: u16, data: &'static [u8]) -> Fragment {
+        Fragment {
+            number,
+            count,
+            sequence: None,
+            data: Bytes::from_static(data),
+        }
+    }
+
+    /// Gives fragments of one member, and tells what came out of each.
+    fn assemble(fragments: &[Fragment]) -> Vec<Outcome> {
+        let mut assembler = Assembler::default();
+        let now = start();
+        let body = body("a", Bytes::new());
+        let fragments = fragments.iter();
+        let outcomes = fragments.map(|it| assembler.receive(&body, it.clone(), now));
+        outcomes.collect()
+    }
+
+    #[test]
+    fn fragments_are_in_the_form_of_the_prototypes() {
+        let from = MemberId::new("a");
+        let context = Context {
+            group: "g",
+            from: &from,
+            lane: Lane::Bulk,
+            audience: Audience::One,
+        };
+        let data = vec![Bytes::from_static(b"da"), Bytes::from_static(b"ta")];
+        let plain = Seal::Plain.wrap(context, (258, 772), 9, data);
+        assert_eq!(plain.concat(), b"\x01\x01\x02\x03\x04data");
+    }
+
+    #[test]
+    fn what_is_missing_is_never_replaced_by_another_message() {
+        let whole = |data| Some(Assembled::Whole(Bytes::from_static(data)));
+        let dropped = Some(Dropped::OutOfOrder);
+        let outcomes = assemble(&[
+            fragment(0, 3, b"aa"),
+            fragment(2, 3, b"b"),
+            fragment(1, 3, b"aa"),
+            fragment(0, 3, b"cc"),
+            fragment(1, 3, b"cc"),
+            fragment(0, 2, b"dd"),
+            fragment(1, 3, b"ee"),
+            fragment(0, 2, b"ff"),
+            fragment(1, 2, b"f"),
+            fragment(1, 2, b"f"),
+            fragment(0, 1, b"g"),
+        ]);
+        let is = |at: usize| (outcomes[at].assembled.clone(), outcomes[at].dropped);
+        for (at, expected) in [
+            (0, (None, None)),
+            (1, (None, dropped)),
+            (2, (None, dropped)),
+            (4, (None, None)),
+            (5, (None, None)),
+            (6, (None, dropped)),
+            (8, (whole(b"fff"), None)),
+            (9, (None, dropped)),
+            (10, (whole(b"g"), None)),
+        ] {
+            assert_eq!(is(at), expected, "fragment {at}");
+        }
+    }
+
+    #[test]
+    fn fragments_of_other_lengths_than_the_first_are_no_part_of_its_message() {
+        for other in [&b"a"[..], b"aaa"] {
+            let other = Fragment {
+                data: Bytes::from_static(other),
+                ..fragment(1, 3, b"")
+            };
+            let outcomes = assemble(&[fragment(0, 3, b"aa"), other, fragment(2, 3, b"a")]);
+            assert_eq!(outcomes[1].dropped, Some(Dropped::TooLong));
+            assert_eq!(outcomes[2].dropped, Some(Dropped::OutOfOrder));
+        }
+    }
+
+    #[test]
+    fn many_senders_cannot_take_more_memory_than_there_is_for_them() {
+        let now = start();
+        let mut assembler = Assembler::default();
+        let data = Bytes::from(vec![0; WHOLE_MESSAGE_LEN_MAX / 8]);
+        let mut dropped = 0;
+        for sender in 0..20 {
+            let body = body(&sender.to_string(), Bytes::new());
+            for number in 0..7 {
+                let fragment = Fragment {
+                    number,
+                    count: 8,
+                    sequence: None,
+                    data: data.clone(),
+                };
+                let outcome = assembler.receive(&body, fragment, now);
+                dropped += usize::from(outcome.dropped == Some(Dropped::TooLong));
+                assert!(assembler.len() <= INCOMPLETE_MESSAGES_LEN_MAX);
+            }
+        }
+        assert!(dropped > 0);
+        assert!(assembler.on_time(now).is_empty());
+        let late = now + INCOMPLETE_MESSAGE_TIMEOUT;
+        assert_eq!(assembler.deadline(), Some(late));
+        assert!(!assembler.on_time(late).is_empty());
+        assert_eq!((assembler.len(), assembler.deadline()), (0, None));
+    }
+
+    #[test]
+    fn parts_that_were_given_out_are_told_to_come_to_nothing() {
+        let now = start();
+        let mut assembler = Assembler::default();
+        let data = Bytes::from(vec![0; WHOLE_MESSAGE_LEN_MAX / 2]);
+        let body = body("a", Bytes::new());
+        let begin = Fragment {
+            number: 0,
+            count: 3,
+            sequence: None,
+            data,
+        };
+        let outcome = assembler.receive(&body, begin.clone(), now);
+        assert!(matches!(
+            outcome.assembled,
+            Some(Assembled::Part { number: 0, .. })
+        ));
+        assert_eq!(assembler.len(), 0);
+        assert!(assembler.receive(&body, begin.clone(), now).cut);
+        let members = [body.from.clone()];
+        assert_eq!(
+            assembler.on_view(&members),
+            [(body.from.clone(), Lane::Commit)]
+        );
+        assert_eq!(assembler.on_view(&members), []);
+        assembler.receive(&body, begin, now);
+        let late = now + INCOMPLETE_MESSAGE_TIMEOUT;
+        assert_eq!(
+            assembler.on_time(late),
+            [(body.from.clone(), Lane::Commit, true)]
+        );
+    }
+
+    #[test]
+    fn a_digest_is_of_all_that_is_said() {
+        let (a, b) = (MemberId::new("a"), MemberId::new("b"));
+        let said = Context {
+            group: "g",
+            from: &a,
+            lane: Lane::Commit,
+            audience: Audience::All,
+        };
+        let seal = Seal::keyed(b"secret");
+        let body = |data: &'static [u8]| {
+            let parts = seal.wrap(said, (0, 1), 7, vec![Bytes::from_static(data)]);
+            Bytes::from(parts.concat())
+        };
+        let good = body(b"data");
+        let fragment = seal.unwrap(said, &good);
+        assert_eq!(
+            fragment,
+            Ok(Fragment {
+                sequence: Some(7),
+                ..super::tests::fragment(0, 1, b"data")
+            })
+        );
+        for other in [
+            Context { group: "h", ..said },
+            Context { from: &b, ..said },
+            Context {
+                lane: Lane::Bulk,
+                ..said
+            },
+            Context {
+                audience: Audience::One,
+                ..said
+            },
+        ] {
+            assert_eq!(
+                seal.unwrap(other, &good),
+                Err(FragmentError::WrongDigest),
+                "{other:?}"
+            );
+        }
+        for at in 0..good.len() {
+            let mut bad = good.to_vec();
+            bad[at] ^= 1;
+            assert!(seal.unwrap(said, &bad.into()).is_err(), "byte {at}");
+            assert!(seal.unwrap(said, &good.slice(..at)).is_err(), "cut at {at}");
+        }
+        let plain = Seal::Plain.wrap(said, (0, 1), 7, vec![Bytes::from_static(b"data")]);
+        let plain = Bytes::from(plain.concat());
+        assert_eq!(seal.unwrap(said, &plain), Err(FragmentError::Plain));
+        assert_eq!(Seal::Plain.unwrap(said, &good), Err(FragmentError::Keyed));
     }
 }

@@ -1,8 +1,9 @@
-//! What members say to each other: a pickled tuple `(method, arguments)`, `("hello", ("alpha", 7))`.
+//! What members say to each other: a pickled tuple `(method, arguments)`, `("hello", ("alpha",
+//! 7))`.
 //!
-//! The method is a text, the arguments are a tuple of values; Python's `pickletools` can read it. The
-//! bulk of a message, the data of objects, is not copied when it is written: the pickle is opcodes
-//! around it.
+//! The method is a text, the arguments are a tuple of values; Python's `pickletools` can read it.
+//! The bulk of a message, the data of objects, is not copied when it is written: the pickle is
+//! opcodes around it.
 
 use std::fmt;
 

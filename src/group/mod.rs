@@ -16,7 +16,9 @@
 //! body that we got was got by anybody else, that it was sent in the view it is delivered in, or
 //! that two members see the same views.
 
+pub mod channel;
 pub mod fragment;
+pub mod loopback;
 pub mod message;
 
 use std::fmt;
