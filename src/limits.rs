@@ -299,37 +299,6 @@ pub const DAEMON_BYTES_PER_TURN: usize = 512 * 1024;
 /// Time that a connection to the daemon may take to come about.
 pub const DAEMON_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes that wait for the socket of a Spread daemon from which on it is busy: more than may be on
-/// its way through it, so that only a daemon that has stopped reading gets there.
-pub const SPREAD_OUTPUT_LEN_MAX: usize = 4 << 20;
-
-/// Time that a Spread daemon has for each step of connecting. It takes nobody while it forms a ring
-/// or has much to send, which are seconds.
-pub const SPREAD_STEP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time that a Spread daemon has for making us a member.
-pub const SPREAD_JOIN_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Time that a Spread daemon has for closing the connection when we have left.
-pub const SPREAD_LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Time before the first new attempt to connect to a Spread daemon, and at most; it doubles in
-/// between. Each client takes from half of it to all.
-pub const SPREAD_RETRY_MIN: Duration = Duration::from_millis(50);
-/// See [`SPREAD_RETRY_MIN`].
-pub const SPREAD_RETRY_MAX: Duration = Duration::from_secs(5);
-
-/// Time after which a membership counts as a success, so that the next attempt to connect follows
-/// its end at once.
-pub const SPREAD_SETTLED_AFTER: Duration = Duration::from_secs(5);
-
-/// Time for which our name may be in use at a Spread daemon before we ask for another one. The end
-/// of our last connection has to go round the ring, which may have to be formed anew first.
-pub const SPREAD_NAME_RETRY: Duration = Duration::from_secs(10);
-
-/// Time between two log lines about the same trouble with a daemon.
-pub const TROUBLE_LOG_INTERVAL: Duration = Duration::from_secs(60);
-
 const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
 
 const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
