@@ -292,8 +292,14 @@ pub const SILENCE_WARNED: Duration = Duration::from_secs(5);
 /// Time without anything of ours coming back after which the daemon is given up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 
-/// Events of the daemon that are taken in one turn, so that a flood of them leaves clients theirs.
-pub const GROUP_EVENTS_PER_TURN: usize = 64;
+/// Bytes read from the daemon in one turn, so that a flood leaves clients their turns. More than
+/// from a client, since the daemon drops who reads slowly.
+pub const DAEMON_BYTES_PER_TURN: usize = 512 * 1024;
+
+/// Time that a connection to the daemon may take to come about.
+pub const DAEMON_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
 
 const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
 const _: () = assert!(WHOLE_MESSAGE_LEN_MAX < INCOMPLETE_MESSAGES_LEN_MAX);

@@ -326,6 +326,11 @@ impl Channel {
         self.incoming.pop_front()
     }
 
+    /// Whether [`Self::poll_incoming`] has something.
+    pub fn has_incoming(&self) -> bool {
+        !self.incoming.is_empty()
+    }
+
     /// Takes an event of the group. [`Self::flush`] is to follow the last of them.
     pub fn on_event(&mut self, event: Event, group: &dyn Group, now: Instant) {
         match event {

@@ -20,6 +20,7 @@ pub mod channel;
 pub mod fragment;
 pub mod loopback;
 pub mod message;
+pub mod roster;
 pub mod spread;
 
 use std::fmt;
