@@ -16,6 +16,8 @@
 //! body that we got was got by anybody else, that it was sent in the view it is delivered in, or
 //! that two members see the same views.
 
+pub mod corosync;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
