@@ -223,6 +223,48 @@ pub const CONFIG_VALUE_LEN_MAX: usize = 64 * 1024;
 /// Old log files that are kept; each is renamed when another one comes, while calls wait.
 pub const OLD_LOG_FILES_MAX: u32 = 1000;
 
+/// Bytes of a message of the group up to which it is put together; longer ones are given out in
+/// parts as they come. Transactions go through the group up to 4 MB.
+pub const WHOLE_MESSAGE_LEN_MAX: usize = 8 << 20;
+
+/// Bytes that are kept of messages of the group that have not come as a whole, of all members.
+pub const INCOMPLETE_MESSAGES_LEN_MAX: usize = 64 << 20;
+
+/// Time without another fragment after which a message that has begun is forgotten. Longer than a
+/// daemon holds back what is sent while its ring is formed anew.
+pub const INCOMPLETE_MESSAGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of ours that may be on their way through the daemon. What is sent behind them waits for
+/// them: a sign of life must not wait for long.
+pub const IN_FLIGHT_LEN_MAX: usize = 1 << 20;
+
+/// Bodies of ours that may be on their way through the daemon: Spread disconnects who has a
+/// thousand waiting for it, and corosync's library spins when its daemon has not taken 275.
+pub const IN_FLIGHT_BODIES_MAX: usize = 64;
+
+/// Bodies of the control lane that may be on their way besides those.
+pub const IN_FLIGHT_CONTROL_MAX: usize = 8;
+
+/// Bytes of messages that wait in one lane for their turn at the daemon; more are refused.
+pub const LANE_LEN_MAX: usize = 64 << 20;
+
+/// Messages that wait in one lane for their turn.
+pub const LANE_MESSAGES_MAX: usize = 10_000;
+
+/// Time between two signs of life that we send to ourselves through the daemon.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time without anything of ours coming back from the daemon after which that is said. A ring that
+/// lost a member needs some seconds to be formed anew.
+pub const SILENCE_WARNED: Duration = Duration::from_secs(5);
+
+/// Time without anything of ours coming back after which the daemon is given up.
+pub const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// Events of the daemon that are taken in one turn, so that a flood of them leaves clients theirs.
+pub const GROUP_EVENTS_PER_TURN: usize = 64;
+
+const _: () = assert!(WHOLE_MESSAGE_LEN_MAX < INCOMPLETE_MESSAGES_LEN_MAX);
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX < u32::MAX as usize);

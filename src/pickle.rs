@@ -17,8 +17,8 @@ use std::str;
 
 use bytes::Bytes;
 
-pub use self::write::encode_standalone;
 pub(crate) use self::write::{Reader, encode_bytes_head, encode_int, encode_message};
+pub use self::write::{encode, encode_standalone};
 use crate::cursor::Cursor;
 use crate::limits::{VALUE_DEPTH_MAX, VALUES_PER_MESSAGE_MAX};
 use crate::pickle_opcode::*;

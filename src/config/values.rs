@@ -163,7 +163,8 @@ fn is_number(text: &str) -> bool {
 
 const ADDRESS: &str = "an address (PORT, HOST, HOST:PORT, [IPV6]:PORT, or a path with a '/')";
 
-fn address(value: &str) -> Result<Address, &'static str> {
+/// One of them.
+pub(super) fn address(value: &str) -> Result<Address, &'static str> {
     if value.contains('/') {
         return Ok(Address::Unix(PathBuf::from(value)));
     }

@@ -16,7 +16,12 @@
 //! body that we got was got by anybody else, that it was sent in the view it is delivered in, or
 //! that two members see the same views.
 
+pub mod channel;
 pub mod corosync;
+pub mod fragment;
+pub mod loopback;
+pub mod message;
+pub mod spread;
 
 use std::fmt;
 use std::sync::Arc;

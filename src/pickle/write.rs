@@ -70,6 +70,17 @@ pub(crate) fn encode_message(sink: &mut impl Sink, reader: Reader, message: [&Va
     writer.code(STOP);
 }
 
+/// Writes a pickle that Python 3 reads.
+pub fn encode(sink: &mut impl Sink, value: &Value) {
+    let mut writer = Writer {
+        sink,
+        reader: Reader::Python3,
+    };
+    writer.start();
+    writer.value(value);
+    writer.code(STOP);
+}
+
 /// Appends an integer, as a part of a pickle.
 pub(crate) fn encode_int(sink: &mut impl Sink, int: i64) {
     // Integers are the same for all readers.

@@ -87,6 +87,11 @@ impl Connection {
         }
     }
 
+    /// The socket, for what is special about its kind.
+    pub(super) const fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// The TLS of the connection, if it has any.
     pub(super) fn tls(&self) -> Option<&Channel> {
         self.tls.as_deref()

@@ -6,6 +6,7 @@
 
 mod certificates;
 mod connection;
+pub mod hub;
 mod listener;
 mod signals;
 mod timer;

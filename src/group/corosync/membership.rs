@@ -10,7 +10,7 @@
 //!
 //! Until then what CPG says next is not taken ([`Membership::is_held`]): it belongs to the new
 //! view. That wait ends at a deadline, or when the quorum service is ahead of us, which then never
-//! says about our ring: whether we are quorate is for people to know, and no condition for anything.
+//! says about our ring: whether we are quorate is for people to know, and a condition for nothing.
 //!
 //! A view is named by its ring and by who is in it. That makes the name the same for all members,
 //! as no counter would be: who joins does not know what the others have counted. A process that
