@@ -10,12 +10,8 @@
 mod member;
 
 use std::io::{self, BufRead, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
-
-use standby::args::Args;
-use standby::config::{self, Surroundings};
 
 use member::Member;
 
@@ -42,7 +38,7 @@ fn main() -> ExitCode {
         }
     }
     lines.push(node);
-    let config = match config::read(&args_of_file(), &File(lines)) {
+    let config = match member::config(lines) {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}\n{USAGE}");
@@ -52,9 +48,8 @@ fn main() -> ExitCode {
     let sequence = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap();
-    let standby = config.standby.unwrap();
     let (mut member, commands) =
-        Member::new(&standby, Instant::now(), sequence.as_nanos() as u64).unwrap();
+        Member::new(&config, Instant::now(), sequence.as_nanos() as u64).unwrap();
     std::thread::spawn(move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             commands.give(&line);
@@ -66,35 +61,4 @@ fn main() -> ExitCode {
         .run(|line| writeln!(out, "{line}").and_then(|()| out.flush()).is_ok())
         .unwrap();
     ExitCode::SUCCESS
-}
-
-fn args_of_file() -> Args {
-    Args {
-        configure: Some("standby.conf".into()),
-        ..Args::default()
-    }
-}
-
-/// The command line in the form of a configuration, so that it is read as that is.
-struct File(Vec<String>);
-
-impl Surroundings for File {
-    fn read(&self, path: &Path) -> io::Result<String> {
-        if path != Path::new("standby.conf") {
-            return std::fs::read_to_string(path);
-        }
-        let lines = self.0.join("\n");
-        Ok(format!(
-            "<zeo>\naddress 1\n</zeo>\n<mappingstorage>\n</mappingstorage>\n\
-             <standby>\n{lines}\n</standby>\n"
-        ))
-    }
-
-    fn is_directory(&self, path: &Path) -> bool {
-        path.is_dir()
-    }
-
-    fn variable(&self, _name: &str) -> Option<String> {
-        None
-    }
 }

@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::io;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -26,7 +27,8 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use mio::{Events, Poll, Token, Waker};
 
-use standby::config::StandbyConfig;
+use standby::args::Args;
+use standby::config::{self, ConfigError, StandbyConfig, Surroundings};
 use standby::group::channel::{ChannelError, Delivered, Incoming, Part, Source, To};
 use standby::group::roster::{Noticed, Roster};
 use standby::group::{Audience, Lane, MemberId};
@@ -526,7 +528,8 @@ impl Measuring {
                 .map_or(0.0, |took| took.as_secs_f64() * 1e3)
         };
         let mut line = format!(
-            "{{\"event\":\"measured\",\"what\":\"{}\",\"len\":{},\"count\":{},\"seconds\":{secs:.3}",
+            "{{\"event\":\"measured\",\"what\":\"{}\",\"len\":{},\"count\":{},\
+             \"seconds\":{secs:.3}",
             self.name, self.len, self.count
         );
         let _ = if self.is_flood {
@@ -642,4 +645,38 @@ fn quoted(text: &str) -> String {
 #[expect(clippy::disallowed_methods, reason = "a member has a clock")]
 fn now() -> Instant {
     Instant::now()
+}
+
+/// The configuration that consists of these lines of `<standby>`.
+pub(crate) fn config(lines: Vec<String>) -> Result<StandbyConfig, ConfigError> {
+    let args = Args {
+        configure: Some("standby.conf".into()),
+        ..Args::default()
+    };
+    let config = config::read(&args, &File(lines))?;
+    Ok(config.standby.expect("the file has the section"))
+}
+
+/// Lines as a file, so that they are read as that is.
+struct File(Vec<String>);
+
+impl Surroundings for File {
+    fn read(&self, path: &Path) -> io::Result<String> {
+        if path != Path::new("standby.conf") {
+            return std::fs::read_to_string(path);
+        }
+        let lines = self.0.join("\n");
+        Ok(format!(
+            "<zeo>\naddress 1\n</zeo>\n<mappingstorage>\n</mappingstorage>\n\
+             <standby>\n{lines}\n</standby>\n"
+        ))
+    }
+
+    fn is_directory(&self, path: &Path) -> bool {
+        path.is_dir()
+    }
+
+    fn variable(&self, _name: &str) -> Option<String> {
+        None
+    }
 }

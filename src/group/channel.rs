@@ -96,7 +96,7 @@ pub struct Part {
 }
 
 /// Bytes to be sent that need not be in memory all at once.
-pub trait Source {
+pub trait Source: Send {
     /// The next `len` bytes, in any number of parts; `None` if they are not there yet:
     /// then [`Channel::flush`] is to be called when they are.
     fn take(&mut self, len: usize) -> Option<Vec<Bytes>>;

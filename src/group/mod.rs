@@ -17,6 +17,7 @@
 //! that two members see the same views.
 
 pub mod channel;
+pub mod corosync;
 pub mod fragment;
 pub mod loopback;
 pub mod message;

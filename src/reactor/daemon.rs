@@ -20,14 +20,15 @@ use std::thread;
 use std::time::Instant;
 
 use mio::event::Event;
-use mio::{Registry, Token, Waker, net};
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token, Waker, net};
 
 use super::connection::{Connection, ReadError, ReadOutcome, Stream};
 use crate::config::{Address, DaemonConfig, StandbyConfig};
 use crate::group::channel::{Channel, Incoming};
 use crate::group::fragment::Seal;
 use crate::group::loopback::Loopback;
-use crate::group::{Group, spread};
+use crate::group::{Group, corosync, spread};
 use crate::ids::ClientId;
 use crate::limits::{
     DAEMON_BYTES_PER_TURN, DAEMON_CONNECT_TIMEOUT, READ_BYTES_PER_TURN, WRITE_BYTES_PER_TURN,
@@ -50,6 +51,7 @@ struct Polling {
 
 enum Engine {
     Spread(Box<SpreadLink>),
+    Corosync(Box<CorosyncLink>),
     Loopback(Loopback),
 }
 
@@ -74,7 +76,10 @@ impl Daemon {
                 let link = SpreadLink::new(config, address, sequence, now);
                 Engine::Spread(Box::new(link.map_err(io::Error::other)?))
             }
-            DaemonConfig::Corosync => return Err(io::Error::other("not yet")),
+            DaemonConfig::Corosync => {
+                let link = CorosyncLink::new(config, registry, token, now)?;
+                Engine::Corosync(Box::new(link))
+            }
             DaemonConfig::Loopback => Engine::Loopback(Loopback::new(&config.node)),
         };
         engine.group().join(now);
@@ -102,8 +107,10 @@ impl Daemon {
 
     /// Notes what the poll has said of the descriptor.
     pub fn on_ready(&mut self, event: &Event) {
-        if let Engine::Spread(link) = &mut self.engine {
-            link.on_ready(event);
+        match &mut self.engine {
+            Engine::Spread(link) => link.on_ready(event),
+            Engine::Corosync(link) => link.readable = true,
+            Engine::Loopback(_) => {}
         }
     }
 
@@ -118,6 +125,14 @@ impl Daemon {
                     }
                 };
                 link.turn(&self.poll, &mut self.scratch, taken, now)
+            }
+            Engine::Corosync(link) => {
+                let taken = |session: &mut corosync::Session| {
+                    while let Some(event) = session.poll_event() {
+                        self.channel.on_event(event, session, now);
+                    }
+                };
+                link.turn(&self.poll, taken, now)
             }
             Engine::Loopback(_) => false,
         };
@@ -141,7 +156,7 @@ impl Daemon {
     pub fn deadline(&mut self) -> Option<Instant> {
         let link = match &self.engine {
             Engine::Spread(link) => link.deadline(),
-            Engine::Loopback(_) => None,
+            Engine::Corosync(_) | Engine::Loopback(_) => None,
         };
         let group = self.engine.group().deadline();
         [link, group, self.channel.deadline()]
@@ -162,6 +177,8 @@ impl Daemon {
         match &mut self.engine {
             Engine::Spread(link) => link.write(now),
             // What was sent is there.
+            // The library sends by itself.
+            Engine::Corosync(_) => {}
             Engine::Loopback(_) => self.take_events(now),
         }
         self.channel.has_incoming()
@@ -191,6 +208,7 @@ impl Engine {
     fn group(&mut self) -> &mut dyn Group {
         match self {
             Self::Spread(link) => &mut link.session,
+            Self::Corosync(link) => &mut link.session,
             Self::Loopback(group) => group,
         }
     }
@@ -438,6 +456,77 @@ impl SpreadLink {
                 self.try_next(poll, rest, why, now);
             }
             socket => self.socket = socket,
+        }
+    }
+}
+
+/// A session with the descriptor of its library.
+struct CorosyncLink {
+    session: corosync::Session,
+    /// What waits for the daemon.
+    job: Option<Receiver<corosync::Done>>,
+    readable: bool,
+}
+
+impl CorosyncLink {
+    fn new(
+        config: &StandbyConfig,
+        registry: &Registry,
+        token: Token,
+        now: Instant,
+    ) -> io::Result<Self> {
+        let library = Arc::new(corosync::System::new()?);
+        let session = corosync::Session::new(&config.group, library, now);
+        let session = session.map_err(io::Error::other)?;
+        if let Some(descriptor) = session.descriptor() {
+            registry.register(&mut SourceFd(&descriptor), token, Interest::READABLE)?;
+        }
+        Ok(Self {
+            session,
+            job: None,
+            readable: false,
+        })
+    }
+
+    /// As that of a [`SpreadLink`].
+    fn turn(
+        &mut self,
+        poll: &Polling,
+        mut taken: impl FnMut(&mut corosync::Session),
+        now: Instant,
+    ) -> bool {
+        self.go_on_with_job(poll, now);
+        let mut left = DAEMON_BYTES_PER_TURN;
+        while self.readable && left > 0 {
+            // In small portions, since what was taken waits in the session.
+            let portion = left.min(READ_BYTES_PER_TURN);
+            self.readable = self.session.on_ready(portion, now);
+            taken(&mut self.session);
+            left -= portion;
+        }
+        self.go_on_with_job(poll, now);
+        self.readable
+    }
+
+    fn go_on_with_job(&mut self, poll: &Polling, now: Instant) {
+        if let Some(job) = &self.job {
+            match job.try_recv() {
+                Ok(done) => {
+                    self.session.on_done(done, now);
+                    self.readable = true;
+                }
+                // The waker tells.
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => log::error!("corosync: a job was lost"),
+            }
+            self.job = None;
+        }
+        let Some(job) = self.session.take_job(now) else {
+            return;
+        };
+        match in_background("corosync", poll.waker.clone(), || job.run()) {
+            Ok(receiver) => self.job = Some(receiver),
+            Err(error) => log::error!("corosync: no thread to wait for it ({error})"),
         }
     }
 }
