@@ -251,6 +251,37 @@ pub const LANE_LEN_MAX: usize = 64 << 20;
 /// Messages that wait in one lane for their turn.
 pub const LANE_MESSAGES_MAX: usize = 10_000;
 
+/// Bytes that wait for the socket of a Spread daemon from which on it is busy: more than may be on
+/// its way through it, so that only a daemon that has stopped reading gets there.
+pub const SPREAD_OUTPUT_LEN_MAX: usize = 4 << 20;
+
+/// Time that a Spread daemon has for each step of connecting. It takes nobody while it forms a ring
+/// or has much to send, which are seconds.
+pub const SPREAD_STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that a Spread daemon has for making us a member.
+pub const SPREAD_JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time that a Spread daemon has for closing the connection when we have left.
+pub const SPREAD_LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time before the first new attempt to connect to a Spread daemon, and at most; it doubles in
+/// between. Each client takes from half of it to all.
+pub const SPREAD_RETRY_MIN: Duration = Duration::from_millis(50);
+/// See [`SPREAD_RETRY_MIN`].
+pub const SPREAD_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Time after which a membership counts as a success, so that the next attempt to connect follows
+/// its end at once.
+pub const SPREAD_SETTLED_AFTER: Duration = Duration::from_secs(5);
+
+/// Time for which our name may be in use at a Spread daemon before we ask for another one. The end
+/// of our last connection has to go round the ring, which may have to be formed anew first.
+pub const SPREAD_NAME_RETRY: Duration = Duration::from_secs(10);
+
+/// Time between two log lines about the same trouble with a daemon.
+pub const TROUBLE_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Time between two signs of life that we send to ourselves through the daemon.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -261,9 +292,16 @@ pub const SILENCE_WARNED: Duration = Duration::from_secs(5);
 /// Time without anything of ours coming back after which the daemon is given up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 
-/// Events of the daemon that are taken in one turn, so that a flood of them leaves clients theirs.
-pub const GROUP_EVENTS_PER_TURN: usize = 64;
+/// Bytes read from the daemon in one turn, so that a flood leaves clients their turns. More than
+/// from a client, since the daemon drops who reads slowly.
+pub const DAEMON_BYTES_PER_TURN: usize = 512 * 1024;
 
+/// Time that a connection to the daemon may take to come about.
+pub const DAEMON_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
+
+const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
 const _: () = assert!(WHOLE_MESSAGE_LEN_MAX < INCOMPLETE_MESSAGES_LEN_MAX);
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);

@@ -126,6 +126,7 @@ const LAYERS: &[Layer] = &[
             "zeo",
             "storage",
             "server",
+            "group",
             "tls",
             "config",
             "logging",

@@ -21,6 +21,7 @@ pub mod corosync;
 pub mod fragment;
 pub mod loopback;
 pub mod message;
+pub mod roster;
 pub mod spread;
 
 use std::fmt;
