@@ -170,7 +170,8 @@ impl Session {
     }
 
     /// Something to be done by another thread, if there is. Ask after each other call; the result
-    /// goes to [`Self::on_done`]. A job that is never run is as one that never ends.
+    /// goes to [`Self::on_done`]. A job that cannot be run is to be told, too
+    /// ([`Self::on_job_lost`]).
     pub fn take_job(&mut self, now: Instant) -> Option<Job> {
         self.now = now;
         if self.job_since.is_some() {
@@ -213,6 +214,13 @@ impl Session {
             }
             None => {}
         }
+    }
+
+    /// A job was not run, or nobody knows what has become of it.
+    pub fn on_job_lost(&mut self, now: Instant) {
+        self.now = now;
+        self.job_since = None;
+        self.try_later();
     }
 
     /// The descriptor is readable, or the last call has said that there is more. Takes about
@@ -1000,6 +1008,19 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_job_is_not_waited_for() {
+        let mut group = Fixture::new();
+        group.session.join(group.now);
+        drop(group.session.take_job(group.now).unwrap());
+        assert!(group.session.take_job(group.now).is_none());
+        group.session.on_job_lost(group.now);
+        let deadline = group.session.deadline().unwrap();
+        assert_eq!(deadline, group.now + RECONNECT_MIN);
+        group.pass(RECONNECT_MIN);
+        assert_eq!(group.fake.with(|state| state.opened), 1);
+    }
+
+    #[test]
     fn who_leaves_while_the_door_opens_does_not_go_in() {
         let mut group = Fixture::new();
         group.session.join(group.now);
@@ -1119,5 +1140,139 @@ mod tests {
                 .describe()
                 .ends_with("ring 1.4 of nodes 1 2 3, not quorate")
         );
+    }
+
+    /// What CPG and the quorum service say in a life with some rings, each by itself.
+    fn a_life(random: &mut Random) -> (Vec<CpgEvent>, Vec<QuorumEvent>) {
+        let all = [ME, at(2), at(3)];
+        let (mut cpg, mut quorum) = (Vec::new(), Vec::new());
+        let mut there: Vec<Address> = vec![ME];
+        let mut number = 0;
+        for seq in 1..=1 + random.below(6) {
+            let old = there;
+            there = all
+                .into_iter()
+                .filter(|it| *it == ME || random.below(2) == 0)
+                .collect();
+            let change = |of: &[Address], without: &[Address], reason| -> Vec<(Address, Reason)> {
+                let of = of.iter().filter(|it| !without.contains(it));
+                of.map(|it| (*it, reason)).collect()
+            };
+            let left = change(&old, &there, Reason::NodeDown);
+            let mut joined = change(&there, &old, Reason::NodeUp);
+            if seq == 1 {
+                joined.push((ME, Reason::Join));
+            }
+            cpg.push(members(&there, &left, &joined));
+            let id = ring(seq as u64 * 4);
+            let nodes: Vec<u32> = there.iter().map(|it| it.node).collect();
+            cpg.push(ring_of(id, &nodes));
+            let is_quorate = there.len() > 1;
+            quorum.push(QuorumEvent::Nodes { ring: id, nodes });
+            // Of a ring without a majority that does not last it may say nothing.
+            if is_quorate || random.below(2) == 0 {
+                quorum.push(QuorumEvent::Quorate {
+                    ring: id,
+                    is_quorate,
+                });
+            }
+            for _ in 0..random.below(4) {
+                number += 1;
+                let envelope = Envelope {
+                    lane: Lane::Commit,
+                    number,
+                    to: None,
+                };
+                let data = envelope.encode();
+                cpg.push(super::super::envelope::incoming(ME, at(2), &data, 0));
+            }
+        }
+        (cpg, quorum)
+    }
+
+    /// Views and bodies that a session makes of the two, in any mixture.
+    fn live(
+        cpg: &[CpgEvent],
+        quorum: &[QuorumEvent],
+        tracked: bool,
+        random: &mut Random,
+    ) -> Vec<Event> {
+        let mut group = Fixture::new();
+        if !tracked {
+            group
+                .fake
+                .with(|state| state.quorum_is = Quorum::Unknown(String::new()));
+        }
+        group.session.join(group.now);
+        group.run_jobs();
+        let (mut cpg, mut quorum) = (cpg.iter(), quorum.iter());
+        let mut events = Vec::new();
+        while cpg.len() > 0 || quorum.len() > 0 {
+            if random.below(2) == 0 {
+                cpg.next()
+                    .into_iter()
+                    .for_each(|it| group.fake.says(it.clone()));
+            } else {
+                quorum
+                    .next()
+                    .into_iter()
+                    .for_each(|it| group.fake.quorum_says(it.clone()));
+            }
+            if random.below(2) == 0 {
+                events.extend(group.events());
+            }
+        }
+        // What nobody will say any more is waited for in vain, once for each ring.
+        loop {
+            events.extend(group.events());
+            let Some(deadline) = group.session.deadline() else {
+                break;
+            };
+            group.now = deadline.max(group.now);
+            group.session.on_deadline(group.now);
+        }
+        let is_change = |pair: &[Event]| {
+            matches!(
+                pair,
+                [Event::Transitional, Event::Transitional | Event::View(_)]
+            ) || !matches!(pair, [Event::Transitional, _])
+        };
+        assert!(!matches!(events.last(), Some(Event::Transitional)));
+        assert!(
+            !tracked
+                || events
+                    .windows(2)
+                    .all(|pair| is_change(pair) || bodies(pair))
+        );
+        events.retain(|event| *event != Event::Transitional);
+        events
+    }
+
+    /// Bodies of the view that ends may come between its announced end and its end.
+    fn bodies(pair: &[Event]) -> bool {
+        matches!(pair, [Event::Transitional, Event::Body(_)])
+    }
+
+    #[test]
+    fn the_mixture_of_the_streams_changes_nothing() {
+        for seed in 1..2000 {
+            let mut random = Random(seed);
+            let (cpg, quorum) = a_life(&mut random);
+            let expected = live(&cpg, &[], false, &mut random);
+            let found = live(&cpg, &quorum, true, &mut random);
+            assert_eq!(found, expected, "seed {seed}");
+        }
+    }
+
+    /// Marsaglia's xorshift.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % end as u64).unwrap()
+        }
     }
 }
