@@ -950,6 +950,11 @@ mod tests {
         group.pass(RECONNECT_MAX);
         assert_eq!(group.the_view().cause, "we joined");
         assert_eq!(group.session.deadline(), None);
+        // The next time begins with the shortest wait again.
+        group.session.reset("it hangs", group.now);
+        group.run_jobs();
+        let deadline = group.session.deadline();
+        assert_eq!(deadline, Some(group.now + RECONNECT_MIN));
     }
 
     #[test]
