@@ -134,6 +134,8 @@ struct Measuring {
     count: u64,
     left: u64,
     begun: Instant,
+    /// The body that is waited for; several members answer, and the first answer counts.
+    awaited: u64,
     sent: Instant,
     took: Vec<Duration>,
 }
@@ -265,6 +267,7 @@ impl Member {
             count: count as u64,
             left: count as u64,
             begun: now,
+            awaited: 0,
             sent: now,
             took: Vec::new(),
         });
@@ -293,6 +296,10 @@ impl Member {
             match sent {
                 Ok(()) => {
                     self.number += 1;
+                    if let Some(measuring) = &mut self.measuring {
+                        measuring.awaited = self.number;
+                        measuring.sent = Instant::now();
+                    }
                     sending.left -= 1;
                     self.in_flight.push_back(sending.len);
                 }
@@ -372,23 +379,23 @@ impl Member {
             }
         }
         if is_mine && kind != PONG {
-            self.on_back("latency");
+            self.on_back("latency", number);
         } else if kind == PONG {
-            self.on_back("roundtrip");
+            self.on_back("roundtrip", number);
         }
     }
 
-    fn on_back(&mut self, name: &str) {
+    fn on_back(&mut self, name: &str, number: u64) {
         let Some(measuring) = &mut self.measuring else {
             return;
         };
         let now = Instant::now();
         if measuring.name == "flood" && name == "latency" {
             measuring.left -= 1;
-        } else if measuring.name == name {
+        } else if measuring.name == name && measuring.awaited == number {
             measuring.left -= 1;
             measuring.took.push(now - measuring.sent);
-            measuring.sent = now;
+            measuring.awaited = 0;
             let len = measuring.len;
             let kind = if name == "roundtrip" { PING } else { PLAIN };
             if measuring.left > 0 {
