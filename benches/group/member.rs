@@ -528,7 +528,8 @@ impl Measuring {
                 .map_or(0.0, |took| took.as_secs_f64() * 1e3)
         };
         let mut line = format!(
-            "{{\"event\":\"measured\",\"what\":\"{}\",\"len\":{},\"count\":{},\"seconds\":{secs:.3}",
+            "{{\"event\":\"measured\",\"what\":\"{}\",\"len\":{},\"count\":{},\
+             \"seconds\":{secs:.3}",
             self.name, self.len, self.count
         );
         let _ = if self.is_flood {

@@ -7,8 +7,8 @@
 //!
 //! No file is opened here. What is needed of the machine comes through [`Surroundings`].
 
+mod group;
 mod schema;
-mod standby;
 mod values;
 mod zconfig;
 
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-pub use self::standby::{DaemonConfig, Secret, StandbyConfig};
+pub use self::group::{DaemonConfig, Secret, StandbyConfig};
 pub use self::zconfig::SyntaxError;
 use crate::args::Args;
 use crate::limits::INVALIDATION_QUEUE_DEFAULT;

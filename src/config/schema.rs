@@ -12,7 +12,7 @@ use super::values::{
 use super::zconfig::{Key, Section};
 use super::{
     Config, ConfigError, FileStorageConfig, Password, Problem, SslConfig, StorageConfig,
-    StorageKind, Surroundings, standby,
+    StorageKind, Surroundings, group,
 };
 use crate::logging::{DateFormat, LineFormat, LogConfig, LogOutput, LogTarget, Rotation};
 
@@ -36,7 +36,7 @@ pub(super) fn fill(
             }
             "zeo" => zeo(config, section, around)?,
             "eventlog" => config.log = eventlog(section)?,
-            "standby" => standby::fill(config, section, around)?,
+            "standby" => group::fill(config, section, around)?,
             "runner" => config.runner_keys = runner(section)?,
             _ => {
                 let storage = storage(section, around)?;

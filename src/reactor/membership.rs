@@ -34,6 +34,10 @@ impl Membership {
         let incarnation = (nanos >> 1) as i64;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         log::info!("group {}: joining by {}", config.group, config.daemon);
+        log::warn!(
+            "group {}: this version talks to the other members, and does not replicate yet",
+            config.group
+        );
         if config.key.is_none() {
             log::warn!(
                 "group {}: without key-file, whoever reaches the daemon can speak in it",
@@ -97,7 +101,8 @@ impl Membership {
                     view.cause
                 );
             }
-            Incoming::Lost(why) => log::warn!("group {group}: the daemon is lost: {why}"),
+            // The session has said it.
+            Incoming::Lost(why) => log::debug!("group {group}: the daemon is lost: {why}"),
             Incoming::Message(message) => {
                 let (from, len) = (&message.from, message.what.len());
                 log::trace!("group {group}: {len} bytes of {from} ({:?})", message.lane);

@@ -241,8 +241,9 @@ impl Reactor {
     /// 4. accept;
     /// 5. fire the timers;
     /// 6. hand the jobs of this turn to the workers: the finishes of one turn share a sync;
-    /// 7. write to every connection that has something to send, and to the daemon. A reply that promises durability
-    ///    is queued only when its sync is done (2), so none can leave early here;
+    /// 7. write to every connection that has something to send, and to the daemon. A reply that
+    ///    promises durability is queued only when its sync is done (2), so none can leave early
+    ///    here;
     /// 8. close what is to be closed.
     ///
     /// What the ends of disk jobs lead to (2) is written and closed at once, too; a connection that

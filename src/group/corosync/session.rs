@@ -22,20 +22,18 @@ use super::{Address, Connection, CpgEvent, Failure, Incoming, Library, OpenError
 use crate::group::{Audience, Body, Event, Group, Lane, MemberId, SendError};
 use crate::limits::{
     CPG_BODY_LEN_MAX, CPG_EVENTS_LEN_MAX, CPG_EVENTS_MAX, CPG_GROUP_NAME_LEN_MAX, CPG_OPEN_TIMEOUT,
-    CPG_PARTS_MAX, CPG_UNCONFIRMED_MAX,
+    CPG_PARTS_MAX, CPG_UNCONFIRMED_MAX, TROUBLE_LOG_INTERVAL,
 };
 
-/// First and longest time between two attempts to connect.
-const RECONNECT_MIN: Duration = Duration::from_millis(200);
-const RECONNECT_MAX: Duration = Duration::from_secs(3);
+/// First and longest time between two attempts to connect. The daemon is on this machine, and has
+/// no other clients to speak of.
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// First and longest time after which a daemon that was busy is tried again. It says nothing when
 /// it is no longer; while nodes come and go that may be seconds.
 const BUSY_MIN: Duration = Duration::from_millis(1);
 const BUSY_MAX: Duration = Duration::from_millis(5);
-
-/// Time between two complaints of the same kind.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What an event costs besides its body, of a turn's budget of bytes.
 const EVENT_COST: usize = 256;
@@ -106,7 +104,7 @@ pub struct Done(Option<Result<Opened, OpenError>>);
 /// When it was complained, so that it is not at each opportunity.
 #[derive(Debug, Default)]
 struct Complaints {
-    no_daemon: Option<Instant>,
+    no_daemon: Option<(OpenError, Instant)>,
     garbage: Option<Instant>,
     garbage_count: u64,
 }
@@ -202,12 +200,7 @@ impl Session {
         match done.0 {
             Some(Ok(opened)) => self.on_opened(opened),
             Some(Err(error)) => {
-                if self
-                    .complaints
-                    .no_daemon
-                    .is_none_or(|at| now >= at + COMPLAINT_INTERVAL)
-                {
-                    self.complaints.no_daemon = Some(now);
+                if self.complaints.on_no_daemon(&error, now) {
                     log::warn!("corosync: cannot join group {} ({error})", self.group);
                 }
                 self.try_later();
@@ -299,24 +292,20 @@ impl Session {
 
     fn push(&mut self, event: Event) {
         match &event {
-            Event::View(view) => self.on_view(view),
+            Event::View(view) => self.on_view(view.cause),
             Event::Body(body) => self.events_len += body.data.len(),
             _ => {}
         }
         self.events.push_back(event);
     }
 
-    fn on_view(&mut self, view: &crate::group::View) {
+    /// Who is in it, others say; where and why, only we know.
+    fn on_view(&mut self, cause: &str) {
         self.backoff = RECONNECT_MIN;
         self.complaints.no_daemon = None;
-        let Link::Up(up) = &self.link else { return };
-        log::info!(
-            "corosync: view {}: {} ({}; {})",
-            view.id,
-            Names(&view.members),
-            view.cause,
-            up.state(),
-        );
+        if let Link::Up(up) = &self.link {
+            log::info!("corosync: {cause}: {}", up.state());
+        }
     }
 
     /// The connection is of no use any more.
@@ -489,7 +478,13 @@ impl Up {
             && let Some(event) = self.connection.poll_quorum().map_err(failed)?
         {
             log::debug!("corosync: {event:?}");
-            return Ok(Taken::Event(0, self.membership.on_quorum(&event, now)));
+            let before = self.membership.is_quorate();
+            let events = self.membership.on_quorum(&event, now);
+            let after = self.membership.is_quorate();
+            if before != after && before.is_some() && after.is_some() {
+                log::info!("corosync: votes have changed: {}", self.state());
+            }
+            return Ok(Taken::Event(0, events));
         }
         if self.membership.is_held() {
             return Ok(Taken::Nothing);
@@ -619,27 +614,30 @@ impl Up {
 }
 
 impl Complaints {
+    /// Whether to speak of it: it is another reason than the last time, or that was long ago.
+    fn on_no_daemon(&mut self, why: &OpenError, now: Instant) -> bool {
+        if let Some((told, at)) = &self.no_daemon
+            && told == why
+            && now < *at + TROUBLE_LOG_INTERVAL
+        {
+            return false;
+        }
+        self.no_daemon = Some((why.clone(), now));
+        true
+    }
+
     fn on_garbage(&mut self, from: Address, len: usize, now: Instant) {
         self.garbage_count += 1;
-        if self.garbage.is_none_or(|at| now >= at + COMPLAINT_INTERVAL) {
+        if self
+            .garbage
+            .is_none_or(|at| now >= at + TROUBLE_LOG_INTERVAL)
+        {
             self.garbage = Some(now);
             let count = self.garbage_count;
             log::warn!(
                 "corosync: {from} sends what is not ours to the group ({len} bytes; {count} so far)"
             );
         }
-    }
-}
-
-/// Members, for people.
-struct Names<'a>(&'a [MemberId]);
-
-impl fmt::Display for Names<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, name) in self.0.iter().enumerate() {
-            write!(f, "{}{name}", if at == 0 { "" } else { " " })?;
-        }
-        Ok(())
     }
 }
 
@@ -938,12 +936,12 @@ mod tests {
         });
         group.fake.with(|state| state.refuses = Some(down));
         let mut waits = Vec::new();
-        for _ in 0..7 {
+        for _ in 0..9 {
             let wait = group.session.deadline().unwrap() - group.now;
             waits.push(wait.as_millis());
             group.pass(wait);
         }
-        assert_eq!(waits, [200, 400, 800, 1600, 3000, 3000, 3000]);
+        assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         group.fake.with(|state| state.refuses = None);
         group.fake.quorum_says_ring(ring(4), &[1, 2, 3], true);
         group.fake_joins();
@@ -955,6 +953,24 @@ mod tests {
         group.run_jobs();
         let deadline = group.session.deadline();
         assert_eq!(deadline, Some(group.now + RECONNECT_MIN));
+    }
+
+    #[test]
+    fn why_there_is_no_daemon_is_said_once_a_minute_unless_it_changes() {
+        let mut group = Fixture::new();
+        let failed = |code| {
+            OpenError::Failed(Failure {
+                call: "cpg_model_initialize",
+                code,
+            })
+        };
+        let mut told = Vec::new();
+        for (code, secs) in [(2, 0), (2, 59), (2, 1), (11, 1), (11, 1)] {
+            group.now += Duration::from_secs(secs);
+            let complaints = &mut group.session.complaints;
+            told.push(complaints.on_no_daemon(&failed(code), group.now));
+        }
+        assert_eq!(told, [true, false, true, true, false]);
     }
 
     #[test]
@@ -1093,7 +1109,7 @@ mod tests {
         assert_eq!(group.session.complaints.garbage, Some(group.now));
         assert_eq!(group.session.complaints.garbage_count, 3);
         let start = group.now;
-        group.now += COMPLAINT_INTERVAL - Duration::from_millis(1);
+        group.now += TROUBLE_LOG_INTERVAL - Duration::from_millis(1);
         group.fake.says(garbage.clone());
         group.events();
         assert_eq!(group.session.complaints.garbage, Some(start));
