@@ -240,7 +240,7 @@ impl Member {
         self.session.leave(now);
         if let Some(job) = self.session.take_job(now) {
             let (sender, receiver) = mpsc::channel();
-            std::thread::spawn(move || sender.send(drop(job.run())));
+            std::thread::spawn(move || sender.send(job.run()));
             let _ = receiver.recv_timeout(Duration::from_secs(1));
         }
     }
