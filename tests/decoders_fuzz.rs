@@ -16,6 +16,8 @@ use bytes::Bytes;
 use standby::args::Args;
 use standby::config::{self, Surroundings};
 use standby::group::channel::Channel;
+use standby::group::corosync::Address;
+use standby::group::corosync::envelope::Envelope;
 use standby::group::fragment::{Context, Seal};
 use standby::group::loopback::Loopback;
 use standby::group::roster::Roster;
@@ -250,6 +252,34 @@ fn take_stream(random: &mut Random, encoding: Encoding, stream: &[u8]) {
             }
         }
     }
+}
+
+#[test]
+fn mutated_envelopes_of_corosync_are_read_or_refused() {
+    let address = Address { node: 1, pid: 2 };
+    let corpus = [None, Some(address)].map(|to| {
+        let lane = Lane::Bulk;
+        let envelope = Envelope {
+            lane,
+            number: 3,
+            to,
+        };
+        [&envelope.encode()[..], b"body"].concat()
+    });
+    let mut random = Random::new(number_from_env("FUZZ_SEED", 1));
+    let mut read = 0;
+    for _ in 0..number_from_env("FUZZ_ROUNDS", 20_000) {
+        let mut input = random.choose(&corpus).clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut random, &mut input, &corpus);
+        }
+        // There is one way to write what can be read.
+        if let Some((envelope, body)) = Envelope::decode(&input) {
+            assert_eq!([&envelope.encode()[..], body].concat(), input);
+            read += 1;
+        }
+    }
+    assert!(read > 100, "{read}");
 }
 
 #[test]
