@@ -39,19 +39,16 @@ impl Daemons {
     /// The network is now as `components` say, and this will be noticed after a while. Nodes that
     /// are in none of them have each other. Returns whether anything has changed.
     pub(super) fn change_network(&mut self, mut components: Vec<BTreeSet<NodeId>>) -> bool {
-        if self.change.is_some() {
-            // One after the other; that is what comes out when they are far enough apart.
-            self.complete_change();
-        }
         let named: BTreeSet<NodeId> = components.iter().flatten().copied().collect();
         let all = (0..self.nodes.len()).map(NodeId);
-        let rest: BTreeSet<NodeId> = all.filter(|node| !named.contains(node)).collect();
-        components.push(rest);
+        components.push(all.filter(|node| !named.contains(node)).collect());
         components.retain(|component| !component.is_empty());
-        let same = |part: &Part| components.contains(&part.nodes);
-        if self.parts.iter().all(same) {
+        let is_new = |component: &BTreeSet<NodeId>| !components.contains(component);
+        if !self.network().iter().any(is_new) {
             return false;
         }
+        // One after the other: that is what comes out when they are far enough apart.
+        self.complete_change();
         for part in std::mem::take(&mut self.parts) {
             for component in &components {
                 let nodes: BTreeSet<_> = part.nodes.intersection(component).copied().collect();
@@ -226,10 +223,18 @@ impl Daemons {
         true
     }
 
+    /// Who has each other, whether that was noticed or not.
+    fn network(&self) -> Vec<BTreeSet<NodeId>> {
+        match &self.change {
+            Some((_, components)) => components.clone(),
+            None => self.parts.iter().map(|part| part.nodes.clone()).collect(),
+        }
+    }
+
     /// Parts nodes from all others, and not from each other.
     pub(super) fn cut_off(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
-        self.complete_change();
-        let others = self.parts.iter().map(|part| &part.nodes - nodes);
+        let network = self.network();
+        let others = network.iter().map(|component| component - nodes);
         let mut components: Vec<_> = others.collect();
         components.push(nodes.clone());
         self.change_network(components)

@@ -1,0 +1,13 @@
+//! The development daemon: against recordings of the real one, against what Spread promises, and as
+//! a process.
+
+#![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+
+#[allow(dead_code, reason = "the program uses the rest")]
+#[path = "../../tools/groupd/daemon/mod.rs"]
+mod daemon;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../recordings/mod.rs"]
+mod recordings;
+mod replay;
+mod world;
