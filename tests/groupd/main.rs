@@ -3,9 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
 
+mod checker;
 #[allow(dead_code, reason = "the program uses the rest")]
 #[path = "../../tools/groupd/daemon/mod.rs"]
 mod daemon;
+mod model;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../recordings/mod.rs"]
 mod recordings;

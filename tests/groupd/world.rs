@@ -20,6 +20,14 @@ pub(crate) struct Client {
     pub(crate) room: usize,
     /// What waits for room.
     pub(crate) unsent: Vec<u8>,
+    /// When each frame was sent to it: bytes before it, and the number of the call.
+    pub(crate) sent_at: Vec<(usize, u64)>,
+    /// Bytes sent to it
+    sent_len: usize,
+    /// What it has said and nobody has read.
+    unread: Vec<Vec<u8>>,
+    /// It has ended behind that.
+    ended: bool,
 }
 
 /// The daemons with all that is connected to them.
@@ -30,6 +38,8 @@ pub(crate) struct World {
     pub(crate) clients: BTreeMap<SessionId, Client>,
     /// By daemon, as far as it was said
     pub(crate) accepts: BTreeMap<usize, bool>,
+    /// Calls so far
+    calls: u64,
 }
 
 impl World {
@@ -51,6 +61,7 @@ impl World {
             now,
             clients: BTreeMap::new(),
             accepts: BTreeMap::new(),
+            calls: 0,
         }
     }
 
@@ -67,20 +78,43 @@ impl World {
         id
     }
 
-    /// What one read of the daemon gives.
+    /// What one read of the daemon gives, when it reads.
     pub(crate) fn receive(&mut self, id: SessionId, data: &[u8]) {
-        self.daemons.receive(id, data, self.now);
-        self.follow();
+        let client = self.clients.get_mut(&id).unwrap();
+        client.unread.push(data.to_vec());
+        self.read(id);
     }
 
+    /// The client closes its connection.
     pub(crate) fn end(&mut self, id: SessionId) {
-        self.daemons.on_end(id, self.now);
-        self.follow();
+        self.clients.get_mut(&id).unwrap().ended = true;
+        self.read(id);
+    }
+
+    /// What the client has said is read, if it is read at all.
+    fn read(&mut self, id: SessionId) {
+        loop {
+            let client = self.clients.get_mut(&id).unwrap();
+            if !client.reads || client.closed {
+                return;
+            }
+            if !client.unread.is_empty() {
+                let data = client.unread.remove(0);
+                self.daemons.receive(id, &data, self.now);
+            } else if client.ended {
+                client.ended = false;
+                self.daemons.on_end(id, self.now);
+            } else {
+                return;
+            }
+            self.follow();
+        }
     }
 
     pub(crate) fn command(&mut self, line: &str) -> Result<String, String> {
         let answer = self.daemons.command(&Command::parse(line)?, self.now);
         self.follow();
+        self.read_all();
         answer
     }
 
@@ -92,6 +126,7 @@ impl World {
             self.now = self.now.max(deadline);
             self.daemons.on_deadline(self.now);
             self.follow();
+            self.read_all();
         }
         self.now = end;
     }
@@ -116,6 +151,7 @@ impl World {
     }
 
     fn follow(&mut self) {
+        self.calls += 1;
         loop {
             self.perform();
             if !self.daemons.step(self.now) {
@@ -125,12 +161,23 @@ impl World {
         self.perform();
     }
 
+    /// Reads those who may be read again.
+    fn read_all(&mut self) {
+        let clients = self.clients.iter();
+        let waiting = clients.filter(|(_, it)| it.reads && (it.ended || !it.unread.is_empty()));
+        for id in waiting.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.read(id);
+        }
+    }
+
     fn perform(&mut self) {
         while let Some(output) = self.daemons.poll_output() {
             match output {
                 Output::Send(id, head, data) => {
                     // It may be refused before its connect has returned.
                     let client = self.clients.entry(id).or_default();
+                    client.sent_at.push((client.sent_len, self.calls));
+                    client.sent_len += head.len() + data.len();
                     client.unsent.extend_from_slice(&head);
                     client.unsent.extend_from_slice(&data);
                     self.write(id);

@@ -98,6 +98,7 @@ impl Daemons {
         let transitional = self.new_ring(&nodes);
         let part = &mut self.parts[at];
         part.transitional = true;
+        part.ring = transitional;
         let mut losing = Vec::new();
         for (name, group) in &mut part.groups {
             if group
@@ -231,13 +232,11 @@ impl Daemons {
         }
     }
 
-    /// Parts nodes from all others, and not from each other.
+    /// Parts nodes from all others, and not from each other if they have each other now.
     pub(super) fn cut_off(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
         let network = self.network();
-        let others = network.iter().map(|component| component - nodes);
-        let mut components: Vec<_> = others.collect();
-        components.push(nodes.clone());
-        self.change_network(components)
+        let pieces = network.iter().flat_map(|it| [it - nodes, it & nodes]);
+        self.change_network(pieces.collect())
     }
 
     /// A daemon ends, with all that it knows, and begins anew, parted from the others.
@@ -249,12 +248,12 @@ impl Daemons {
         for id in its.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.end_session(id, "its daemon has crashed");
         }
-        for part in self
-            .parts
-            .iter_mut()
-            .filter(|it| it.nodes.is_subset(&nodes))
-        {
-            part.forget();
+        for at in 0..self.parts.len() {
+            if self.parts[at].nodes.is_subset(&nodes) {
+                let nodes = self.parts[at].nodes.clone();
+                let ring = self.new_ring(&nodes);
+                self.parts[at].forget(ring);
+            }
         }
         // Nobody else has known these names.
         let gone = self.options.names[daemon].as_bytes();
