@@ -4,10 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
 
 mod checker;
-#[allow(dead_code, reason = "the program uses the rest")]
+#[allow(dead_code, unused_imports, reason = "the program uses the rest")]
 #[path = "../../tools/groupd/daemon/mod.rs"]
 mod daemon;
 mod model;
+mod process;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../recordings/mod.rs"]
 mod recordings;

@@ -131,13 +131,6 @@ impl World {
         self.now = end;
     }
 
-    /// Lets a socket take so many bytes more.
-    pub(crate) fn make_room(&mut self, id: SessionId, room: usize) {
-        let client = self.clients.get_mut(&id).unwrap();
-        client.room = client.room.saturating_add(room);
-        self.write(id);
-    }
-
     fn write(&mut self, id: SessionId) {
         let client = self.clients.get_mut(&id).unwrap();
         if client.writes && !client.closed {
