@@ -33,6 +33,8 @@ pub mod manual {
     pub mod blobs {}
     #[doc = include_str!("manual/data_file.md")]
     pub mod data_file {}
+    #[doc = include_str!("manual/group.md")]
+    pub mod group {}
     #[doc = include_str!("manual/pack.md")]
     pub mod pack {}
     #[doc = include_str!("manual/performance.md")]

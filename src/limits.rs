@@ -292,8 +292,14 @@ pub const SILENCE_WARNED: Duration = Duration::from_secs(5);
 /// Time without anything of ours coming back after which the daemon is given up.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 
-/// Events of the daemon that are taken in one turn, so that a flood of them leaves clients theirs.
-pub const GROUP_EVENTS_PER_TURN: usize = 64;
+/// Bytes read from the daemon in one turn, so that a flood leaves clients their turns. More than
+/// from a client, since the daemon drops who reads slowly.
+pub const DAEMON_BYTES_PER_TURN: usize = 512 * 1024;
+
+/// Time that a connection to the daemon may take to come about.
+pub const DAEMON_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
 
 const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
 const _: () = assert!(WHOLE_MESSAGE_LEN_MAX < INCOMPLETE_MESSAGES_LEN_MAX);
@@ -311,3 +317,34 @@ const _: () = assert!(OUTPUT_RESUME_LEN + 2 * BLOB_READ_LEN < OUTPUT_PAUSE_LEN);
 // Nor does a long reply, while it is sent.
 const _: () = assert!(OUTPUT_RESUME_LEN + LONG_READ_LEN < OUTPUT_PAUSE_LEN);
 const _: () = assert!(OIDS_PER_CALL_MAX < OID_RESERVE);
+
+/// Bytes of a body that goes through corosync at once. Its library takes a little less than 1 MiB,
+/// and keeps what it takes in a ring of that size; a body that is a fourth of it leaves room for
+/// others beside it, and lets the heartbeat through in time.
+pub const CPG_BODY_LEN_MAX: usize = 256 * 1024;
+
+/// Bodies of ours that corosync has not delivered to us yet. From about 275 on that the daemon has
+/// not taken its library waits for it in a loop.
+pub const CPG_UNCONFIRMED_MAX: u32 = 128;
+
+/// Pieces that a body for corosync's library may consist of. It copies their list, unchecked, to
+/// where there is room for 63.
+pub const CPG_PARTS_MAX: usize = 60;
+
+/// Bytes of a group's name at corosync. Its own bound is 128, but there its daemon writes a zero
+/// behind the end.
+pub const CPG_GROUP_NAME_LEN_MAX: usize = 127;
+
+/// Events of corosync that wait for the server, and bytes of bodies among them; beyond that they
+/// stay with the daemon.
+pub const CPG_EVENTS_MAX: usize = 256;
+/// See [`CPG_EVENTS_MAX`].
+pub const CPG_EVENTS_LEN_MAX: usize = 4 << 20;
+
+/// Time that a new view waits for the word whether it is quorate, which comes after 0.3 to 15 ms.
+pub const CPG_QUORUM_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time after which it is said that the daemon does not answer when we connect.
+pub const CPG_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+const _: () = assert!(CPG_BODY_LEN_MAX < CPG_EVENTS_LEN_MAX);

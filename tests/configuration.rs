@@ -11,12 +11,16 @@ use standby::config::{self, Config, Surroundings};
 
 const SAMPLE: &str = include_str!("../conf/server.conf");
 const SCHEMA: &str = include_str!("../src/config/schema.rs");
+const STANDBY: &str = include_str!("../src/config/group.rs");
 
 /// A machine with one file, and with every directory.
 struct OneFile(String);
 
 impl Surroundings for OneFile {
-    fn read(&self, _: &Path) -> io::Result<String> {
+    fn read(&self, path: &Path) -> io::Result<String> {
+        if path.ends_with("group.key") {
+            return Ok("a key of many letters".to_owned());
+        }
         Ok(self.0.clone())
     }
 
@@ -67,6 +71,7 @@ fn the_sample_shows_options_that_exist_with_their_defaults() {
     assert!(all.ssl.as_ref().unwrap().password.is_some());
     assert_eq!(all.storages.len(), 3);
     assert_eq!(all.log.outputs.len(), 1);
+    assert!(all.standby.as_ref().unwrap().key.is_some());
     let expected = Config {
         invalidation_age: all.invalidation_age,
         transaction_timeout: all.transaction_timeout,
@@ -74,6 +79,7 @@ fn the_sample_shows_options_that_exist_with_their_defaults() {
         ssl: all.ssl.clone(),
         storages: all.storages.clone(),
         log: all.log.clone(),
+        standby: all.standby.clone(),
         ..given
     };
     assert_eq!(all, expected);
@@ -93,8 +99,12 @@ fn the_sample_shows_every_option() {
         .split("fnzeo(")
         .nth(1)
         .and_then(|text| text.split("fnrunner(").next());
+    let standby: String = STANDBY.split_whitespace().collect();
+    let standby = standby.split("fnfill(").nth(1);
+    let standby = standby.and_then(|text| text.split("items.finish()").next());
     let mut keys = 0;
-    for text in schema.unwrap().split("(\"").skip(1) {
+    let texts = schema.unwrap().split("(\"").skip(1);
+    for text in texts.chain(standby.unwrap().split("(\"").skip(1)) {
         let key = text.split('"').next().unwrap();
         assert!(shown.contains(&key), "{key}");
         keys += 1;

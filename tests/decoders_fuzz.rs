@@ -14,6 +14,11 @@ use std::{env, fs, io, thread};
 use bytes::Bytes;
 use standby::args::Args;
 use standby::config::{self, Surroundings};
+use standby::group::channel::Channel;
+use standby::group::fragment::{Context, Seal};
+use standby::group::loopback::Loopback;
+use standby::group::roster::Roster;
+use standby::group::{self, Audience, Body, Event, Group, Lane, MemberId, View, ViewId};
 use standby::ids::{Oid, Tid};
 use standby::limits::{VALUES_PER_MESSAGE_MAX, WHOLE_STORE_LEN_MAX};
 use standby::storage::disk::Disk;
@@ -63,6 +68,86 @@ fn mutated_streams_with_large_stores_are_taken_or_refused() {
         check_memory("session", memory_max, || {
             take_stream(&mut random, encoding, &stream);
         });
+    }
+}
+
+#[test]
+fn mutated_fragments_are_taken_or_refused() {
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    let seals = [Seal::Plain, Seal::keyed(b"a secret of many letters")];
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) / 20 {
+        let seal = random.choose(&seals).clone();
+        let bodies: Vec<Vec<u8>> = (0..12).map(|_| fragment(&mut random, &seal)).collect();
+        let _report = Report {
+            name: format!("FUZZ_SEED={seed} round {round}"),
+            input: &bodies[0],
+        };
+        // What is kept of messages, and as much again while that grows.
+        check_memory("channel", 1 << 20, || {
+            take_bodies(&mut random, seal, &bodies);
+        });
+    }
+}
+
+/// A fragment that a member has sent: the whole of a message, or a part of one.
+fn fragment(random: &mut Random, seal: &Seal) -> Vec<u8> {
+    let from = MemberId::new("b");
+    let context = Context {
+        group: "g",
+        from: &from,
+        lane: Lane::Commit,
+        audience: Audience::All,
+    };
+    let args = vec![
+        Value::Int(1),
+        Value::text("beta"),
+        Value::Int(7),
+        Value::text("1.0"),
+    ];
+    let hello = group::message::encode("hello", args);
+    let count = 1 + random.below(4) as u16;
+    let number = random.below(usize::from(count)) as u16;
+    let sequence = random.below(1000) as u64;
+    seal.wrap(context, (number, count), sequence, hello)
+        .concat()
+}
+
+/// Gives bodies to a member, the most of them changed.
+fn take_bodies(random: &mut Random, seal: Seal, bodies: &[Vec<u8>]) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an Instant can be had in no other way"
+    )]
+    let now = std::time::Instant::now();
+    let mut daemon = Loopback::new("a");
+    daemon.join(now);
+    let mut channel = Channel::new("g", seal, 1, now);
+    let mut roster = Roster::new("alpha".to_owned(), 1, "1.0".to_owned());
+    let members = vec![MemberId::new("a"), MemberId::new("b")];
+    let view = Event::View(View {
+        id: ViewId::default(),
+        members: members.clone(),
+        together: members.clone(),
+        cause: "a test",
+    });
+    channel.on_event(view, &daemon, now);
+    for body in bodies {
+        let mut data = body.clone();
+        for _ in 0..random.below(3) {
+            mutate(random, &mut data, bodies);
+        }
+        let body = Event::Body(Body {
+            from: random.choose(&members).clone(),
+            lane: Lane::ALL[random.below(3)],
+            audience: [Audience::All, Audience::One][random.below(2)],
+            data: data.into(),
+        });
+        channel.on_event(body, &daemon, now);
+        while let Some(incoming) = channel.poll_incoming() {
+            roster.on_incoming(&incoming, &mut channel);
+        }
+        channel.flush(&mut daemon, now);
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! No file is opened here. What is needed of the machine comes through [`Surroundings`].
 
+mod group;
 mod schema;
 mod values;
 mod zconfig;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+pub use self::group::{DaemonConfig, Secret, StandbyConfig};
 pub use self::zconfig::SyntaxError;
 use crate::args::Args;
 use crate::limits::INVALIDATION_QUEUE_DEFAULT;
@@ -50,6 +52,8 @@ pub struct Config {
     pub lock_scope: LockScope,
     /// What is served; at least one, with distinct names.
     pub storages: Vec<StorageConfig>,
+    /// The group that we are a member of, if there is one.
+    pub standby: Option<StandbyConfig>,
     /// Where log lines go.
     pub log: LogConfig,
     /// Keys of `<runner>`, which concern zeoctl alone.
@@ -237,6 +241,7 @@ impl Config {
             msgpack: around.variable("ZEO_MSGPACK").is_some_and(is_set),
             lock_scope: LockScope::default(),
             storages: Vec::new(),
+            standby: None,
             log: LogConfig::stderr(LevelFilter::Info),
             runner_keys: Vec::new(),
         }

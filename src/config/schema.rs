@@ -12,7 +12,7 @@ use super::values::{
 use super::zconfig::{Key, Section};
 use super::{
     Config, ConfigError, FileStorageConfig, Password, Problem, SslConfig, StorageConfig,
-    StorageKind, Surroundings,
+    StorageKind, Surroundings, group,
 };
 use crate::logging::{DateFormat, LineFormat, LogConfig, LogOutput, LogTarget, Rotation};
 
@@ -31,11 +31,12 @@ pub(super) fn fill(
     for section in sections {
         let (kind, place) = (section.kind.clone(), section.place.clone());
         match kind.as_str() {
-            "zeo" | "eventlog" | "runner" if !seen.insert(kind.clone()) => {
+            "zeo" | "eventlog" | "runner" | "standby" if !seen.insert(kind.clone()) => {
                 return Err(place.refuse(Problem::RepeatedSection { section: kind }));
             }
             "zeo" => zeo(config, section, around)?,
             "eventlog" => config.log = eventlog(section)?,
+            "standby" => group::fill(config, section, around)?,
             "runner" => config.runner_keys = runner(section)?,
             _ => {
                 let storage = storage(section, around)?;
@@ -369,13 +370,13 @@ fn one_of(allowed: &[&str], expected: &'static str) -> impl Fn(&str) -> Result<(
 }
 
 /// The items of a section, to be taken one by one: what is left at the end is unknown.
-struct Items {
+pub(super) struct Items {
     section: Section,
 }
 
 impl Items {
     /// Checks what holds for any section: no key twice, and no name twice in one place.
-    fn new(section: Section) -> Result<Self, ConfigError> {
+    pub(super) fn new(section: Section) -> Result<Self, ConfigError> {
         let mut keys = BTreeSet::new();
         for key in &section.keys {
             if !keys.insert(&key.name) {
@@ -397,7 +398,7 @@ impl Items {
         Ok(Self { section })
     }
 
-    fn optional<T>(
+    pub(super) fn optional<T>(
         &mut self,
         name: &str,
         convert: impl FnOnce(&str) -> Result<T, &'static str>,
@@ -420,7 +421,7 @@ impl Items {
         }
     }
 
-    fn required<T>(
+    pub(super) fn required<T>(
         &mut self,
         key: &'static str,
         convert: impl FnOnce(&str) -> Result<T, &'static str>,
@@ -459,7 +460,7 @@ impl Items {
         })
     }
 
-    fn finish(self) -> Result<(), ConfigError> {
+    pub(super) fn finish(self) -> Result<(), ConfigError> {
         let section = self.section.kind;
         if let Some(inner) = self.section.sections.into_iter().next() {
             let problem = Problem::UnknownSection {
@@ -546,6 +547,7 @@ mod tests {
             lock_scope: LockScope::Objects,
             storages: vec![storage],
             log: LogConfig::stderr(LevelFilter::Info),
+            standby: None,
             runner_keys: Vec::new(),
         };
         assert_eq!(config, expected);

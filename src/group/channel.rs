@@ -96,7 +96,7 @@ pub struct Part {
 }
 
 /// Bytes to be sent that need not be in memory all at once.
-pub trait Source {
+pub trait Source: Send {
     /// The next `len` bytes, in any number of parts; `None` if they are not there yet:
     /// then [`Channel::flush`] is to be called when they are.
     fn take(&mut self, len: usize) -> Option<Vec<Bytes>>;
@@ -324,6 +324,11 @@ impl Channel {
     /// [`Self::on_deadline`].
     pub fn poll_incoming(&mut self) -> Option<Incoming> {
         self.incoming.pop_front()
+    }
+
+    /// Whether [`Self::poll_incoming`] has something.
+    pub fn has_incoming(&self) -> bool {
+        !self.incoming.is_empty()
     }
 
     /// Takes an event of the group. [`Self::flush`] is to follow the last of them.

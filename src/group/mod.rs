@@ -17,9 +17,11 @@
 //! that two members see the same views.
 
 pub mod channel;
+pub mod corosync;
 pub mod fragment;
 pub mod loopback;
 pub mod message;
+pub mod roster;
 pub mod spread;
 
 use std::fmt;

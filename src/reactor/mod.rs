@@ -6,8 +6,10 @@
 
 mod certificates;
 mod connection;
+pub mod daemon;
 pub mod hub;
 mod listener;
+mod membership;
 mod signals;
 mod timer;
 mod worker;
@@ -25,6 +27,7 @@ use slab::Slab;
 use self::certificates::Certificates;
 use self::connection::{Connection, ReadError, ReadOutcome};
 use self::listener::{Bound, Listener};
+use self::membership::Membership;
 use self::signals::{Signal, Signals};
 use self::timer::Timers;
 use self::worker::Workers;
@@ -43,8 +46,11 @@ use crate::storage::recover::Progress;
 use crate::storage::{self, FileStorage, PackOptions};
 use crate::zeo::Encoding;
 
-/// Token of the waker; listeners count down from here, where no connection's serial comes.
+/// Token of the waker, where no connection's serial comes.
 const WAKER: Token = Token(usize::MAX);
+
+/// Token of the group's daemon; listeners count down from here.
+const DAEMON: Token = Token(usize::MAX - 1);
 
 /// Events taken from the kernel in one poll.
 const EVENTS_PER_POLL: usize = 1024;
@@ -73,6 +79,8 @@ enum Timer {
     Accept(usize),
     /// What the server asked for.
     Server,
+    /// What the group asked for.
+    Group,
     /// The regular look.
     Tick,
 }
@@ -95,6 +103,8 @@ struct Reactor {
     log: logging::Handle,
     /// How connections are encrypted, if they are.
     certificates: Option<Certificates>,
+    /// The group that we are a member of, if there is one.
+    membership: Option<Membership>,
     /// What sockets are read into; frames are cut from copies that are just long enough.
     scratch: Vec<u8>,
     /// Connections at a time: files need descriptors, too.
@@ -165,6 +175,13 @@ impl Reactor {
             start: logging::local_time_text(system_time()),
         };
         let server = Server::new(options, storages, now());
+        let join = |standby| {
+            let now = now();
+            let times = (now.wall, now.mono);
+            Membership::join(standby, poll.registry(), DAEMON, &waker, times)
+        };
+        let membership = config.standby.as_ref().map(join).transpose();
+        let membership = membership.map_err(internal)?;
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
         let mut listeners = Vec::new();
@@ -192,6 +209,7 @@ impl Reactor {
             timers,
             log,
             certificates,
+            membership,
             scratch: vec![0; READ_BYTES_PER_TURN],
             connections_max,
             complained: None,
@@ -217,13 +235,15 @@ impl Reactor {
     /// One turn, always in this order:
     ///
     /// 1. wait for events, or not at all if a connection has more to do than its last turn allowed;
+    ///    read the group's daemon before anybody else, since it drops who reads slowly;
     /// 2. take the ends of disk jobs, so that what is committed is published before anybody reads;
     /// 3. read each ready connection, to the end or to its budget, and execute its calls;
     /// 4. accept;
     /// 5. fire the timers;
     /// 6. hand the jobs of this turn to the workers: the finishes of one turn share a sync;
-    /// 7. write to every connection that has something to send. A reply that promises durability
-    ///    is queued only when its sync is done (2), so none can leave early here;
+    /// 7. write to every connection that has something to send, and to the daemon. A reply that
+    ///    promises durability is queued only when its sync is done (2), so none can leave early
+    ///    here;
     /// 8. close what is to be closed.
     ///
     /// What the ends of disk jobs lead to (2) is written and closed at once, too; a connection that
@@ -231,6 +251,9 @@ impl Reactor {
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         self.wait(events)?;
         let now = now();
+        if let Some(membership) = &mut self.membership {
+            membership.turn(now.mono);
+        }
         while let Some((tag, done)) = self.workers.take_done() {
             self.server.on_done(tag, done, now);
         }
@@ -251,12 +274,18 @@ impl Reactor {
         self.follow_server();
         self.workers.end_turn();
         self.timers.set(Timer::Server, self.server.deadline());
+        if let Some(membership) = &mut self.membership {
+            membership.flush(now.mono);
+            self.timers.set(Timer::Group, membership.deadline());
+        }
         Ok(())
     }
 
     /// Waits for the kernel, and notes what it says.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let timeout = if self.ready.is_empty() && !self.acceptable.contains(&true) {
+        let group_has_more = self.membership.as_ref().is_some_and(|it| it.has_more);
+        let is_idle = self.ready.is_empty() && !self.acceptable.contains(&true);
+        let timeout = if is_idle && !group_has_more {
             self.timers
                 .next()
                 .map(|deadline| deadline.saturating_duration_since(now().mono))
@@ -270,6 +299,12 @@ impl Reactor {
         for event in events.iter() {
             let token = event.token();
             if token == WAKER {
+                continue;
+            }
+            if token == DAEMON {
+                if let Some(membership) = &mut self.membership {
+                    membership.on_ready(event);
+                }
                 continue;
             }
             if let Some(at) = listener_at(token, self.listeners.len()) {
@@ -465,6 +500,11 @@ impl Reactor {
             Timer::Register(client) => self.on_register_timeout(client, now),
             Timer::Accept(at) => self.acceptable[at] = true,
             Timer::Server => self.server.on_deadline(now),
+            Timer::Group => {
+                if let Some(membership) = &mut self.membership {
+                    membership.on_deadline(now.mono);
+                }
+            }
             Timer::Tick => {
                 self.server.on_tick(now);
                 self.timers.set(Timer::Tick, Some(now.mono + TICK));
@@ -549,6 +589,10 @@ impl Reactor {
     /// Stops in good order: no new connections or calls; what is on its way to the disk gets there
     /// and is answered; then the storages are closed.
     fn stop(mut self, exit: Exit) -> Exit {
+        if let Some(membership) = &mut self.membership {
+            // The others need not find out.
+            membership.leave(now().mono);
+        }
         self.listeners.clear();
         self.acceptable.clear();
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
@@ -767,10 +811,10 @@ fn client_of(token: Token) -> ClientId {
 }
 
 fn listener_token(at: usize) -> Token {
-    Token(WAKER.0 - 1 - at)
+    Token(DAEMON.0 - 1 - at)
 }
 
 fn listener_at(token: Token, count: usize) -> Option<usize> {
-    let at = (WAKER.0 - 1).checked_sub(token.0)?;
+    let at = (DAEMON.0 - 1).checked_sub(token.0)?;
     (at < count).then_some(at)
 }

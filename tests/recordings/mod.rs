@@ -1,6 +1,7 @@
 //! Recorded streams between Spread's daemon and its clients, and what is in them.
 
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
+#![allow(dead_code, reason = "each test uses what it needs")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

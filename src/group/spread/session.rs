@@ -490,6 +490,12 @@ impl Session {
             self.ignored.not_joined += 1;
             return;
         }
+        let to_all = frame.names().any(|name| name == self.group);
+        let to_others = frame.names().any(|name| name != me);
+        if !to_all && !frame.names().any(|name| name == me) {
+            self.ignored.other_groups += 1;
+            return self.tell_ignored("a message to another group", now);
+        }
         if frame.header.message_type != MessageType::AGREED {
             self.ignored.other_services += 1;
             return self.tell_ignored("a message that is not AGREED", now);
@@ -500,12 +506,6 @@ impl Session {
             self.ignored.lanes += 1;
             return self.tell_ignored("a message of no lane", now);
         };
-        let to_all = frame.names().any(|name| name == self.group);
-        let to_others = frame.names().any(|name| name != me);
-        if !to_all && !frame.names().any(|name| name == me) {
-            self.ignored.other_groups += 1;
-            return self.tell_ignored("a message to another group", now);
-        }
         if !to_all && to_others && frame.header.name == me {
             let len = frame.data.len();
             return self.events.push_back(Event::Passed { lane, len });
@@ -530,7 +530,7 @@ impl Session {
         if len > BODY_LEN_MAX {
             return Err(SendError::TooLong);
         }
-        // Also if it is empty, so that a bound that is too low would not stop everything.
+        // One is taken whatever its length, or a low bound would stop everything.
         if !self.out.is_empty() && self.out.len() + len > SPREAD_OUTPUT_LEN_MAX {
             return Err(SendError::Busy);
         }

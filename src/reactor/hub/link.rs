@@ -68,7 +68,7 @@ impl Link {
 
 impl Stream {
     /// Whether a connection that was begun stands; an error if it never will.
-    pub(super) fn connected(&self) -> io::Result<bool> {
+    pub(in crate::reactor) fn connected(&self) -> io::Result<bool> {
         match self {
             Self::Unix(_) => Ok(true),
             Self::Tcp(stream) => {
