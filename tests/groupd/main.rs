@@ -9,7 +9,6 @@ mod checker;
 mod daemon;
 mod model;
 mod process;
-#[allow(dead_code, reason = "other tests use the rest")]
 #[path = "../recordings/mod.rs"]
 mod recordings;
 mod replay;

@@ -86,7 +86,7 @@ impl Model {
             1 => vec!["d1", "d2"],
             _ => vec!["d1", "d2", "d3"],
         };
-        let endian = if seed % 5 == 0 {
+        let endian = if seed.is_multiple_of(5) {
             Endian::Big
         } else {
             Endian::Little

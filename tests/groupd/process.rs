@@ -6,6 +6,7 @@ use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -298,8 +299,10 @@ fn a_slow_reader_is_killed_and_others_go_on() {
 }
 
 #[test]
-fn readers_that_read_get_a_flood_of_several_senders_in_one_order() {
-    const MESSAGES: u32 = 20_000;
+fn a_flood_of_senders_who_wait_for_each_other_comes_to_all_in_one_order() {
+    const ROUNDS: u32 = 100;
+    // Of each sender in a round; less in sum than may wait for a session.
+    const MESSAGES: u32 = 300;
     let groupd = Groupd::start("flood", &["--unix", "./socket"]);
     let mut clients: Vec<_> = (0..3).map(|n| groupd.client(&format!("c{n}"))).collect();
     for n in 0..clients.len() {
@@ -308,40 +311,34 @@ fn readers_that_read_get_a_flood_of_several_senders_in_one_order() {
             client.view();
         }
     }
-    let threads: Vec<_> = clients
-        .into_iter()
-        .enumerate()
-        .map(|(n, mut client)| {
-            let mut out = Client {
-                stream: client.stream.try_clone().unwrap(),
-                input: DaemonStream::new(),
-                name: client.name,
-            };
-            let sender = thread::spawn(move || {
+    let barrier = Arc::new(Barrier::new(clients.len()));
+    let play = |(n, mut client): (usize, Client<UnixStream>)| {
+        let barrier = barrier.clone();
+        thread::spawn(move || {
+            let mut order = Vec::new();
+            for round in 0..ROUNDS {
                 for number in 0..MESSAGES {
                     let mut data = vec![n as u8; 200];
-                    data[..4].copy_from_slice(&number.to_be_bytes());
-                    out.send("feed", &data);
+                    data[..4].copy_from_slice(&(round * MESSAGES + number).to_be_bytes());
+                    client.send("feed", &data);
                 }
-            });
-            thread::spawn(move || {
-                let mut order = Vec::new();
                 for _ in 0..3 * MESSAGES {
                     let data = client.message();
                     let number = u32::from_be_bytes(data[..4].try_into().unwrap());
                     order.push((data[4], number));
                 }
-                sender.join().unwrap();
-                order
-            })
+                barrier.wait();
+            }
+            order
         })
-        .collect();
+    };
+    let threads: Vec<_> = clients.into_iter().enumerate().map(play).collect();
     let mut orders = threads.into_iter().map(|thread| thread.join().unwrap());
     let first = orders.next().unwrap();
     assert!(orders.all(|order| order == first));
     for sender in 0..3 {
         let of = first.iter().filter(|it| it.0 == sender).map(|it| it.1);
-        assert!(of.eq(0..MESSAGES));
+        assert!(of.eq(0..ROUNDS * MESSAGES));
     }
 }
 

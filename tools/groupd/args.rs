@@ -149,8 +149,8 @@ Usage: groupd [options]
        groupd --tell PATH COMMAND ...
 
 Options:
-  --listen ADDRESS       where the daemon \"{NAME_DEFAULT}\" listens, 127.0.0.1:{PORT_DEFAULT} if nothing is
-                         said; PORT, HOST:PORT, [IPV6]:PORT, or a path with a '/'
+  --listen ADDRESS       where the daemon \"{NAME_DEFAULT}\" listens: PORT, HOST:PORT, [IPV6]:PORT,
+                         or a path with a '/' (127.0.0.1:{PORT_DEFAULT} if nothing is said)
   --unix PATH            a Unix socket where it listens, too
   --daemon NAME=ADDRESS  a daemon of that name; several are one group, in this order; the same
                          name again is another address of it
