@@ -54,6 +54,9 @@ impl World {
             endian,
             detection: Duration::from_millis(50),
             epoch: 8567,
+            // The policy of the daemon in `15`; the others have no such names.
+            denied: Some("denied".to_owned()),
+            sticky: Some("sticky".to_owned()),
         };
         Self {
             daemons: Daemons::new(options, now),

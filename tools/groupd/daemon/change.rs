@@ -18,15 +18,15 @@ use super::{Daemons, NODES_MAX, Node, SessionId};
 
 /// A message that gets to some only; then these part from the others.
 #[derive(Clone, Debug)]
-pub(super) struct Drop {
+pub(super) struct Loss {
     /// Who is parted from all others
     pub(super) nodes: BTreeSet<NodeId>,
-    pub(super) kind: DropKind,
+    pub(super) kind: LossKind,
 }
 
 /// Which message it is, and who gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DropKind {
+pub(super) enum LossKind {
     /// The next message gets to the sender's side only.
     Any,
     /// The next SAFE message gets to the sender's side only.
@@ -193,30 +193,30 @@ impl Daemons {
 
     /// If this is the message that shall be lost: parts those who do not get it. Returns whether it
     /// was put where it belongs.
-    pub(super) fn drop_if_armed(&mut self, from: NodeId, event: &Event, due: Instant) -> bool {
-        let Event::Message(message) = event else {
+    pub(super) fn lose_if_told(&mut self, from: NodeId, event: &Event, due: Instant) -> bool {
+        let (Event::Message(message), Some(loss)) = (event, &self.loss) else {
             return false;
         };
-        let wanted = |it: &mut Drop| it.kind == DropKind::Any || message.safe;
-        let Some(drop) = self.drop.take_if(wanted) else {
-            return false;
+        let concerned = |nodes: &BTreeSet<NodeId>| {
+            !loss.nodes.is_disjoint(nodes) && !loss.nodes.is_superset(nodes)
         };
-        self.complete_change();
-        let before = self.parts[self.part_of(from)].nodes.clone();
-        let concerned = !drop.nodes.is_disjoint(&before) && !drop.nodes.is_superset(&before);
-        if !concerned {
-            // They do not get it anyway: it is for the next one.
-            self.drop = Some(drop);
+        // Who does not get it anyway does not lose it: then it is for the next one.
+        let nodes = &self.parts[self.part_of(from)].nodes;
+        if !(loss.kind == LossKind::Any || message.safe) || !concerned(nodes) {
             return false;
         }
+        let loss = loss.clone();
+        self.loss = None;
+        self.complete_change();
+        let before = self.parts[self.part_of(from)].nodes.clone();
         log::info!("a message is lost on its way");
-        self.cut_off(&drop.nodes);
+        self.cut_off(&loss.nodes);
         for at in 0..self.parts.len() {
             let part = &mut self.parts[at];
             let sent_here = part.nodes.contains(&from);
-            let received = drop.kind == DropKind::Unconfirmed && part.nodes.is_subset(&before);
+            let received = loss.kind == LossKind::Unconfirmed && part.nodes.is_subset(&before);
             if sent_here || received {
-                let confirmed = received && part.nodes.is_disjoint(&drop.nodes);
+                let confirmed = received && part.nodes.is_disjoint(&loss.nodes);
                 part.push(event.clone(), due, confirmed);
                 self.update_flow(at);
             }

@@ -249,7 +249,7 @@ impl Daemons {
     }
 
     /// Sends to a session, or ends it if it takes nothing.
-    fn send(&mut self, id: SessionId, message: &Message) {
+    pub(super) fn send(&mut self, id: SessionId, message: &Message) {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
