@@ -328,6 +328,16 @@ impl Member {
     }
 
     fn on_incoming(&mut self, incoming: Incoming) {
+        if matches!(incoming, Incoming::View(_) | Incoming::Lost(_))
+            && let Some(measured) = self.measuring.take()
+        {
+            // What was on its way may be lost, and is not counted on.
+            let what = measured.name;
+            self.sending.clear();
+            self.out
+                .push(format!("{{\"event\":\"interrupted\",\"what\":\"{what}\"}}"));
+            let _ = self.waker.wake();
+        }
         match incoming {
             Incoming::Transitional => self.out.push("{\"event\":\"transitional\"}".to_owned()),
             Incoming::View(view) => {
