@@ -34,6 +34,10 @@ pub(crate) struct Options {
     pub detection: Duration,
     /// The byte order of the daemons' machines
     pub endian: Endian,
+    /// Groups, by the beginnings of their names, that cannot be joined or sent to
+    pub denied: Option<String>,
+    /// Groups, by the beginnings of their names, that cannot be left
+    pub sticky: Option<String>,
     /// Whether bytes leave in pieces as small as those of the real daemon
     pub small_writes: bool,
 }
@@ -53,6 +57,8 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, 
         control: None,
         detection: DETECTION_DEFAULT,
         endian: Endian::Little,
+        denied: None,
+        sticky: None,
         small_writes: false,
     };
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
@@ -89,6 +95,8 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, 
                 check_name(daemon)?;
                 add(&mut options.daemons, daemon, address(&name, place)?);
             }
+            "deny" => options.denied = Some(value),
+            "sticky" => options.sticky = Some(value),
             "detection" => {
                 let ms: u32 = value
                     .parse()
@@ -149,8 +157,8 @@ Usage: groupd [options]
        groupd --tell PATH COMMAND ...
 
 Options:
-  --listen ADDRESS       where the daemon \"{NAME_DEFAULT}\" listens, 127.0.0.1:{PORT_DEFAULT} if nothing is
-                         said; PORT, HOST:PORT, [IPV6]:PORT, or a path with a '/'
+  --listen ADDRESS       where the daemon \"{NAME_DEFAULT}\" listens: PORT, HOST:PORT, [IPV6]:PORT,
+                         or a path with a '/' (127.0.0.1:{PORT_DEFAULT} if nothing is said)
   --unix PATH            a Unix socket where it listens, too
   --daemon NAME=ADDRESS  a daemon of that name; several are one group, in this order; the same
                          name again is another address of it
@@ -158,6 +166,8 @@ Options:
   --detection MS         how long a change of the network stays unnoticed ({}); a real
                          daemon takes seconds
   --byte-order ORDER     little or big: of the machines that the daemons are on (little)
+  --deny PREFIX          refuse joins of groups whose names begin so, and messages to them
+  --sticky PREFIX        refuse leaves of groups whose names begin so
   --small-writes         write a header by itself, and the handshake in bytes, as the real
                          daemon does, instead of all that fits
   --tell PATH COMMAND    give a command to the groupd whose --control is PATH

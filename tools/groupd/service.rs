@@ -75,6 +75,8 @@ impl Groupd {
             names: names.collect(),
             endian: options.endian,
             detection: options.detection,
+            denied: options.denied.clone(),
+            sticky: options.sticky.clone(),
             epoch: u32::try_from(hub.wall().as_secs()).unwrap_or_default(),
         };
         let mut groupd = Self {

@@ -18,15 +18,15 @@ use super::{Daemons, NODES_MAX, Node, SessionId};
 
 /// A message that gets to some only; then these part from the others.
 #[derive(Clone, Debug)]
-pub(super) struct Drop {
+pub(super) struct Loss {
     /// Who is parted from all others
     pub(super) nodes: BTreeSet<NodeId>,
-    pub(super) kind: DropKind,
+    pub(super) kind: LossKind,
 }
 
 /// Which message it is, and who gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DropKind {
+pub(super) enum LossKind {
     /// The next message gets to the sender's side only.
     Any,
     /// The next SAFE message gets to the sender's side only.
@@ -39,19 +39,16 @@ impl Daemons {
     /// The network is now as `components` say, and this will be noticed after a while. Nodes that
     /// are in none of them have each other. Returns whether anything has changed.
     pub(super) fn change_network(&mut self, mut components: Vec<BTreeSet<NodeId>>) -> bool {
-        if self.change.is_some() {
-            // One after the other; that is what comes out when they are far enough apart.
-            self.complete_change();
-        }
         let named: BTreeSet<NodeId> = components.iter().flatten().copied().collect();
         let all = (0..self.nodes.len()).map(NodeId);
-        let rest: BTreeSet<NodeId> = all.filter(|node| !named.contains(node)).collect();
-        components.push(rest);
+        components.push(all.filter(|node| !named.contains(node)).collect());
         components.retain(|component| !component.is_empty());
-        let same = |part: &Part| components.contains(&part.nodes);
-        if self.parts.iter().all(same) {
+        let is_new = |component: &BTreeSet<NodeId>| !components.contains(component);
+        if !self.network().iter().any(is_new) {
             return false;
         }
+        // One after the other: that is what comes out when they are far enough apart.
+        self.complete_change();
         for part in std::mem::take(&mut self.parts) {
             for component in &components {
                 let nodes: BTreeSet<_> = part.nodes.intersection(component).copied().collect();
@@ -101,6 +98,7 @@ impl Daemons {
         let transitional = self.new_ring(&nodes);
         let part = &mut self.parts[at];
         part.transitional = true;
+        part.ring = transitional;
         let mut losing = Vec::new();
         for (name, group) in &mut part.groups {
             if group
@@ -195,30 +193,30 @@ impl Daemons {
 
     /// If this is the message that shall be lost: parts those who do not get it. Returns whether it
     /// was put where it belongs.
-    pub(super) fn drop_if_armed(&mut self, from: NodeId, event: &Event, due: Instant) -> bool {
-        let Event::Message(message) = event else {
+    pub(super) fn lose_if_told(&mut self, from: NodeId, event: &Event, due: Instant) -> bool {
+        let (Event::Message(message), Some(loss)) = (event, &self.loss) else {
             return false;
         };
-        let wanted = |it: &mut Drop| it.kind == DropKind::Any || message.safe;
-        let Some(drop) = self.drop.take_if(wanted) else {
-            return false;
+        let concerned = |nodes: &BTreeSet<NodeId>| {
+            !loss.nodes.is_disjoint(nodes) && !loss.nodes.is_superset(nodes)
         };
-        self.complete_change();
-        let before = self.parts[self.part_of(from)].nodes.clone();
-        let concerned = !drop.nodes.is_disjoint(&before) && !drop.nodes.is_superset(&before);
-        if !concerned {
-            // They do not get it anyway: it is for the next one.
-            self.drop = Some(drop);
+        // Who does not get it anyway does not lose it: then it is for the next one.
+        let nodes = &self.parts[self.part_of(from)].nodes;
+        if !(loss.kind == LossKind::Any || message.safe) || !concerned(nodes) {
             return false;
         }
+        let loss = loss.clone();
+        self.loss = None;
+        self.complete_change();
+        let before = self.parts[self.part_of(from)].nodes.clone();
         log::info!("a message is lost on its way");
-        self.cut_off(&drop.nodes);
+        self.cut_off(&loss.nodes);
         for at in 0..self.parts.len() {
             let part = &mut self.parts[at];
             let sent_here = part.nodes.contains(&from);
-            let received = drop.kind == DropKind::Unconfirmed && part.nodes.is_subset(&before);
+            let received = loss.kind == LossKind::Unconfirmed && part.nodes.is_subset(&before);
             if sent_here || received {
-                let confirmed = received && part.nodes.is_disjoint(&drop.nodes);
+                let confirmed = received && part.nodes.is_disjoint(&loss.nodes);
                 part.push(event.clone(), due, confirmed);
                 self.update_flow(at);
             }
@@ -226,13 +224,19 @@ impl Daemons {
         true
     }
 
-    /// Parts nodes from all others, and not from each other.
+    /// Who has each other, whether that was noticed or not.
+    fn network(&self) -> Vec<BTreeSet<NodeId>> {
+        match &self.change {
+            Some((_, components)) => components.clone(),
+            None => self.parts.iter().map(|part| part.nodes.clone()).collect(),
+        }
+    }
+
+    /// Parts nodes from all others, and not from each other if they have each other now.
     pub(super) fn cut_off(&mut self, nodes: &BTreeSet<NodeId>) -> bool {
-        self.complete_change();
-        let others = self.parts.iter().map(|part| &part.nodes - nodes);
-        let mut components: Vec<_> = others.collect();
-        components.push(nodes.clone());
-        self.change_network(components)
+        let network = self.network();
+        let pieces = network.iter().flat_map(|it| [it - nodes, it & nodes]);
+        self.change_network(pieces.collect())
     }
 
     /// A daemon ends, with all that it knows, and begins anew, parted from the others.
@@ -244,12 +248,12 @@ impl Daemons {
         for id in its.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.end_session(id, "its daemon has crashed");
         }
-        for part in self
-            .parts
-            .iter_mut()
-            .filter(|it| it.nodes.is_subset(&nodes))
-        {
-            part.forget();
+        for at in 0..self.parts.len() {
+            if self.parts[at].nodes.is_subset(&nodes) {
+                let nodes = self.parts[at].nodes.clone();
+                let ring = self.new_ring(&nodes);
+                self.parts[at].forget(ring);
+            }
         }
         // Nobody else has known these names.
         let gone = self.options.names[daemon].as_bytes();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use standby::group::spread::wire::Name;
 
-use super::change::{Drop, DropKind};
+use super::change::{Loss, LossKind};
 use super::part::{NodeId, Part};
 use super::session::{Phase, Session};
 use super::{Daemons, Output, SessionId};
@@ -144,9 +144,9 @@ impl Daemons {
                 self.options.detection = *detection;
                 String::new()
             }
-            Command::Drop(name) => self.arm(name, DropKind::Any)?,
-            Command::DropSafe(name) => self.arm(name, DropKind::Safe)?,
-            Command::Unconfirmed(name) => self.arm(name, DropKind::Unconfirmed)?,
+            Command::Drop(name) => self.arm(name, LossKind::Any)?,
+            Command::DropSafe(name) => self.arm(name, LossKind::Safe)?,
+            Command::Unconfirmed(name) => self.arm(name, LossKind::Unconfirmed)?,
             Command::List => self.list(),
             Command::Quit => String::new(),
         };
@@ -182,9 +182,9 @@ impl Daemons {
         Ok(changed_or_not(changed))
     }
 
-    fn arm(&mut self, name: &str, kind: DropKind) -> Result<String, String> {
+    fn arm(&mut self, name: &str, kind: LossKind) -> Result<String, String> {
         let nodes = self.nodes_of(name)?;
-        self.drop = Some(Drop { nodes, kind });
+        self.loss = Some(Loss { nodes, kind });
         Ok(String::new())
     }
 

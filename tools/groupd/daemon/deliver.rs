@@ -72,11 +72,8 @@ impl Daemons {
 
     fn deliver_join(&mut self, at: usize, who: &Who, name: Name) {
         let part = &mut self.parts[at];
-        if !part.has(&who.member) && part.transitional {
-            // It is not in the view to come; nor was it in the old one.
-            return;
-        }
         let first = part.ring.view(0);
+        let is_lost = part.transitional && !part.has(&who.member);
         let group = part.groups.entry(name).or_insert_with(|| Group {
             id: first,
             members: BTreeMap::new(),
@@ -87,6 +84,7 @@ impl Daemons {
             return;
         }
         group.members.insert(key, who.member);
+        group.transitional |= is_lost;
         if group.transitional {
             return self.tell_transitional(at, name, Some(who.name));
         }
@@ -147,15 +145,10 @@ impl Daemons {
 
     /// Tells a group that one member has come or gone.
     fn tell_change(&mut self, at: usize, name: Name, cause: MessageType, who: Name) {
-        let part = &mut self.parts[at];
-        let ring = part.ring;
-        let Some(group) = part.groups.get_mut(&name) else {
+        let Some(group) = self.parts[at].groups.get_mut(&name) else {
             return;
         };
-        // Groups that no change of the network has touched have kept the name of an old ring.
-        if [group.id.0[0], group.id.0[1]] != [ring.address, ring.time] {
-            group.id = ring.view(group.id.0[2]);
-        }
+        // A group that no change of the network has touched keeps the name of an old ring.
         group.count_up();
         let view = View {
             group: name,
@@ -256,7 +249,7 @@ impl Daemons {
     }
 
     /// Sends to a session, or ends it if it takes nothing.
-    fn send(&mut self, id: SessionId, message: &Message) {
+    pub(super) fn send(&mut self, id: SessionId, message: &Message) {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };

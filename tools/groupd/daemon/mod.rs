@@ -27,11 +27,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use standby::group::spread::wire::{
-    ClientItem, Endian, Frame, GROUPS_MAX, MessageType, NAME_LEN, Name, Reject, Request,
-    SENT_LEN_MAX,
+    ClientItem, Endian, Frame, GROUPS_MAX, GROUPS_TAKEN_MAX, MessageType, NAME_LEN, Name, Reject,
+    Request, SENT_LEN_MAX,
 };
 
-use self::change::Drop;
+use self::change::Loss;
 pub(crate) use self::command::{COMMANDS, Command};
 use self::part::{Event, NodeId, Part, RingId};
 use self::session::{Phase, Session};
@@ -93,6 +93,10 @@ pub(crate) struct Options {
     pub detection: Duration,
     /// Seconds since 1970, for the ids of groups.
     pub epoch: u32,
+    /// Joins of groups, and messages to them, whose names begin so are refused.
+    pub denied: Option<String>,
+    /// Leaves of groups whose names begin so are refused.
+    pub sticky: Option<String>,
 }
 
 /// All daemons, with all that connects to them.
@@ -114,7 +118,7 @@ pub(crate) struct Daemons {
     /// How the network is now, if that was not noticed yet; and when it will be.
     change: Option<(Instant, Vec<BTreeSet<NodeId>>)>,
     /// What shall be lost.
-    drop: Option<Drop>,
+    loss: Option<Loss>,
     /// From a message to its delivery.
     delay: Duration,
     /// Configurations so far; the time in their names.
@@ -148,7 +152,7 @@ impl Daemons {
             silent: BTreeMap::new(),
             accepting: vec![true; count],
             change: None,
-            drop: None,
+            loss: None,
             delay: Duration::ZERO,
             rings: 0,
             stalls: BTreeMap::new(),
@@ -339,6 +343,9 @@ impl Daemons {
         if let Some(problem) = deadly(request, &frame) {
             return self.end_session(id, problem);
         }
+        if self.is_refused(request, &frame) {
+            return self.refuse(id, &frame);
+        }
         let Some(who) = self.sessions.get(&id).map(|session| session.who(id)) else {
             return;
         };
@@ -356,10 +363,35 @@ impl Daemons {
         self.submit(who.member.node, event);
     }
 
+    /// Whether the policy is against a request. That of the real daemon never is.
+    fn is_refused(&self, request: Request, frame: &Frame) -> bool {
+        let prefix = match request {
+            Request::Join | Request::Multicast => &self.options.denied,
+            Request::Leave => &self.options.sticky,
+            Request::Kill => &None,
+        };
+        let begins = |name: &Name, prefix: &String| name.as_bytes().starts_with(prefix.as_bytes());
+        let refused = |prefix: &String| frame.names().any(|name| begins(&name, prefix));
+        // One more name would not fit.
+        prefix.as_ref().is_some_and(refused) && frame.header.count < GROUPS_TAKEN_MAX
+    }
+
+    /// Sends a request back, unless its sender does not want it back.
+    fn refuse(&mut self, id: SessionId, frame: &Frame) {
+        if !frame
+            .header
+            .message_type
+            .intersects(MessageType::SELF_DISCARD)
+        {
+            let reject = Frame::new_reject(self.options.endian, frame);
+            self.send(id, &self.message(id, reject));
+        }
+    }
+
     /// Puts an event of a session that lives in a node into the order of its part.
     fn submit(&mut self, node: NodeId, event: Event) {
         let due = self.now + self.delay;
-        if self.drop_if_armed(node, &event, due) {
+        if self.lose_if_told(node, &event, due) {
             return;
         }
         let at = self.part_of(node);

@@ -153,8 +153,10 @@ impl Part {
         self.queue.len()
     }
 
-    /// Knows nothing any more.
-    pub(super) fn forget(&mut self) {
+    /// Knows nothing any more, and is a configuration of its own.
+    pub(super) fn forget(&mut self, ring: RingId) {
+        self.ring = ring;
+        self.cut = false;
         self.groups.clear();
         self.queue.clear();
     }
