@@ -273,6 +273,10 @@ impl Session {
     /// Takes what came from the daemon. [`Group::poll_event`] has the events of it, which are to be
     /// taken before more is received.
     pub fn receive(&mut self, data: &[u8], now: Instant) {
+        if !self.listens() {
+            // Nothing of this connection counts any more.
+            return;
+        }
         self.stream.receive(data);
         while self.listens() {
             let result = match self.stream.next() {
@@ -284,8 +288,6 @@ impl Session {
                 self.close(reason, now);
             }
         }
-        // Nothing of this connection counts any more.
-        self.stream = DaemonStream::new();
     }
 
     /// What is to be written to the socket.
@@ -551,6 +553,7 @@ impl Session {
         if let Phase::Connected(connected) = phase {
             self.lose(&connected, &reason, now);
         }
+        self.stream = DaemonStream::new();
         self.out = OutQueue::default();
     }
 
