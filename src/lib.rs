@@ -31,6 +31,8 @@ pub mod manual {
     pub mod architecture {}
     #[doc = include_str!("manual/blobs.md")]
     pub mod blobs {}
+    #[doc = include_str!("manual/corosync.md")]
+    pub mod corosync {}
     #[doc = include_str!("manual/data_file.md")]
     pub mod data_file {}
     #[doc = include_str!("manual/group.md")]

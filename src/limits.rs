@@ -361,3 +361,4 @@ pub const CPG_QUORUM_TIMEOUT: Duration = Duration::from_secs(1);
 pub const CPG_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(CPG_BODY_LEN_MAX < CPG_EVENTS_LEN_MAX);
+const _: () = assert!(IN_FLIGHT_BODIES_MAX + IN_FLIGHT_CONTROL_MAX < CPG_UNCONFIRMED_MAX as usize);
