@@ -41,6 +41,8 @@ pub mod manual {
     pub mod pack {}
     #[doc = include_str!("manual/performance.md")]
     pub mod performance {}
+    #[doc = include_str!("manual/spread.md")]
+    pub mod spread {}
     #[doc = include_str!("manual/tls.md")]
     pub mod tls {}
     #[doc = include_str!("manual/zeo.md")]

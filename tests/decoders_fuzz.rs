@@ -9,15 +9,20 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use std::{env, fs, io, thread};
 
 use bytes::Bytes;
 use standby::args::Args;
 use standby::config::{self, Surroundings};
 use standby::group::channel::Channel;
+use standby::group::corosync::Address;
+use standby::group::corosync::envelope::Envelope;
 use standby::group::fragment::{Context, Seal};
 use standby::group::loopback::Loopback;
 use standby::group::roster::Roster;
+use standby::group::spread::session;
+use standby::group::spread::wire::{ClientItem, ClientStream, DaemonItem, DaemonStream};
 use standby::group::{self, Audience, Body, Event, Group, Lane, MemberId, View, ViewId};
 use standby::ids::{Oid, Tid};
 use standby::limits::{VALUES_PER_MESSAGE_MAX, WHOLE_STORE_LEN_MAX};
@@ -250,6 +255,34 @@ fn take_stream(random: &mut Random, encoding: Encoding, stream: &[u8]) {
 }
 
 #[test]
+fn mutated_envelopes_of_corosync_are_read_or_refused() {
+    let address = Address { node: 1, pid: 2 };
+    let corpus = [None, Some(address)].map(|to| {
+        let lane = Lane::Bulk;
+        let envelope = Envelope {
+            lane,
+            number: 3,
+            to,
+        };
+        [&envelope.encode()[..], b"body"].concat()
+    });
+    let mut random = Random::new(number_from_env("FUZZ_SEED", 1));
+    let mut read = 0;
+    for _ in 0..number_from_env("FUZZ_ROUNDS", 20_000) {
+        let mut input = random.choose(&corpus).clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut random, &mut input, &corpus);
+        }
+        // There is one way to write what can be read.
+        if let Some((envelope, body)) = Envelope::decode(&input) {
+            assert_eq!([&envelope.encode()[..], body].concat(), input);
+            read += 1;
+        }
+    }
+    assert!(read > 100, "{read}");
+}
+
+#[test]
 fn nasty_inputs_are_decoded_or_refused() {
     let mut random = Random::new(1);
     for (name, input) in nasty() {
@@ -376,6 +409,129 @@ fn mutated_configurations_are_read_or_refused() {
             config::read(&args, &machine).map_err(|error| error.to_string())
         });
     }
+}
+
+#[test]
+fn mutated_spread_streams_are_decoded_or_refused() {
+    let corpus = spread_corpus();
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) {
+        let mut input = random.choose(&corpus).clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut random, &mut input, &corpus);
+        }
+        // An item may come in one piece, be it long.
+        input.truncate(20_000);
+        let _report = Report {
+            name: format!("FUZZ_SEED={seed} round {round}"),
+            input: &input,
+        };
+        check_spread(&mut random, &input);
+    }
+}
+
+/// Recorded streams, and each of their frames.
+fn spread_corpus() -> Vec<Vec<u8>> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/spread");
+    let mut corpus = Vec::new();
+    for path in files_of_kind(data, "bin") {
+        let stream = fs::read(path).unwrap();
+        let mut daemon = DaemonStream::new();
+        daemon.receive(&stream);
+        while let Ok(Some(item)) = daemon.next() {
+            if let DaemonItem::Frame(frame) = item.what {
+                corpus.push(frame.encode());
+            }
+        }
+        corpus.push(stream);
+    }
+    corpus.retain(|input| !input.is_empty() && input.len() < 5000);
+    assert!(corpus.len() > 300);
+    corpus
+}
+
+/// What came, as either side reads it, from its first byte or its first frame on, in pieces.
+fn check_spread(random: &mut Random, input: &[u8]) {
+    let piece_len = 1 + random.below(input.len() + 10);
+    // A set without names takes 4 bytes here and 24 there; buffers double.
+    let memory_max = 16 * input.len() + 8192;
+    for mut stream in [DaemonStream::new(), DaemonStream::in_frames()] {
+        check_memory("daemon", memory_max, || {
+            let mut pos = 0;
+            for piece in input.chunks(piece_len) {
+                stream.receive(piece);
+                while let Ok(Some(item)) = stream.next() {
+                    assert_eq!(item.pos, pos);
+                    pos += item.len as u64;
+                    if let DaemonItem::Frame(frame) = item.what {
+                        drop(frame.membership().map_err(|error| error.to_string()));
+                        drop(frame.transition().map_err(|error| error.to_string()));
+                        assert_eq!(frame.encode().len(), item.len);
+                    }
+                }
+            }
+            let failed = stream.next().map_err(|error| error.to_string()).is_err();
+            let rest = stream.pending().map_or(0, |pending| pending.have as u64);
+            assert!(failed || pos + rest == input.len() as u64);
+        });
+    }
+    for mut stream in [ClientStream::new(), ClientStream::in_frames()] {
+        check_memory("client of spread", memory_max, || {
+            for piece in input.chunks(piece_len) {
+                stream.receive(piece);
+                while let Ok(Some(item)) = stream.next() {
+                    if let ClientItem::Frame(frame) = item.what {
+                        let me = frame.header.name;
+                        drop(
+                            frame
+                                .header
+                                .check_request(&me)
+                                .map_err(|error| error.to_string()),
+                        );
+                        assert_eq!(frame.encode().len(), item.len);
+                    }
+                }
+            }
+            drop(stream.next().map_err(|error| error.to_string()));
+            stream.pending()
+        });
+    }
+    check_memory("session", memory_max + 32 * input.len(), || {
+        take_spread(random, input, piece_len);
+    });
+}
+
+/// Gives it to a session that may have shaken hands, and been made a member, before.
+#[expect(clippy::disallowed_methods, reason = "any time will do")]
+fn take_spread(random: &mut Random, input: &[u8], piece_len: usize) {
+    let mut now = Instant::now();
+    let options = session::Options {
+        name: "alice".to_owned(),
+        group: ["room", "net", "g"][random.below(3)].to_owned(),
+        address: "4803@localhost".to_owned(),
+        seed: 1,
+    };
+    let mut session = session::Session::new(options, now).unwrap();
+    session.join(now);
+    session.on_connected(now);
+    if random.below(4) > 0 {
+        session.receive(b"\x05NULL \x01\x04\x04\0\x09#alice#d1", now);
+        assert!(session.me().is_some());
+    }
+    for piece in input.chunks(piece_len) {
+        session.receive(piece, now);
+        while session.poll_event().is_some() {}
+    }
+    assert!(!session.wants_connection());
+    drop(session.describe());
+    session.on_closed("end of stream".to_owned(), now);
+    // It always finds back.
+    if let Some(deadline) = session.deadline() {
+        now = deadline;
+    }
+    session.on_deadline(now);
+    assert!(session.wants_connection() && session.me().is_none());
 }
 
 /// Bytes made to hurt a decoder that trusts them.
@@ -589,19 +745,11 @@ fn mutate(random: &mut Random, input: &mut Vec<u8>, corpus: &[Vec<u8>]) {
 fn corpus() -> Vec<Vec<u8>> {
     let mut corpus = Vec::new();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let mut paths = vec![data.join("zeo")];
-    while let Some(path) = paths.pop() {
-        if path.is_dir() {
-            let entries = fs::read_dir(path).unwrap();
-            let mut entries: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-            entries.sort();
-            paths.extend(entries);
-        } else if path.extension().is_some_and(|extension| extension == "bin") {
-            let mut reader = FrameReader::new(1 << 20);
-            reader.receive(&fs::read(path).unwrap());
-            while let Some(frame) = reader.next().unwrap() {
-                corpus.push(frame.to_vec());
-            }
+    for path in files_of_kind(data.join("zeo"), "bin") {
+        let mut reader = FrameReader::new(1 << 20);
+        reader.receive(&fs::read(path).unwrap());
+        while let Some(frame) = reader.next().unwrap() {
+            corpus.push(frame.to_vec());
         }
     }
     corpus.append(&mut lines_in_hex("pickles.txt", 2));
@@ -609,6 +757,23 @@ fn corpus() -> Vec<Vec<u8>> {
     corpus.retain(|input| !input.is_empty() && input.len() < 2000);
     assert!(corpus.len() > 1500);
     corpus
+}
+
+/// Files below a directory whose names end like this, in an order that does not change.
+fn files_of_kind(directory: PathBuf, extension: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut paths = vec![directory];
+    while let Some(path) = paths.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(path).unwrap();
+            let mut entries: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+            entries.sort();
+            paths.extend(entries);
+        } else if path.extension().is_some_and(|found| found == extension) {
+            files.push(path);
+        }
+    }
+    files
 }
 
 /// The bytes in one field of each line of a file in `tests/data`.

@@ -495,7 +495,14 @@ fn what_is_not_of_our_form_is_counted_and_ignored() {
     let to = &[plone()][..];
     let forged = AGREED | MessageType::REG_MEMB;
     let transition = AGREED | MessageType::TRANSITION;
-    for message_type in [forged, transition, MessageType::SAFE, MessageType::FIFO] {
+    let reject = AGREED | MessageType::REJECT;
+    for message_type in [
+        forged,
+        transition,
+        reject,
+        MessageType::SAFE,
+        MessageType::FIFO,
+    ] {
         driven.receive(&message(message_type, "bob", to, 1));
     }
     for lane in [0, 4, -1, 257, i16::MIN] {
@@ -511,7 +518,7 @@ fn what_is_not_of_our_form_is_counted_and_ignored() {
     assert_eq!(driven.events(), []);
     let expected = Ignored {
         other_groups: 2,
-        other_services: 4,
+        other_services: 5,
         lanes: 6,
         not_joined: 0,
         unknown: 1,

@@ -517,7 +517,10 @@ impl CorosyncLink {
                 }
                 // The waker tells.
                 Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => log::error!("corosync: a job was lost"),
+                Err(TryRecvError::Disconnected) => {
+                    log::error!("corosync: a job was lost");
+                    self.session.on_job_lost(now);
+                }
             }
             self.job = None;
         }
@@ -526,7 +529,10 @@ impl CorosyncLink {
         };
         match in_background("corosync", poll.waker.clone(), || job.run()) {
             Ok(receiver) => self.job = Some(receiver),
-            Err(error) => log::error!("corosync: no thread to wait for it ({error})"),
+            Err(error) => {
+                log::error!("corosync: no thread to wait for it ({error})");
+                self.session.on_job_lost(now);
+            }
         }
     }
 }

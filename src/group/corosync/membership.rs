@@ -506,6 +506,10 @@ mod tests {
         assert_eq!(view.members, names(&PEERS));
         assert_eq!(view.together, names(&[ME, at(2)]));
         assert_eq!(view.cause, "nodes went and came");
+        // But from here on it is with us.
+        group.on_ring(ring(16), vec![1, 2, 3], now);
+        let next = the_view(group.on_quorum(&quorate(ring(16)), now));
+        assert_eq!(next.together, names(&PEERS));
     }
 
     #[test]

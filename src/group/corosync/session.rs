@@ -22,20 +22,18 @@ use super::{Address, Connection, CpgEvent, Failure, Incoming, Library, OpenError
 use crate::group::{Audience, Body, Event, Group, Lane, MemberId, SendError};
 use crate::limits::{
     CPG_BODY_LEN_MAX, CPG_EVENTS_LEN_MAX, CPG_EVENTS_MAX, CPG_GROUP_NAME_LEN_MAX, CPG_OPEN_TIMEOUT,
-    CPG_PARTS_MAX, CPG_UNCONFIRMED_MAX,
+    CPG_PARTS_MAX, CPG_UNCONFIRMED_MAX, TROUBLE_LOG_INTERVAL,
 };
 
-/// First and longest time between two attempts to connect.
-const RECONNECT_MIN: Duration = Duration::from_millis(200);
-const RECONNECT_MAX: Duration = Duration::from_secs(3);
+/// First and longest time between two attempts to connect. The daemon is on this machine, and has
+/// no other clients to speak of.
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
 /// First and longest time after which a daemon that was busy is tried again. It says nothing when
 /// it is no longer; while nodes come and go that may be seconds.
 const BUSY_MIN: Duration = Duration::from_millis(1);
 const BUSY_MAX: Duration = Duration::from_millis(5);
-
-/// Time between two complaints of the same kind.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What an event costs besides its body, of a turn's budget of bytes.
 const EVENT_COST: usize = 256;
@@ -106,7 +104,7 @@ pub struct Done(Option<Result<Opened, OpenError>>);
 /// When it was complained, so that it is not at each opportunity.
 #[derive(Debug, Default)]
 struct Complaints {
-    no_daemon: Option<Instant>,
+    no_daemon: Option<(OpenError, Instant)>,
     garbage: Option<Instant>,
     garbage_count: u64,
 }
@@ -170,7 +168,8 @@ impl Session {
     }
 
     /// Something to be done by another thread, if there is. Ask after each other call; the result
-    /// goes to [`Self::on_done`]. A job that is never run is as one that never ends.
+    /// goes to [`Self::on_done`]. A job that cannot be run is to be told, too
+    /// ([`Self::on_job_lost`]).
     pub fn take_job(&mut self, now: Instant) -> Option<Job> {
         self.now = now;
         if self.job_since.is_some() {
@@ -201,18 +200,20 @@ impl Session {
         match done.0 {
             Some(Ok(opened)) => self.on_opened(opened),
             Some(Err(error)) => {
-                if self
-                    .complaints
-                    .no_daemon
-                    .is_none_or(|at| now >= at + COMPLAINT_INTERVAL)
-                {
-                    self.complaints.no_daemon = Some(now);
+                if self.complaints.on_no_daemon(&error, now) {
                     log::warn!("corosync: cannot join group {} ({error})", self.group);
                 }
                 self.try_later();
             }
             None => {}
         }
+    }
+
+    /// A job was not run, or nobody knows what has become of it.
+    pub fn on_job_lost(&mut self, now: Instant) {
+        self.now = now;
+        self.job_since = None;
+        self.try_later();
     }
 
     /// The descriptor is readable, or the last call has said that there is more. Takes about
@@ -291,24 +292,20 @@ impl Session {
 
     fn push(&mut self, event: Event) {
         match &event {
-            Event::View(view) => self.on_view(view),
+            Event::View(view) => self.on_view(view.cause),
             Event::Body(body) => self.events_len += body.data.len(),
             _ => {}
         }
         self.events.push_back(event);
     }
 
-    fn on_view(&mut self, view: &crate::group::View) {
+    /// Who is in it, others say; where and why, only we know.
+    fn on_view(&mut self, cause: &str) {
         self.backoff = RECONNECT_MIN;
         self.complaints.no_daemon = None;
-        let Link::Up(up) = &self.link else { return };
-        log::info!(
-            "corosync: view {}: {} ({}; {})",
-            view.id,
-            Names(&view.members),
-            view.cause,
-            up.state(),
-        );
+        if let Link::Up(up) = &self.link {
+            log::info!("corosync: {cause}: {}", up.state());
+        }
     }
 
     /// The connection is of no use any more.
@@ -481,7 +478,13 @@ impl Up {
             && let Some(event) = self.connection.poll_quorum().map_err(failed)?
         {
             log::debug!("corosync: {event:?}");
-            return Ok(Taken::Event(0, self.membership.on_quorum(&event, now)));
+            let before = self.membership.is_quorate();
+            let events = self.membership.on_quorum(&event, now);
+            let after = self.membership.is_quorate();
+            if before != after && before.is_some() && after.is_some() {
+                log::info!("corosync: votes have changed: {}", self.state());
+            }
+            return Ok(Taken::Event(0, events));
         }
         if self.membership.is_held() {
             return Ok(Taken::Nothing);
@@ -611,27 +614,30 @@ impl Up {
 }
 
 impl Complaints {
+    /// Whether to speak of it: it is another reason than the last time, or that was long ago.
+    fn on_no_daemon(&mut self, why: &OpenError, now: Instant) -> bool {
+        if let Some((told, at)) = &self.no_daemon
+            && told == why
+            && now < *at + TROUBLE_LOG_INTERVAL
+        {
+            return false;
+        }
+        self.no_daemon = Some((why.clone(), now));
+        true
+    }
+
     fn on_garbage(&mut self, from: Address, len: usize, now: Instant) {
         self.garbage_count += 1;
-        if self.garbage.is_none_or(|at| now >= at + COMPLAINT_INTERVAL) {
+        if self
+            .garbage
+            .is_none_or(|at| now >= at + TROUBLE_LOG_INTERVAL)
+        {
             self.garbage = Some(now);
             let count = self.garbage_count;
             log::warn!(
                 "corosync: {from} sends what is not ours to the group ({len} bytes; {count} so far)"
             );
         }
-    }
-}
-
-/// Members, for people.
-struct Names<'a>(&'a [MemberId]);
-
-impl fmt::Display for Names<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, name) in self.0.iter().enumerate() {
-            write!(f, "{}{name}", if at == 0 { "" } else { " " })?;
-        }
-        Ok(())
     }
 }
 
@@ -930,18 +936,41 @@ mod tests {
         });
         group.fake.with(|state| state.refuses = Some(down));
         let mut waits = Vec::new();
-        for _ in 0..7 {
+        for _ in 0..9 {
             let wait = group.session.deadline().unwrap() - group.now;
             waits.push(wait.as_millis());
             group.pass(wait);
         }
-        assert_eq!(waits, [200, 400, 800, 1600, 3000, 3000, 3000]);
+        assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
         group.fake.with(|state| state.refuses = None);
         group.fake.quorum_says_ring(ring(4), &[1, 2, 3], true);
         group.fake_joins();
         group.pass(RECONNECT_MAX);
         assert_eq!(group.the_view().cause, "we joined");
         assert_eq!(group.session.deadline(), None);
+        // The next time begins with the shortest wait again.
+        group.session.reset("it hangs", group.now);
+        group.run_jobs();
+        let deadline = group.session.deadline();
+        assert_eq!(deadline, Some(group.now + RECONNECT_MIN));
+    }
+
+    #[test]
+    fn why_there_is_no_daemon_is_said_once_a_minute_unless_it_changes() {
+        let mut group = Fixture::new();
+        let failed = |code| {
+            OpenError::Failed(Failure {
+                call: "cpg_model_initialize",
+                code,
+            })
+        };
+        let mut told = Vec::new();
+        for (code, secs) in [(2, 0), (2, 59), (2, 1), (11, 1), (11, 1)] {
+            group.now += Duration::from_secs(secs);
+            let complaints = &mut group.session.complaints;
+            told.push(complaints.on_no_daemon(&failed(code), group.now));
+        }
+        assert_eq!(told, [true, false, true, true, false]);
     }
 
     #[test]
@@ -997,6 +1026,19 @@ mod tests {
         group.session.join(group.now);
         group.run_jobs();
         assert_eq!(group.fake.with(|state| state.opened), 2);
+    }
+
+    #[test]
+    fn a_lost_job_is_not_waited_for() {
+        let mut group = Fixture::new();
+        group.session.join(group.now);
+        drop(group.session.take_job(group.now).unwrap());
+        assert!(group.session.take_job(group.now).is_none());
+        group.session.on_job_lost(group.now);
+        let deadline = group.session.deadline().unwrap();
+        assert_eq!(deadline, group.now + RECONNECT_MIN);
+        group.pass(RECONNECT_MIN);
+        assert_eq!(group.fake.with(|state| state.opened), 1);
     }
 
     #[test]
@@ -1067,7 +1109,7 @@ mod tests {
         assert_eq!(group.session.complaints.garbage, Some(group.now));
         assert_eq!(group.session.complaints.garbage_count, 3);
         let start = group.now;
-        group.now += COMPLAINT_INTERVAL - Duration::from_millis(1);
+        group.now += TROUBLE_LOG_INTERVAL - Duration::from_millis(1);
         group.fake.says(garbage.clone());
         group.events();
         assert_eq!(group.session.complaints.garbage, Some(start));
@@ -1119,5 +1161,139 @@ mod tests {
                 .describe()
                 .ends_with("ring 1.4 of nodes 1 2 3, not quorate")
         );
+    }
+
+    /// What CPG and the quorum service say in a life with some rings, each by itself.
+    fn a_life(random: &mut Random) -> (Vec<CpgEvent>, Vec<QuorumEvent>) {
+        let all = [ME, at(2), at(3)];
+        let (mut cpg, mut quorum) = (Vec::new(), Vec::new());
+        let mut there: Vec<Address> = vec![ME];
+        let mut number = 0;
+        for seq in 1..=1 + random.below(6) {
+            let old = there;
+            there = all
+                .into_iter()
+                .filter(|it| *it == ME || random.below(2) == 0)
+                .collect();
+            let change = |of: &[Address], without: &[Address], reason| -> Vec<(Address, Reason)> {
+                let of = of.iter().filter(|it| !without.contains(it));
+                of.map(|it| (*it, reason)).collect()
+            };
+            let left = change(&old, &there, Reason::NodeDown);
+            let mut joined = change(&there, &old, Reason::NodeUp);
+            if seq == 1 {
+                joined.push((ME, Reason::Join));
+            }
+            cpg.push(members(&there, &left, &joined));
+            let id = ring(seq as u64 * 4);
+            let nodes: Vec<u32> = there.iter().map(|it| it.node).collect();
+            cpg.push(ring_of(id, &nodes));
+            let is_quorate = there.len() > 1;
+            quorum.push(QuorumEvent::Nodes { ring: id, nodes });
+            // Of a ring without a majority that does not last it may say nothing.
+            if is_quorate || random.below(2) == 0 {
+                quorum.push(QuorumEvent::Quorate {
+                    ring: id,
+                    is_quorate,
+                });
+            }
+            for _ in 0..random.below(4) {
+                number += 1;
+                let envelope = Envelope {
+                    lane: Lane::Commit,
+                    number,
+                    to: None,
+                };
+                let data = envelope.encode();
+                cpg.push(super::super::envelope::incoming(ME, at(2), &data, 0));
+            }
+        }
+        (cpg, quorum)
+    }
+
+    /// Views and bodies that a session makes of the two, in any mixture.
+    fn live(
+        cpg: &[CpgEvent],
+        quorum: &[QuorumEvent],
+        tracked: bool,
+        random: &mut Random,
+    ) -> Vec<Event> {
+        let mut group = Fixture::new();
+        if !tracked {
+            group
+                .fake
+                .with(|state| state.quorum_is = Quorum::Unknown(String::new()));
+        }
+        group.session.join(group.now);
+        group.run_jobs();
+        let (mut cpg, mut quorum) = (cpg.iter(), quorum.iter());
+        let mut events = Vec::new();
+        while cpg.len() > 0 || quorum.len() > 0 {
+            if random.below(2) == 0 {
+                cpg.next()
+                    .into_iter()
+                    .for_each(|it| group.fake.says(it.clone()));
+            } else {
+                quorum
+                    .next()
+                    .into_iter()
+                    .for_each(|it| group.fake.quorum_says(it.clone()));
+            }
+            if random.below(2) == 0 {
+                events.extend(group.events());
+            }
+        }
+        // What nobody will say any more is waited for in vain, once for each ring.
+        loop {
+            events.extend(group.events());
+            let Some(deadline) = group.session.deadline() else {
+                break;
+            };
+            group.now = deadline.max(group.now);
+            group.session.on_deadline(group.now);
+        }
+        let is_change = |pair: &[Event]| {
+            matches!(
+                pair,
+                [Event::Transitional, Event::Transitional | Event::View(_)]
+            ) || !matches!(pair, [Event::Transitional, _])
+        };
+        assert!(!matches!(events.last(), Some(Event::Transitional)));
+        assert!(
+            !tracked
+                || events
+                    .windows(2)
+                    .all(|pair| is_change(pair) || bodies(pair))
+        );
+        events.retain(|event| *event != Event::Transitional);
+        events
+    }
+
+    /// Bodies of the view that ends may come between its announced end and its end.
+    fn bodies(pair: &[Event]) -> bool {
+        matches!(pair, [Event::Transitional, Event::Body(_)])
+    }
+
+    #[test]
+    fn the_mixture_of_the_streams_changes_nothing() {
+        for seed in 1..2000 {
+            let mut random = Random(seed);
+            let (cpg, quorum) = a_life(&mut random);
+            let expected = live(&cpg, &[], false, &mut random);
+            let found = live(&cpg, &quorum, true, &mut random);
+            assert_eq!(found, expected, "seed {seed}");
+        }
+    }
+
+    /// Marsaglia's xorshift.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 % end as u64).unwrap()
+        }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     Address, Connection, CpgEvent, Failure, Library, OpenError, Opened, Quorum, QuorumEvent,
     Reason, RingId,
 };
-use crate::limits::CPG_BODY_LEN_MAX;
+use crate::limits::{CPG_BODY_LEN_MAX, CPG_PARTS_MAX};
 
 pub(super) const ME: Address = Address { node: 1, pid: 100 };
 pub(super) const GONE: Failure = Failure {
@@ -156,6 +156,7 @@ impl Connection for FakeConnection {
     }
 
     fn multicast(&mut self, parts: &[&[u8]]) -> Result<bool, Failure> {
+        assert!(parts.len() <= CPG_PARTS_MAX);
         self.0.with(|state| {
             if state.send_fails {
                 return Err(GONE);

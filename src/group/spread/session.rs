@@ -468,14 +468,14 @@ impl Session {
         let view = view(me, first, caused_by, &names, membership);
         self.trouble.clear();
         self.last_trouble = None;
-        let joined = if first { "joined, " } else { "" };
-        log::info!(
-            "spread {}: group {}: {joined}{} members after {} (view {})",
+        // Whoever takes the event logs it, too, for all kinds of daemons.
+        log::debug!(
+            "spread {}: view {} of {}: {} members after {}",
             self.address,
+            membership.id,
             self.group,
             names.len(),
-            view.cause,
-            membership.id
+            view.cause
         );
         self.events.push_back(Event::View(view));
         Ok(())

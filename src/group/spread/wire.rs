@@ -36,8 +36,9 @@
 //! | 40 | 4 | [`Hint`]: the application's type of message, in an order of its own |
 //! | 44 | 4 | length of the data |
 //!
-//! Then, only in a frame of type REJECT, 4 bytes that no length counts: the type of what was
-//! refused. Then the names, 32 bytes each ([`Name`]), and the data.
+//! Then, only in a REJECT of the daemon's, 4 bytes that no length counts: the type of what was
+//! refused. Then the names, 32 bytes each ([`Name`]), and the data. (A client may forge the bit of
+//! REJECT in a message; the daemon then sends it to its user's name, without those bytes.)
 //!
 //! From a client a frame is a multicast (one of the six service types), JOIN, LEAVE or KILL:
 //! [`Request`]. From a daemon it is what [`Delivery`] lists. The data of a membership message are a
@@ -279,9 +280,6 @@ pub enum WireError {
     NegativeLen(i32),
     /// A frame longer than [`FRAME_LEN_MAX`].
     TooLong(u64),
-    /// A REJECT that is a message as well: a client forged it, and the daemon sends less than its
-    /// lengths say.
-    ForgedReject(MessageType),
     /// The data of a membership message of this length are none, for this reason.
     Membership(usize, &'static str),
     /// A transitional signal with data of this length.
@@ -301,7 +299,6 @@ impl fmt::Display for WireError {
                 f,
                 "a frame of {len} bytes where {FRAME_LEN_MAX} are allowed"
             ),
-            Self::ForgedReject(message_type) => write!(f, "a forged refusal ({message_type})"),
             Self::Membership(len, reason) => {
                 write!(f, "a membership message of {len} bytes: {reason}")
             }

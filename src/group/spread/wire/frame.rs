@@ -254,11 +254,11 @@ impl Header {
 
     /// What a daemon says by this.
     pub const fn delivery(&self) -> Delivery {
-        // In this order: a client may have forged any bit, but not left out its service.
-        if self.message_type.intersects(MessageType::REJECT) {
-            Delivery::Reject
-        } else if self.message_type.intersects(MessageType::SERVICES) {
+        // The services first: a client may have forged any other bit, but has to have one of these.
+        if self.message_type.intersects(MessageType::SERVICES) {
             Delivery::Regular
+        } else if self.message_type.intersects(MessageType::REJECT) {
+            Delivery::Reject
         } else if self.message_type.intersects(MessageType::REG_MEMB) {
             Delivery::Membership
         } else if self.message_type.intersects(MessageType::TRANSITION) {
@@ -441,7 +441,7 @@ impl Frame {
     /// From the header and what follows it in the stream.
     pub(super) fn from_body(header: Header, from_daemon: bool, mut body: Bytes) -> Self {
         let mut old_type = None;
-        if from_daemon && header.message_type.intersects(MessageType::REJECT) {
+        if from_daemon && header.delivery() == Delivery::Reject {
             let field = body.split_to(OLD_TYPE_LEN);
             let number = header
                 .endian
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn forged_membership_bits_do_not_make_a_membership_message() {
+    fn forged_bits_do_not_make_a_message_of_the_daemons() {
         let delivery = |message_type| {
             let frame = Frame::new(
                 Endian::Big,
@@ -621,6 +621,8 @@ mod tests {
         );
         assert_eq!(delivery(MessageType::TRANSITION), Delivery::Transition);
         assert_eq!(delivery(MessageType::REJECT), Delivery::Reject);
+        let forged = MessageType::REJECT | MessageType::FIFO;
+        assert_eq!(delivery(forged), Delivery::Regular);
         assert_eq!(delivery(MessageType(0x80)), Delivery::Unknown);
     }
 
