@@ -399,3 +399,49 @@ fn names_that_are_not_clear_are_refused() {
     world.command("kick #a#d2").unwrap();
     world.command("kick a").unwrap();
 }
+
+#[test]
+fn no_bytes_of_clients_upset_it() {
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut next = move |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 20) as usize % below
+    };
+    let mut survived = 0;
+    for round in 0..3000 {
+        let mut world = world(&["d1", "d2"]);
+        let a = session(&mut world, "a", 0);
+        join(&mut world, a);
+        let b = Session {
+            id: world.connect(1),
+            name: Name::private(b"b", b"d2").unwrap(),
+        };
+        let mut said = [connect_message("b"), choice()].concat();
+        for _ in 0..3 {
+            let services = [MessageType::JOIN, MessageType::LEAVE, MessageType::SAFE];
+            let data = vec![0; 8 + next(30)];
+            said.extend(request(b, services[next(3)], &[name("g"), a.name], data));
+        }
+        // Most rounds leave the handshake as it is, to get behind it.
+        let from = if round % 4 == 0 { 0 } else { 96 };
+        for _ in 0..next(4) {
+            let at = from + next(said.len() - from);
+            said[at] ^= 1 << next(8);
+        }
+        let (connect, rest) = said.split_at(6);
+        world.receive(b.id, connect);
+        let (choice, frames) = rest.split_at(90);
+        world.receive(b.id, choice);
+        for piece in frames.chunks(1 + next(200)) {
+            world.receive(b.id, piece);
+        }
+        world.command("partition d1 d2").unwrap();
+        world.pass(DETECTION);
+        survived += usize::from(!world.clients[&b.id].closed);
+        world.end(b.id);
+        assert!(!world.clients[&a.id].closed);
+    }
+    assert!((500..2500).contains(&survived), "{survived}");
+}
