@@ -443,5 +443,6 @@ fn no_bytes_of_clients_upset_it() {
         world.end(b.id);
         assert!(!world.clients[&a.id].closed);
     }
-    assert!((500..2500).contains(&survived), "{survived}");
+    // Neither all nor none were ended for it.
+    assert!((500..2900).contains(&survived), "{survived}");
 }
