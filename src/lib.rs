@@ -37,6 +37,8 @@ pub mod manual {
     pub mod data_file {}
     #[doc = include_str!("manual/group.md")]
     pub mod group {}
+    #[doc = include_str!("manual/groupd.md")]
+    pub mod groupd {}
     #[doc = include_str!("manual/pack.md")]
     pub mod pack {}
     #[doc = include_str!("manual/performance.md")]
