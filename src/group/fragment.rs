@@ -281,8 +281,8 @@ impl fmt::Display for Dropped {
 /// What a fragment led to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The parts of an earlier message, which were given out, have come to nothing; or what was kept
-    /// of the message was dropped with the fragment.
+    /// The parts of an earlier message, which were given out, have come to nothing; or what was
+    /// kept of this message was dropped with the fragment.
     pub cut: bool,
     /// What there is to give out.
     pub assembled: Option<Assembled>,
