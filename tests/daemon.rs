@@ -277,4 +277,18 @@ fn a_bad_daemon_costs_nothing_however_often_it_is_tried() {
         assert!(time > Duration::from_secs(2 * TIMES as u64), "it rests");
         check(&format!("{manner:?}"), first, time);
     }
+    a_name_is_looked_up_by_one_thread();
+}
+
+/// However long that takes, and however often it is wanted.
+fn a_name_is_looked_up_by_one_thread() {
+    let (_, threads, _) = held();
+    // A name that there never is (RFC 2606).
+    let mut node = Node::new("spread 4803@standby.invalid");
+    for _ in 0..1000 {
+        if !node.turn() {
+            node.wait();
+        }
+        assert!(held().1 <= threads + 1);
+    }
 }
