@@ -472,6 +472,8 @@ impl Session {
         connected.membership = Joined::Since(since, names.len());
         let caused_by = frame.header.message_type;
         let view = view(me, first, caused_by, &names, membership);
+        // Who was told of a view is told of its end, too.
+        self.trouble.clear();
         self.last_trouble = None;
         // Whoever takes the event logs it, too, for all kinds of daemons.
         log::debug!(
@@ -566,8 +568,6 @@ impl Session {
             && now.saturating_duration_since(since) >= SPREAD_SETTLED_AFTER
         {
             self.backoff.reset();
-            // What ends it now is told, even if it is what ended the last one.
-            self.trouble.clear();
         }
         self.events.push_back(Event::Lost(reason.to_owned()));
     }
