@@ -20,7 +20,11 @@ pub(crate) const CONNECTIONS_MAX: usize = 10_000;
 /// it is taken for lost.
 pub(crate) const WAITING_LEN_MAX: usize = 8 << 20;
 
-/// Pieces of the same. Each takes about a hundred bytes beside its own.
+/// Bytes that wait so in all connections. Beyond that it is taken for lost what is missing in the
+/// connection that something comes for.
+pub(crate) const WAITING_TOTAL_MAX: usize = 256 << 20;
+
+/// Pieces that wait in one direction of a connection. Each takes about a hundred bytes beside its own.
 pub(crate) const WAITING_PIECES_MAX: usize = 4096;
 
 /// How long what the receiver has acknowledged may still come, if data behind it have. The capture

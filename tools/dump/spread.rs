@@ -52,9 +52,6 @@ enum Mode {
     Lost,
 }
 
-/// Bytes in which the next frame is looked for. More than the longest frame.
-const SEARCH_LEN_MAX: usize = 300_000;
-
 impl Spread {
     /// `from_start`: whether the handshake will be seen. `epoch` is any instant.
     pub(crate) fn new(from_start: bool, epoch: Instant) -> Self {
@@ -168,11 +165,10 @@ impl Side {
                     self.resume();
                     return self.receive(time, now, &rest, out);
                 }
-                if buf.len() > SEARCH_LEN_MAX {
-                    let len = buf.len() - HEADER_LEN;
-                    buf.drain(..len);
-                    *skipped += len as u64;
-                }
+                // Only at the last bytes a header may have begun that is not there as a whole.
+                let len = buf.len().saturating_sub(HEADER_LEN - 1);
+                buf.drain(..len);
+                *skipped += len as u64;
                 return;
             }
             Mode::Client(stream) => stream.receive(data),

@@ -59,8 +59,9 @@ enum State {
 /// Bytes by which a protocol is known.
 const GREETING_LEN: usize = 16;
 
-/// Pieces in which these may come.
+/// Pieces in which these may come, and all bytes that may come before it is known.
 const PIECES_MAX: usize = 64;
+const UNDECIDED_LEN_MAX: usize = 64 * 1024;
 
 impl Talk {
     /// `expected` is what the port of the server says. `from_start`: whether its first bytes will
@@ -125,7 +126,8 @@ impl Talk {
             State::Undecided(seen) => {
                 seen.push((time, way, data.clone()));
                 let decided = decide(seen, self.expected);
-                let is_enough = seen.len() >= PIECES_MAX;
+                let len: usize = seen.iter().map(|(_, _, data)| data.len()).sum();
+                let is_enough = seen.len() >= PIECES_MAX || len >= UNDECIDED_LEN_MAX;
                 match decided {
                     Some(Decision::Speaks(protocol)) => self.begin(protocol, out),
                     Some(Decision::Tls) => {

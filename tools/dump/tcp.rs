@@ -11,6 +11,7 @@ use bytes::{Buf, Bytes};
 
 use crate::limits::{
     CONNECTIONS_MAX, LATE_ACKS_MAX, LATE_MAX, WAITING_LEN_MAX, WAITING_PIECES_MAX,
+    WAITING_TOTAL_MAX,
 };
 use crate::message::Way;
 use crate::packet::{Endpoint, Segment};
@@ -56,6 +57,8 @@ pub(crate) struct Tcp {
     last_id: ConnectionId,
     /// Counts packets, for what was silent longest.
     clock: u64,
+    /// Bytes that wait in all connections.
+    waiting_len: usize,
     pub counts: Counts,
 }
 
@@ -149,6 +152,7 @@ impl Tcp {
                     && segment.ack.is_none()
                     && followed.halves[way.index()].syn != Some(segment.seq);
                 if again && !followed.is_closed {
+                    self.waiting_len -= followed.waiting_len();
                     followed.close(
                         time,
                         "a new connection has its ports",
@@ -165,7 +169,10 @@ impl Tcp {
         }
         let followed = self.connections.get_mut(&key)?;
         followed.heard = self.clock;
-        followed.segment(time, segment, events, &mut self.counts);
+        let is_full = self.waiting_len > WAITING_TOTAL_MAX;
+        self.waiting_len -= followed.waiting_len();
+        followed.segment(time, segment, is_full, events, &mut self.counts);
+        self.waiting_len += followed.waiting_len();
         Some(followed.id)
     }
 
@@ -181,6 +188,7 @@ impl Tcp {
             followed.close(time, "the capture ends", events, &mut self.counts);
         }
         self.connections.clear();
+        self.waiting_len = 0;
     }
 
     /// Whether there is a connection now. Packets without content that belong to none make none:
@@ -238,6 +246,7 @@ impl Tcp {
             return;
         };
         if !followed.is_closed {
+            self.waiting_len -= followed.waiting_len();
             self.counts.forgotten += 1;
             followed.close(time, "too many connections", events, &mut self.counts);
         }
@@ -257,10 +266,17 @@ impl Followed {
         }
     }
 
+    /// Bytes that wait for what is missing before them.
+    fn waiting_len(&self) -> usize {
+        self.halves.iter().map(|half| half.waiting_len).sum()
+    }
+
+    /// `is_full`: nothing more may wait.
     fn segment(
         &mut self,
         time: Duration,
         segment: &Segment<'_>,
+        is_full: bool,
         events: &mut Vec<TcpEvent>,
         counts: &mut Counts,
     ) {
@@ -283,7 +299,7 @@ impl Followed {
             push(time, What::Repeated(way, repeated));
         });
         half.deliver(|piece| push(piece.time(), piece.what(way)), counts);
-        if half.holds_too_much() {
+        if is_full || half.holds_too_much() {
             half.give_up_hole(time, |piece| push(piece.time(), piece.what(way)), counts);
         }
         if half.ends_now() {
@@ -766,6 +782,27 @@ mod tests {
         assert_eq!(watch.stream(), "ab");
         assert_eq!(watch.tcp.counts.duplicates, 1);
         assert_eq!(watch.tcp.counts.repeated_len, 0);
+    }
+
+    #[test]
+    fn all_connections_together_keep_no_more_than_is_allowed() {
+        static BLOCK: [u8; 60_000] = [7; 60_000];
+        let mut watch = Watch::default();
+        for n in 0..WAITING_TOTAL_MAX / BLOCK.len() + 200 {
+            let port = (n % 1000) as u16 + 1;
+            // Each behind a hole.
+            let seq = 100 + (n / 1000 * BLOCK.len()) as u32;
+            if n < 1000 {
+                watch.segment(end(1, port), 1, |segment| segment.syn = true);
+            }
+            watch.segment(end(1, port), seq, |segment| segment.payload = &BLOCK);
+            assert!(watch.tcp.waiting_len <= WAITING_TOTAL_MAX + BLOCK.len());
+        }
+        assert!(watch.tcp.counts.gaps > 0);
+        let held = watch.tcp.connections.values().map(Followed::waiting_len);
+        assert_eq!(held.sum::<usize>(), watch.tcp.waiting_len);
+        watch.finish();
+        assert_eq!(watch.tcp.waiting_len, 0);
     }
 
     #[test]
