@@ -563,6 +563,31 @@ fn latencies_are_those_of_the_packets() {
 }
 
 #[test]
+fn a_status_is_known_wherever_the_greeting_is() {
+    let place = Place::new("status");
+    let sent = |to_server, data: &[u8]| Sent {
+        to_server,
+        data: [&(data.len() as u32).to_be_bytes()[..], data].concat(),
+    };
+    let (greeting, ruok) = (sent(false, b"Z5"), sent(true, b"ruok"));
+    let status = sent(false, b"{\"1\": {\"connections\": 0}}");
+    for talk in [
+        vec![greeting.clone(), ruok.clone(), status.clone()],
+        vec![ruok.clone(), greeting, status.clone()],
+        vec![ruok, status],
+    ] {
+        for segment_len in [1, 3, 1000] {
+            let packets = ENDS.connection(&talk, segment_len);
+            let file = place.file("a.pcap", &pcap(&packets, 1, 65_535, false));
+            let (text, code) = shown(&[&file]);
+            assert_eq!(code, 0, "{text}");
+            assert_eq!(text.matches(" >  ruok").count(), 1, "{text}");
+            assert_eq!(text.matches(" <  ruok status=\"{").count(), 1, "{text}");
+        }
+    }
+}
+
+#[test]
 fn filters_choose() {
     let place = Place::new("filters");
     let sent = conversation("zeo/py311-zeo6.2-Z/conflict/conn1");

@@ -79,8 +79,9 @@ impl Zeo {
     }
 
     fn next(&mut self, way: Way) -> Option<Piece> {
-        // A greeting is no message yet.
-        let encoding = self.encoding.filter(|_| self.greeted[way.index()]);
+        // Neither a greeting nor a status is a message.
+        let speaks = self.greeted[way.index()] && !self.owes_status(way);
+        let encoding = self.encoding.filter(|_| speaks);
         self.sides[way.index()].next(encoding)
     }
 
@@ -198,7 +199,11 @@ impl Zeo {
 
     fn frame(&mut self, time: Time, way: Way, frame: Bytes, out: &mut Vec<Message>) {
         let has_greeted = std::mem::replace(&mut self.greeted[way.index()], true);
-        let message = if has_greeted {
+        // A server that keeps its clients waiting gives its status without a greeting.
+        let is_status = self.owes_status(way) && Encoding::greeted(&frame).is_none();
+        let message = if is_status {
+            self.status(time, &frame)
+        } else if has_greeted {
             self.message_of(time, way, &frame, None)
         } else {
             self.greeting(time, way, &frame)
@@ -219,7 +224,6 @@ impl Zeo {
     /// The first frame of a side.
     fn greeting(&mut self, time: Time, way: Way, frame: &Bytes) -> Message {
         let mut message = if frame[..] == *b"ruok" && way == Way::ToServer {
-            self.greeted[Way::ToClient.index()] = true;
             self.calls.put(STATUS, Asked::new(time, "ruok", Vec::new()));
             Message::new(time, Kind::Call, "ruok")
         } else if let Some(encoding) = Encoding::greeted(frame) {
@@ -244,7 +248,6 @@ impl Zeo {
         data_len: Option<usize>,
     ) -> Message {
         let mut message = match (self.encoding, way) {
-            _ if way == Way::ToClient && self.calls.is_waiting(&STATUS) => self.status(time, frame),
             (None, _) => Message::new(time, Kind::Trouble, "no-greeting"),
             (Some(encoding), Way::ToServer) => self.client_says(time, encoding, frame),
             (Some(encoding), Way::ToClient) => self.server_says(time, encoding, frame),
@@ -364,9 +367,15 @@ impl Zeo {
         message
     }
 
+    /// Whether what comes this way is the answer to `ruok`.
+    fn owes_status(&self, way: Way) -> bool {
+        way == Way::ToClient && self.calls.is_waiting(&STATUS)
+    }
+
     /// The answer to `ruok`: JSON.
     fn status(&mut self, time: Time, frame: &Bytes) -> Message {
         let mut message = Message::new(time, Kind::Reply, "ruok").with("status", frame.clone());
+        message.way = Some(Way::ToClient);
         if let Some(asked) = self.calls.take(&STATUS) {
             message.latency = asked.latency(time);
         }
