@@ -14,7 +14,7 @@
 //! | `roundtrip LEN COUNT` | as `latency`, and waits until another member has answered |
 //! | `flood LEN COUNT` | as `send`, and tells the throughput when the last is back |
 //! | `oversize` | sends a body of one byte more than is allowed |
-//! | `status` | what was counted since the last time; the order of bodies in this view as a digest |
+//! | `status` | what was counted since the last time; the order of bodies as a digest |
 //! | `leave`, `join`, `reset` | as of `Group` |
 //! | `quit` | leaves, and ends |
 //!
@@ -324,7 +324,8 @@ impl Member {
                     self.order = 0;
                     let me = self.session.me().unwrap();
                     say(&format!(
-                        r#"{{"event":"view","id":"{}","me":"{me}","members":{},"together":{},"cause":"{}","group":"{}"}}"#,
+                        "{{\"event\":\"view\",\"id\":\"{}\",\"me\":\"{me}\",\"members\":{}, \
+                         \"together\":{},\"cause\":\"{}\",\"group\":\"{}\"}}",
                         view.id,
                         list(&view.members),
                         list(&view.together),
@@ -409,7 +410,8 @@ impl Member {
 
     fn tell_status(&mut self) {
         say(&format!(
-            r#"{{"event":"status","group":"{}","count":{},"bad":{},"busy":{},"sending":{},"in_flight":{},"order":"{:016x}","longest_turn_ms":{}}}"#,
+            "{{\"event\":\"status\",\"group\":\"{}\",\"count\":{},\"bad\":{},\"busy\":{}, \
+             \"sending\":{},\"in_flight\":{},\"order\":\"{:016x}\",\"longest_turn_ms\":{}}}",
             self.session.describe(),
             self.count,
             self.bad,
@@ -435,7 +437,8 @@ impl Measuring {
         let secs = (now - self.begun).as_secs_f64();
         let mb = (self.count * self.len as u64) as f64 / 1e6;
         say(&format!(
-            r#"{{"event":"{}","len":{},"count":{},"p50_ms":{:.3},"p99_ms":{:.3},"secs":{secs:.3},"mb_per_s":{:.1},"per_s":{:.0}}}"#,
+            "{{\"event\":\"{}\",\"len\":{},\"count\":{},\"p50_ms\":{:.3},\"p99_ms\":{:.3}, \
+             \"secs\":{secs:.3},\"mb_per_s\":{:.1},\"per_s\":{:.0}}}",
             self.name,
             self.len,
             self.count,

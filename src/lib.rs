@@ -31,10 +31,14 @@ pub mod manual {
     pub mod architecture {}
     #[doc = include_str!("manual/blobs.md")]
     pub mod blobs {}
+    #[doc = include_str!("manual/corosync.md")]
+    pub mod corosync {}
     #[doc = include_str!("manual/data_file.md")]
     pub mod data_file {}
     #[doc = include_str!("manual/group.md")]
     pub mod group {}
+    #[doc = include_str!("manual/groupd.md")]
+    pub mod groupd {}
     #[doc = include_str!("manual/pack.md")]
     pub mod pack {}
     #[doc = include_str!("manual/performance.md")]

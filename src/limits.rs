@@ -242,8 +242,20 @@ pub const IN_FLIGHT_LEN_MAX: usize = 1 << 20;
 /// thousand waiting for it, and corosync's library spins when its daemon has not taken 275.
 pub const IN_FLIGHT_BODIES_MAX: usize = 64;
 
-/// Bodies of the control lane that may be on their way besides those.
+/// Bodies of the control lane that may be on their way besides those; and as many of signals
+/// besides these.
 pub const IN_FLIGHT_CONTROL_MAX: usize = 8;
+
+/// Bodies that a daemon may have to keep for a member that is slow, of all senders: Spread's own
+/// default is a thousand, at which it disconnects the member.
+pub const MEMBER_BACKLOG_MAX: usize = 600;
+
+/// How many bodies a sender may be ahead of any member, however many members there are.
+pub const CREDIT_MIN: usize = 16;
+
+/// Time for which a sender waits for a member that is far behind and says nothing. A member that is
+/// stopped must not stop the others.
+pub const CREDIT_WAIT_MAX: Duration = Duration::from_millis(500);
 
 /// Bytes of messages that wait in one lane for their turn at the daemon; more are refused.
 pub const LANE_LEN_MAX: usize = 64 << 20;
@@ -349,3 +361,4 @@ pub const CPG_QUORUM_TIMEOUT: Duration = Duration::from_secs(1);
 pub const CPG_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(CPG_BODY_LEN_MAX < CPG_EVENTS_LEN_MAX);
+const _: () = assert!(IN_FLIGHT_BODIES_MAX + IN_FLIGHT_CONTROL_MAX < CPG_UNCONFIRMED_MAX as usize);

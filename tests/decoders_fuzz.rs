@@ -144,7 +144,7 @@ fn take_bodies(random: &mut Random, seal: Seal, bodies: &[Vec<u8>]) {
         }
         let body = Event::Body(Body {
             from: random.choose(&members).clone(),
-            lane: Lane::ALL[random.below(3)],
+            lane: Lane::ALL[random.below(4)],
             audience: [Audience::All, Audience::One][random.below(2)],
             data: data.into(),
         });

@@ -206,6 +206,17 @@ fn layers_use_only_what_is_below_them() {
     assert_nothing(&wrong);
 }
 
+#[test]
+fn unsafe_code_is_in_one_file() {
+    // Anywhere else the compiler refuses it, unless a file says that it shall not.
+    let files = sources().into_iter().chain(sources_in("tools"));
+    let names: Vec<String> = files
+        .filter(|file| mentions(&file.code, "unsafe_code"))
+        .map(|file| file.name)
+        .collect();
+    assert_eq!(names, ["group/corosync/ffi.rs"]);
+}
+
 /// What tools may use: codecs, the loop that is made for them, and none of what serves.
 const TOOLS_MAY_USE: &[&str] = &[
     "ids",

@@ -75,6 +75,8 @@ pub(crate) struct Member {
     /// What is to be sent, by lane.
     sending: VecDeque<Sending>,
     measuring: Option<Measuring>,
+    /// The number of the last message of ours that was answered.
+    answered: u64,
     /// The number of the last message, by lane.
     sent: BTreeMap<Lane, u64>,
     seen: BTreeMap<(MemberId, Lane, bool), u64>,
@@ -136,6 +138,7 @@ impl Member {
             commands,
             sending: VecDeque::new(),
             measuring: None,
+            answered: 0,
             sent: BTreeMap::new(),
             seen: BTreeMap::new(),
             long: BTreeMap::new(),
@@ -328,6 +331,16 @@ impl Member {
     }
 
     fn on_incoming(&mut self, incoming: Incoming) {
+        if matches!(incoming, Incoming::View(_) | Incoming::Lost(_))
+            && let Some(measured) = self.measuring.take()
+        {
+            // What was on its way may be lost, and is not counted on.
+            let what = measured.name;
+            self.sending.clear();
+            self.out
+                .push(format!("{{\"event\":\"interrupted\",\"what\":\"{what}\"}}"));
+            let _ = self.waker.wake();
+        }
         match incoming {
             Incoming::Transitional => self.out.push("{\"event\":\"transitional\"}".to_owned()),
             Incoming::View(view) => {
@@ -371,7 +384,11 @@ impl Member {
         let Delivered { from, lane, .. } = message;
         let is_mine = self.daemon.channel().me() == Some(from);
         if kind == PONG {
-            self.on_back("roundtrip");
+            // The first answer counts; of two others come two.
+            if self.sent.get(lane) == Some(&number) && self.answered != number {
+                self.answered = number;
+                self.on_back("roundtrip");
+            }
             return;
         }
         let to_all = message.audience == Audience::All;

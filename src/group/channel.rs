@@ -10,7 +10,8 @@
 //! The daemon's socket is one queue, and a daemon drops a client that it has too much for; so what
 //! may be on its way is bounded, and known by what comes back: everybody gets what he sent. The
 //! next body is always of the first lane that has any, so that an election does not wait behind a
-//! large transaction; within a lane messages follow each other.
+//! large transaction; within a lane messages follow each other. Nor is a sender far ahead of a slow
+//! member (`group::credit`).
 //!
 //! The channel says something to itself through the daemon every second. A daemon that hangs, or a
 //! ring that does, is silent and tells nobody; that silence is told, and after
@@ -26,10 +27,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::credit::Credit;
 use super::fragment::{
     Assembled, Assembler, Context, Dropped, FRAGMENTS_MAX, FragmentError, Outcome, Seal,
 };
-use super::message;
+use super::message::{self, Message};
 use super::{Audience, Body, Event, Group, Lane, MemberId, SendError, View};
 use crate::limits::{
     HEARTBEAT_INTERVAL, IN_FLIGHT_BODIES_MAX, IN_FLIGHT_CONTROL_MAX, IN_FLIGHT_LEN_MAX,
@@ -39,6 +41,9 @@ use crate::value::Value;
 
 /// The method of what the channel says to itself.
 const HEARTBEAT: &str = "heartbeat";
+
+/// The method by which a member says how much it has had: view and number of bodies to all.
+const CREDIT: &str = "credit";
 
 /// For whom a message is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,13 +161,15 @@ pub struct Channel {
     me: Option<MemberId>,
     /// Members of the view that we are in.
     members: Vec<MemberId>,
-    lanes: [LaneQueue; 3],
+    lanes: [LaneQueue; 4],
     /// Lengths of what is on its way through the daemon, in its order, and when it was sent.
     in_flight: VecDeque<(usize, Instant)>,
     in_flight_len: usize,
     /// The number of the last fragment. It rises over restarts, too, if the clock does.
     sequence: u64,
     assembler: Assembler,
+    /// How far the others are, in the view that we are in.
+    credit: Option<Credit>,
     incoming: VecDeque<Incoming>,
     counters: Counters,
     /// Complaints by their kind: how often there was reason since the last one.
@@ -199,7 +206,7 @@ struct Outgoing {
     count: u16,
     /// Bytes of each but the last; known with `count`.
     part_len: usize,
-    /// A fragment that the daemon did not take: it goes first.
+    /// Data of a fragment that the daemon did not take: they go first.
     held: Option<Vec<Bytes>>,
 }
 
@@ -222,6 +229,7 @@ impl Channel {
             in_flight_len: 0,
             sequence,
             assembler: Assembler::default(),
+            credit: None,
             incoming: VecDeque::new(),
             counters: Counters::default(),
             complaints: BTreeMap::new(),
@@ -351,6 +359,9 @@ impl Channel {
             self.incoming.push_back(Incoming::Cut { from, lane });
         }
         self.members.clone_from(&view.members);
+        let others = view.members.iter();
+        let others = others.filter(|member| self.me.as_ref() != Some(*member));
+        self.credit = Some(Credit::new(view.id, others));
         self.hear(now);
         self.incoming.push_back(Incoming::View(view));
     }
@@ -361,10 +372,12 @@ impl Channel {
             self.incoming.push_back(Incoming::Cut { from, lane });
         }
         self.members.clear();
+        self.credit = None;
         self.me = None;
         self.in_flight.clear();
         self.in_flight_len = 0;
-        self.hear(now);
+        self.heard = now;
+        self.warned = false;
         self.incoming.push_back(Incoming::Lost(why));
     }
 
@@ -417,6 +430,7 @@ impl Channel {
                 )
             });
         }
+        self.count_body(body);
         let context = Context {
             group: &self.group_name,
             from: &body.from,
@@ -429,6 +443,42 @@ impl Channel {
         };
         let outcome = self.assembler.receive(body, fragment, now);
         self.on_outcome(body, outcome, now);
+    }
+
+    /// Counts a body of a member, and tells it now and then.
+    fn count_body(&mut self, body: &Body) {
+        let is_me = self.is_me(&body.from);
+        let to_all = body.audience == Audience::All;
+        let Some(credit) = self.credit.as_mut().filter(|_| to_all) else {
+            return;
+        };
+        if is_me {
+            return credit.on_own();
+        }
+        if let Some(had) = credit.on_other(&body.from) {
+            let view = Bytes::copy_from_slice(&credit.view().0);
+            let args = vec![Value::Bytes(view), Value::from(had)];
+            // If so much waits that this cannot, the next will tell.
+            let _ = self.send(To::One(body.from.clone()), Lane::Signal, CREDIT, args);
+        }
+    }
+
+    /// Takes what a member says of how much it has had, if it is that.
+    fn take_credit(&mut self, from: &MemberId, message: &Bytes, now: Instant) {
+        if message.len() > CREDIT_LEN_MAX {
+            return;
+        }
+        let Ok(Message { method, args }) = Message::decode(message) else {
+            return;
+        };
+        if method != CREDIT {
+            return;
+        }
+        if let ([Value::Bytes(view), Value::Int(has)], Some(credit)) = (&args[..], &mut self.credit)
+            && view[..] == credit.view().0
+        {
+            credit.on_told(from, u64::try_from(*has).unwrap_or(0), now);
+        }
     }
 
     fn on_outcome(&mut self, body: &Body, outcome: Outcome, now: Instant) {
@@ -448,10 +498,15 @@ impl Channel {
             self.drop_fragment(body, dropped, now);
         }
         let (from, lane, audience) = (from.clone(), *lane, *audience);
+        if lane == Lane::Signal {
+            // Between channels. A heartbeat has told all it can by coming.
+            if let Some(Assembled::Whole(what)) = outcome.assembled {
+                self.take_credit(&from, &what, now);
+            }
+            return;
+        }
         match outcome.assembled {
             None => {}
-            // What we said to ourselves has told us all it can by coming.
-            Some(Assembled::Whole(what)) if self.is_me(&from) && what == self.heartbeat => {}
             Some(Assembled::Whole(what)) => {
                 self.counters.received += 1;
                 self.incoming.push_back(Incoming::Message(Delivered {
@@ -548,11 +603,12 @@ impl Channel {
     /// Whether one more body may be on its way.
     fn has_room(&self, lane: Lane) -> bool {
         let bodies_max = match lane {
+            Lane::Signal => IN_FLIGHT_BODIES_MAX + 2 * IN_FLIGHT_CONTROL_MAX,
             Lane::Control => IN_FLIGHT_BODIES_MAX + IN_FLIGHT_CONTROL_MAX,
             Lane::Commit | Lane::Bulk => IN_FLIGHT_BODIES_MAX,
         };
-        let is_control = lane == Lane::Control;
-        self.in_flight.len() < bodies_max && (is_control || self.in_flight_len < IN_FLIGHT_LEN_MAX)
+        let is_short = matches!(lane, Lane::Signal | Lane::Control);
+        self.in_flight.len() < bodies_max && (is_short || self.in_flight_len < IN_FLIGHT_LEN_MAX)
     }
 
     /// Sends the next body of a lane. Returns whether there was one, and the daemon took it.
@@ -562,6 +618,12 @@ impl Channel {
         let Some(message) = queue.messages.front_mut() else {
             return false;
         };
+        if message.to == To::All
+            && let Some(credit) = &mut self.credit
+            && !credit.may_send(now)
+        {
+            return false;
+        }
         if message.count == 0 && !message.begin(part_len_max) {
             log::error!(
                 "group {}: a message of {} bytes is too long",
@@ -572,31 +634,33 @@ impl Channel {
             queue.len -= message.map_or(0, |it| it.left_in_memory());
             return true;
         }
-        let (body, len) = match message.held.take() {
-            Some(body) => (body, 0),
+        let (from, audience) = match (&self.me, &message.to) {
+            (None, _) => return false,
+            (Some(me), To::All) => (me, Audience::All),
+            (Some(me), To::One(_)) => (me, Audience::One),
+        };
+        let (data, len) = match message.held.take() {
+            Some(data) => (data, 0),
             None => {
                 let len = message.left.min(message.part_len as u64) as usize;
                 let Some(data) = message.what.take(len) else {
                     return false;
                 };
-                let (from, audience) = match (&self.me, &message.to) {
-                    (None, _) => return false,
-                    (Some(me), To::All) => (me, Audience::All),
-                    (Some(me), To::One(_)) => (me, Audience::One),
-                };
-                let context = Context {
-                    group: &self.group_name,
-                    from,
-                    lane,
-                    audience,
-                };
-                self.sequence += 1;
-                let number = (message.next, message.count);
-                let body = self.seal.wrap(context, number, self.sequence, data);
                 message.left -= len as u64;
-                (body, len)
+                (data, len)
             }
         };
+        // Sealed anew each time that it is tried: what other lanes have sent meanwhile has later
+        // numbers than it had.
+        self.sequence += 1;
+        let context = Context {
+            group: &self.group_name,
+            from,
+            lane,
+            audience,
+        };
+        let number = (message.next, message.count);
+        let body = self.seal.wrap(context, number, self.sequence, data.clone());
         if matches!(message.what, What::Parts(_)) {
             queue.len -= len;
         }
@@ -607,13 +671,9 @@ impl Channel {
         };
         match sent {
             Ok(()) => {}
-            Err(SendError::Busy) => {
-                message.held = Some(body);
-                return false;
-            }
-            Err(SendError::NotJoined) => {
-                // An event that tells is on its way.
-                message.held = Some(body);
+            // If we are no member any more, an event that tells is on its way.
+            Err(SendError::Busy | SendError::NotJoined) => {
+                message.held = Some(data);
                 return false;
             }
             Err(error @ (SendError::TooLong | SendError::NoSuchMember)) => {
@@ -644,7 +704,9 @@ impl Channel {
             return None;
         }
         let heartbeat = Some(self.next_heartbeat);
-        heartbeat.into_iter().chain(self.assembler.deadline()).min()
+        let credit = self.credit.as_ref().and_then(Credit::deadline);
+        let assembler = self.assembler.deadline();
+        [heartbeat, credit, assembler].into_iter().flatten().min()
     }
 
     /// Says something to itself, looks how long nothing has come back, and forgets what has not
@@ -658,6 +720,11 @@ impl Channel {
             if in_parts {
                 self.incoming.push_back(Incoming::Cut { from, lane });
             }
+        }
+        let given_up = self.credit.as_mut().map(|credit| credit.on_deadline(now));
+        for member in given_up.unwrap_or_default() {
+            let group = &self.group_name;
+            log::info!("group {group}: {member} is far behind, and not waited for");
         }
         if self.members.is_empty() || now < self.next_heartbeat {
             return;
@@ -685,7 +752,7 @@ impl Channel {
         if self.in_flight.is_empty() {
             // A lane that is full says enough.
             let heartbeat = vec![self.heartbeat.clone()];
-            let _ = self.send_bytes(To::One(me), Lane::Control, heartbeat);
+            let _ = self.send_bytes(To::One(me), Lane::Signal, heartbeat);
         }
     }
 }
@@ -737,6 +804,9 @@ impl What {
 const fn index(lane: Lane) -> usize {
     lane as usize
 }
+
+/// Bytes that a message about credit has at most.
+const CREDIT_LEN_MAX: usize = 100;
 
 /// Time between two complaints of the same kind.
 const COMPLAINT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(60);
@@ -1123,7 +1193,7 @@ mod tests {
                     0 if storm => nodes[0].end.daemon.borrow_mut().change_view(),
                     1 if storm => nodes[at].end.busy ^= true,
                     2..4 if storm || step < 450 => {
-                        let lane = Lane::ALL[random.below(3) as usize];
+                        let lane = Lane::ALL[1 + random.below(3) as usize];
                         sent += 1;
                         let len = random.below(2000) as usize;
                         let mut text = sent.to_be_bytes().to_vec();

@@ -18,6 +18,7 @@
 
 pub mod channel;
 pub mod corosync;
+mod credit;
 pub mod fragment;
 pub mod loopback;
 pub mod message;
@@ -74,7 +75,9 @@ impl fmt::Display for ViewId {
 /// What a body is for, which decides what goes first. It travels beside the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
-    /// Who is who, elections and recovery, signs of life.
+    /// What the channel says of itself: signs of life, and what it has had.
+    Signal,
+    /// Who is who, elections and recovery.
     Control,
     /// The stream of transactions.
     Commit,
@@ -84,7 +87,7 @@ pub enum Lane {
 
 impl Lane {
     /// All, in the order that they are served in.
-    pub const ALL: [Self; 3] = [Self::Control, Self::Commit, Self::Bulk];
+    pub const ALL: [Self; 4] = [Self::Signal, Self::Control, Self::Commit, Self::Bulk];
 
     /// Its number on the wire.
     pub const fn number(self) -> u8 {
@@ -92,6 +95,7 @@ impl Lane {
             Self::Control => 1,
             Self::Commit => 2,
             Self::Bulk => 3,
+            Self::Signal => 4,
         }
     }
 

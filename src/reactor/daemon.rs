@@ -175,7 +175,7 @@ impl Daemon {
     pub fn flush(&mut self, now: Instant) -> bool {
         self.channel.flush(self.engine.group(), now);
         match &mut self.engine {
-            Engine::Spread(link) => link.write(now),
+            Engine::Spread(link) => link.write(),
             // What was sent is there.
             // The library sends by itself.
             Engine::Corosync(_) => {}
@@ -313,7 +313,7 @@ impl SpreadLink {
             self.close(poll, &why, now);
             return false;
         }
-        self.write(now);
+        self.write();
         if self.session.wants_close() {
             self.close(poll, "closed", now);
         }
@@ -321,7 +321,7 @@ impl SpreadLink {
     }
 
     /// Writes what the session has for the daemon, as far as there is room.
-    fn write(&mut self, now: Instant) {
+    fn write(&mut self) {
         let Socket::Open(connection) = &mut self.socket else {
             return;
         };
@@ -335,7 +335,6 @@ impl SpreadLink {
                     connection.readable = true;
                     connection.read_closed = true;
                     connection.writable = false;
-                    let _ = now;
                     break;
                 }
             }
@@ -437,7 +436,7 @@ impl SpreadLink {
                     Ok(true) => {
                         self.socket = Socket::Open(connection);
                         self.session.on_connected(now);
-                        return self.write(now);
+                        return self.write();
                     }
                     Ok(false) if now < until => {
                         self.socket = Socket::Connecting {

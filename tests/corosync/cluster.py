@@ -4,7 +4,8 @@ Each node is a process that holds a network and a mount namespace: of its own ar
 /run, /dev/shm, /etc/corosync and /var/lib/corosync, which is all that corosync and its library
 share by name. The nodes' links end in bridges of one more namespace, the hub; a partition moves
 them to different bridges, so that nobody loses his carrier. The machine itself is not touched, and
-nothing is left when the processes are gone, which they are when this one is, however it ends.
+nothing but logs is left when the processes are gone, which they are when this one is, however it
+ends.
 
 Where namespaces are forbidden there can be one node, in the machine's own.
 """

@@ -12,4 +12,5 @@ mod process;
 #[path = "../recordings/mod.rs"]
 mod recordings;
 mod replay;
+mod rules;
 mod world;

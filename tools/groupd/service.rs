@@ -183,6 +183,7 @@ impl Groupd {
         while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = text.drain(..=end).collect();
             let line = String::from_utf8_lossy(&line);
+            log::info!("command: {}", line.trim());
             let answer = match Command::parse(line.trim()) {
                 Ok(command) => self.command(&command, hub),
                 Err(problem) => Err(problem),
@@ -202,7 +203,6 @@ impl Groupd {
     }
 
     fn command(&mut self, command: &Command, hub: &mut Hub<Timer>) -> Result<String, String> {
-        log::info!("{command:?}");
         if *command == Command::Quit {
             hub.stop(Exit::Stopped);
         }

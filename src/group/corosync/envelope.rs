@@ -147,7 +147,7 @@ mod tests {
             assert_eq!(Envelope::decode(&good[..len]), None);
         }
         // Another magic, another version, no lane.
-        for (at, byte) in [(0, b'T'), (1, b'g'), (2, 0), (2, 2), (3, 0), (3, 4)] {
+        for (at, byte) in [(0, b'T'), (1, b'g'), (2, 0), (2, 2), (3, 0), (3, 5)] {
             let mut bad = good;
             bad[at] = byte;
             assert_eq!(Envelope::decode(&bad), None, "byte {at} is {byte}");

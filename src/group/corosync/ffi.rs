@@ -715,8 +715,15 @@ fn load(name: &'static str, package: &'static str) -> Result<Loaded, OpenError> 
     loaded.map_err(|error| OpenError::NotInstalled {
         library: name,
         package,
-        reason: error.to_string(),
+        reason: reason(&error),
     })
+}
+
+/// What the loader says, which is behind what the crate says.
+fn reason(error: &libloading::Error) -> String {
+    use std::error::Error;
+    let source = error.source();
+    source.map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// A library, while its functions are looked up.
@@ -738,7 +745,7 @@ impl Symbols {
             .map(|it| *it)
             .map_err(|error| OpenError::WrongLibrary {
                 library: self.file,
-                reason: error.to_string(),
+                reason: reason(&error),
             })
     }
 }
@@ -783,5 +790,82 @@ fn load_quorum() -> Result<QuorumLibrary, OpenError> {
             },
             _library: symbols.library,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_installed_is_named() {
+        let error = load("libcpg.so.999", "libcpg999")
+            .err()
+            .unwrap()
+            .to_string();
+        let expected = "libcpg.so.999 is not installed (Debian: libcpg999; libcpg.so.999: ";
+        assert!(error.starts_with(expected), "{error}");
+    }
+
+    #[test]
+    fn a_library_without_our_functions_is_the_wrong_one() {
+        let file = "libc.so.6";
+        let library = load(file, "libc6").unwrap();
+        let symbols = Symbols { library, file };
+        // SAFETY: `getpid` has that type; the other one does not exist.
+        let (pid, join) = unsafe {
+            (
+                symbols.find::<unsafe extern "C" fn() -> c_int>("getpid"),
+                symbols.find::<unsafe extern "C" fn() -> c_int>("cpg_join"),
+            )
+        };
+        // SAFETY: it takes nothing, and changes nothing.
+        let pid = unsafe { pid.unwrap()() };
+        assert_eq!(u32::try_from(pid), Ok(std::process::id()));
+        let error = join.err().unwrap().to_string();
+        assert!(
+            error.starts_with("libc.so.6 is not what it should be ("),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn callbacks_leave_what_they_were_told() {
+        let body = |envelope: &mut [u8; ENVELOPE_LEN]| {
+            // SAFETY: the address and the length of what is borrowed for the call.
+            unsafe {
+                let data = envelope.as_mut_ptr().cast();
+                on_deliver(0, std::ptr::null(), 7, 8, data, ENVELOPE_LEN);
+            }
+            INBOX.take().heard
+        };
+        let heard = body(&mut [0; ENVELOPE_LEN]);
+        let from = Address { node: 7, pid: 8 };
+        let len = ENVELOPE_LEN;
+        let garbage = CpgEvent::Garbage { from, len };
+        assert!(matches!(heard, Some(Heard::Cpg(event)) if event == garbage));
+        let [left, joined] = [3, 5].map(|reason| CpgAddress {
+            nodeid: 7,
+            pid: 8,
+            reason,
+        });
+        // SAFETY: an empty list, and two with one entry each.
+        unsafe {
+            let (name, none) = (std::ptr::null(), std::ptr::null());
+            on_confchg(0, name, none, 0, &raw const left, 1, &raw const joined, 1);
+        }
+        let expected = CpgEvent::Members {
+            members: Vec::new(),
+            left: vec![(from, Reason::NodeDown)],
+            joined: vec![(from, Reason::ProcessDown)],
+        };
+        assert!(matches!(INBOX.take().heard, Some(Heard::Cpg(event)) if event == expected));
+    }
+
+    #[test]
+    fn names_are_copied_as_they_are() {
+        let name = cpg_name("plone");
+        assert_eq!(name.length, 5);
+        assert_eq!(&name.value[..6], b"plone\0");
     }
 }

@@ -259,7 +259,7 @@ impl Membership {
         let causes: Vec<Cause> = self.causes.iter().copied().collect();
         match causes[..] {
             _ if is_first => "we joined",
-            [] => "another ring",
+            [] => "other nodes",
             [Cause::Join] => "a process joined",
             [Cause::Leave] => "a process left",
             [Cause::ProcessDown] => "a process ended",
@@ -535,7 +535,7 @@ mod tests {
         );
         let view = the_view(group.on_quorum(&quorate(ring(8)), now));
         assert_eq!(view.together, names(&PEERS));
-        assert_eq!(view.cause, "another ring");
+        assert_eq!(view.cause, "other nodes");
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Daemons {
                 self.install(component);
             }
         }
+        log::info!("the network: {}", self.describe_parts());
         for daemon in 0..self.options.names.len() {
             self.update_accepting(daemon);
         }
@@ -177,18 +178,15 @@ impl Daemons {
                 continue;
             };
             let cause = MessageType::CAUSED_BY_NETWORK;
-            self.tell(
-                at,
-                &View {
-                    group: name,
-                    id,
-                    cause,
-                    members,
-                    sets,
-                },
-            );
+            let view = View {
+                group: name,
+                id,
+                cause,
+                members,
+                sets,
+            };
+            self.tell(at, &view);
         }
-        self.log_parts();
     }
 
     /// If this is the message that shall be lost: parts those who do not get it. Returns whether it
@@ -317,9 +315,5 @@ impl Daemons {
             part.move_session(id, node);
         }
         Ok(node)
-    }
-
-    fn log_parts(&self) {
-        log::info!("the network: {}", self.describe_parts());
     }
 }
