@@ -578,6 +578,7 @@ fn cause(message_type: MessageType) -> String {
 
 const fn lane_name(lane: Lane) -> &'static str {
     match lane {
+        Lane::Signal => "signal",
         Lane::Control => "control",
         Lane::Commit => "commit",
         Lane::Bulk => "bulk",
