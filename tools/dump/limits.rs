@@ -24,7 +24,8 @@ pub(crate) const WAITING_LEN_MAX: usize = 8 << 20;
 /// connection that something comes for.
 pub(crate) const WAITING_TOTAL_MAX: usize = 256 << 20;
 
-/// Pieces that wait in one direction of a connection. Each takes about a hundred bytes beside its own.
+/// Pieces that wait in one direction of a connection. Each takes about a hundred bytes beside its
+/// own.
 pub(crate) const WAITING_PIECES_MAX: usize = 4096;
 
 /// How long what the receiver has acknowledged may still come, if data behind it have. The capture
