@@ -226,6 +226,7 @@ const TOOLS_MAY_USE: &[&str] = &[
     "pickle",
     "out_queue",
     "zeo",
+    "storage",
     "group",
     "args",
     "exit",
@@ -237,6 +238,9 @@ const TOOLS_MAY_TOUCH: &[(&str, &[&str])] = &[
     ("bench/fleet.rs", &["mio", "std::net", "Instant::now"]),
     ("bench/process.rs", &["std::fs"]),
     ("bench/stub.rs", &["mio", "std::net", "std::os::unix::net"]),
+    ("dump/files.rs", &["std::fs"]),
+    ("dump/main.rs", &["Instant::now"]),
+    ("dump/record.rs", &["std::fs"]),
     ("groupd/tell.rs", &["std::os::unix::net"]),
 ];
 
