@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use bytes::Bytes;
 use standby::exit::Exit;
@@ -40,10 +41,15 @@ struct End {
     way: Way,
     /// It sends no more.
     has_ended: bool,
+    /// It stands.
+    is_connected: bool,
 }
 
-/// No timers are needed.
-type Timer = ();
+/// When a connection is closed whatever still waits for it.
+type Timer = ConnectionId;
+
+/// How long somebody whose other side is gone may take to read what was left for them.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until a signal.
 pub(crate) fn run<W: Write, R: Write>(
@@ -170,11 +176,22 @@ impl<W: Write, R: Write> Service for Proxy<'_, W, R> {
                 other: to,
                 way,
                 has_ended: false,
+                is_connected: way == Way::ToServer,
             };
             self.ends.insert(from, end);
         }
         let done = self.open(pair, listener, peer, hub);
         self.check(done, hub);
+    }
+
+    fn on_connected(&mut self, id: ConnectionId, _hub: &mut Hub<Timer>) {
+        if let Some(end) = self.ends.get_mut(&id) {
+            end.is_connected = true;
+        }
+    }
+
+    fn on_timer(&mut self, id: ConnectionId, hub: &mut Hub<Timer>) {
+        hub.abort(id);
     }
 
     fn receive(&mut self, id: ConnectionId, data: &[u8], hub: &mut Hub<Timer>) {
@@ -227,6 +244,16 @@ impl<W: Write, R: Write> Service for Proxy<'_, W, R> {
     }
 
     fn on_broken(&mut self, id: ConnectionId, error: &io::Error, hub: &mut Hub<Timer>) {
+        if let Some(end) = self.ends.get(&id) {
+            if !end.is_connected {
+                // There is no conversation that could tell of it.
+                let _ = writeln!(
+                    io::stderr(),
+                    "zeodump: no connection to the target: {error}"
+                );
+            }
+            hub.set_timer(end.other, Some(hub.now() + LAST_WORDS_TIMEOUT));
+        }
         self.drop_pair(id, &error.to_string(), hub);
     }
 
