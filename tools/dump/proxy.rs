@@ -28,6 +28,8 @@ struct Proxy<'a, W: Write, R: Write> {
     ends: BTreeMap<ConnectionId, End>,
     /// Clients so far.
     last_pair: u64,
+    /// What was said last of targets that cannot be reached.
+    complaint: Option<String>,
     /// Why it cannot go on.
     failure: Option<Failure>,
 }
@@ -75,6 +77,7 @@ pub(crate) fn run<W: Write, R: Write>(
         targets,
         ends: BTreeMap::new(),
         last_pair: 0,
+        complaint: None,
         failure: None,
     };
     let ended = hub.run(&mut proxy);
@@ -127,6 +130,14 @@ impl<W: Write, R: Write> Proxy<'_, W, R> {
         recorder.open(time, pair, [peer, name], port.unwrap_or(ZEO_PORT))
     }
 
+    /// Tells why there is no conversation: once, as clients try again and again.
+    fn cannot_connect(&mut self, why: &str) {
+        if self.complaint.as_deref() != Some(why) {
+            let _ = writeln!(io::stderr(), "zeodump: no connection to {why}");
+            self.complaint = Some(why.to_owned());
+        }
+    }
+
     /// One of two connections is gone, and the other one goes when all is written.
     fn drop_pair(&mut self, id: ConnectionId, why: &str, hub: &mut Hub<Timer>) {
         let Some(end) = self.ends.remove(&id) else {
@@ -163,7 +174,8 @@ impl<W: Write, R: Write> Service for Proxy<'_, W, R> {
         let other = match hub.connect(target) {
             Ok(other) => other,
             Err(error) => {
-                let _ = writeln!(io::stderr(), "zeodump: {name}: {error}");
+                let why = format!("{name}: {error}");
+                self.cannot_connect(&why);
                 hub.abort(id);
                 return;
             }
@@ -187,6 +199,7 @@ impl<W: Write, R: Write> Service for Proxy<'_, W, R> {
     fn on_connected(&mut self, id: ConnectionId, _hub: &mut Hub<Timer>) {
         if let Some(end) = self.ends.get_mut(&id) {
             end.is_connected = true;
+            self.complaint = None;
         }
     }
 
@@ -245,14 +258,10 @@ impl<W: Write, R: Write> Service for Proxy<'_, W, R> {
 
     fn on_broken(&mut self, id: ConnectionId, error: &io::Error, hub: &mut Hub<Timer>) {
         if let Some(end) = self.ends.get(&id) {
-            if !end.is_connected {
-                // There is no conversation that could tell of it.
-                let _ = writeln!(
-                    io::stderr(),
-                    "zeodump: no connection to the target: {error}"
-                );
-            }
             hub.set_timer(end.other, Some(hub.now() + LAST_WORDS_TIMEOUT));
+            if !end.is_connected {
+                self.cannot_connect(&format!("the target: {error}"));
+            }
         }
         self.drop_pair(id, &error.to_string(), hub);
     }
