@@ -1051,6 +1051,80 @@ fn the_proxy_lets_the_slow_wait_and_keeps_no_more_than_a_little() {
     drop(place);
 }
 
+#[test]
+fn a_client_that_is_gone_is_no_longer_served_by_the_proxy() {
+    let place = Place::new("gone");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = listener.local_addr().unwrap();
+    let mut command = zeodump();
+    command
+        .args(["--proxy", &format!("127.0.0.1:0={target}"), "-s"])
+        .stdout(Stdio::piped());
+    let proxy = Process::start(&mut command, 1);
+    let client = TcpStream::connect(&proxy.addresses[0]).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    drop(client);
+    assert_eq!(server.read(&mut [0]).unwrap(), 0);
+    // Nobody takes this; who went on to wait for it would make the server wait.
+    let block = vec![7; 1 << 16];
+    server.set_nonblocking(true).unwrap();
+    let failed = loop {
+        wait_until_idle(proxy.child.id());
+        if let Err(error) = server.write(&block) {
+            break error;
+        }
+    };
+    assert_ne!(failed.kind(), std::io::ErrorKind::WouldBlock);
+    proxy.stop();
+    drop(place);
+}
+
+#[test]
+fn a_capture_comes_from_a_pipe_by_any_name() {
+    let place = Place::new("pipe");
+    let sent = conversation("zeo/py311-zeo6.2-Z/conflict/conn1");
+    let capture = pcap(&ENDS.connection(&sent, 1000), 101, 65_535, false);
+    let expected = shown(&[&place.file("x.pcap", &capture)]);
+    let mut child = zeodump()
+        .arg("/dev/stdin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(&capture));
+    let output = child.wait_with_output().unwrap();
+    let _ = writer.join().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), expected.0);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn who_looks_for_slow_calls_finds_those_that_still_wait() {
+    let place = Place::new("slow-calls");
+    let sent = conversation("zeo/py311-zeo6.2-Z/conflict/conn1");
+    let mut packets = ENDS.connection(&sent, 1000);
+    // The capture goes on, and nothing more is said.
+    let shown_up_to = |packets: &[_]| {
+        let file = place.file("a.pcap", &pcap(packets, 101, 65_535, false));
+        shown(&["--slower", "900", &file]).0
+    };
+    let calls = |text: &str| text.matches("??").count();
+    let last = packets.pop().unwrap();
+    packets.truncate(packets.len() / 2);
+    while {
+        let file = place.file("b.pcap", &pcap(&packets, 101, 65_535, false));
+        !shown(&[&file]).0.contains("no reply")
+    } {
+        packets.pop();
+    }
+    assert_eq!(calls(&shown_up_to(&packets)), 0);
+    packets.extend(std::iter::repeat_n(last, 2000));
+    let text = shown_up_to(&packets);
+    assert!(calls(&text) > 0 && text.contains("waited="), "{text}");
+}
+
 /// Until a process sleeps: it has done what it could.
 fn wait_until_idle(pid: u32) {
     for _ in 0..100_000 {

@@ -248,7 +248,8 @@ Only messages that are all of these (values may be lists with commas):
       --since TIME           e.g. 12:30, '2026-11-21 12:30:15.5', 2026-11-21T12:30:15Z
       --until TIME
   -e, --errors-only          exceptions, calls without a reply, what is missing or damaged
-      --slower MS            replies that took so many milliseconds, or more
+      --slower MS            replies that took so many milliseconds, or more, and calls that had
+                             been waiting so long and got none
 
   -h, --help                 print this, and exit
       --version              print the version, and exit

@@ -187,7 +187,8 @@ fn is_likely(bytes: &[u8], pos: u64, tail: u64) -> bool {
         return false;
     };
     let header = TxnHeader::decode(bytes);
-    let room = (tail - pos).saturating_sub(POINTER_LEN as u64);
+    // A file that grows has bytes behind where it ended when we began.
+    let room = tail.saturating_sub(pos + POINTER_LEN as u64);
     !matches!(header.status, Status::Other(_))
         && header.tid > Tid::ZERO
         && header.tid < Tid::END
@@ -199,5 +200,24 @@ fn is_transaction(file: &Arc<dyn File>, pos: u64, tail: u64) -> bool {
     match transactions.next() {
         Some(Ok(txn)) => transactions.records(&txn).all(|record| record.is_ok()),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_has_got_meanwhile_is_not_searched() {
+        let path = std::env::temp_dir().join(format!("zeodump-grown-{}", std::process::id()));
+        let mut header = [0x20; TXN_HEADER_LEN];
+        header[..8].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 9]);
+        let grown = [&b"FS30"[..], &header.repeat(1000)].concat();
+        std::fs::write(&path, &grown).unwrap();
+        let file = OsDisk::default().open(&path, OpenMode::Read).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        for tail in [5, 20, 100, grown.len() as u64] {
+            assert_eq!(find_transaction(&file, 4, tail).unwrap(), None);
+        }
     }
 }

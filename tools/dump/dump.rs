@@ -13,7 +13,7 @@ use crate::output::Output;
 use crate::packet::{self, Skipped};
 use crate::talk::{Protocol, Talk};
 use crate::tcp::{ConnectionId, Tcp, TcpEvent, What};
-use crate::zeo::Budget;
+use crate::zeo::Budgets;
 
 type Time = Option<Duration>;
 
@@ -25,7 +25,7 @@ pub(crate) struct Dump<W: Write> {
     events: Vec<TcpEvent>,
     talks: BTreeMap<ConnectionId, Seen>,
     ports: Vec<(u16, Protocol)>,
-    budget: Budget,
+    budgets: Budgets,
     epoch: Instant,
     messages: Vec<Message>,
     last_number: u64,
@@ -59,7 +59,7 @@ impl<W: Write> Dump<W> {
             events: Vec::new(),
             talks: BTreeMap::new(),
             ports,
-            budget: Budget::default(),
+            budgets: Budgets::default(),
             epoch,
             messages: Vec::new(),
             last_number: 0,
@@ -103,6 +103,12 @@ impl<W: Write> Dump<W> {
             .and_then(|id| self.talks.get(&id))
             .is_some_and(|seen| !seen.talk.is_other());
         Ok(has_known_port || is_followed)
+    }
+
+    /// A packet that is of no use to us.
+    pub(crate) fn skip(&mut self, why: Skipped) {
+        self.packets += 1;
+        *self.skipped.entry(why).or_default() += 1;
     }
 
     fn event(&mut self, event: TcpEvent) -> Result<(), Failure> {
@@ -151,7 +157,7 @@ impl<W: Write> Dump<W> {
             server,
         });
         let seen = Seen {
-            talk: Talk::new(expected, from_start, &self.budget, self.epoch),
+            talk: Talk::new(expected, from_start, &self.budgets, self.epoch),
             connection,
             from_start,
             introduced: false,
@@ -298,6 +304,7 @@ impl<W: Write> Dump<W> {
         note(counts.missing_len, "bytes missing");
         note(counts.gaps, "gaps");
         note(counts.strays, "packets of connections that had ended");
+        note(counts.late_len, "bytes behind the end of their connections");
         note(counts.forgotten, "connections given up: too many at a time");
         note(
             self.forgotten_calls,

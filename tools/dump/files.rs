@@ -27,21 +27,9 @@ fn read_one(path: &Path, dump: &mut Dump<impl Write>) -> Result<(), Failure> {
     if path == Path::new("-") {
         return read_packets(path, io::stdin().lock(), dump);
     }
-    let input = open(path)?;
-    let mut magic = [0; 4];
-    // What is shorter is found to be nothing below.
-    if (&input).read_exact(&mut magic).is_ok() && [MAGIC, MAGIC_PYTHON2].contains(&magic) {
-        return data::read(path, &mut dump.out);
-    }
-    read_packets(
-        path,
-        BufReader::with_capacity(256 * 1024, open(path)?),
-        dump,
-    )
-}
-
-fn open(path: &Path) -> Result<File, Failure> {
-    File::open(path).map_err(|error| Failure::input(path.display(), error))
+    let file = File::open(path).map_err(|error| Failure::input(path.display(), error))?;
+    // It may be a pipe, which gives its bytes once.
+    read_packets(path, BufReader::with_capacity(256 * 1024, file), dump)
 }
 
 fn read_packets(
@@ -54,6 +42,9 @@ fn read_packets(
     input
         .read_exact(&mut magic)
         .map_err(|_| failed(&"no pcap or pcapng file: it is shorter than any"))?;
+    if [MAGIC, MAGIC_PYTHON2].contains(&magic) {
+        return data::read(path, &mut dump.out);
+    }
     let mut reader = PcapReader::new(magic, input).map_err(|error| failed(&error))?;
     loop {
         match reader.next() {

@@ -44,7 +44,7 @@ impl Filter {
             && (!self.errors_only || message.kind.is_error())
             && self
                 .slower_than
-                .is_none_or(|least| message.latency.is_some_and(|latency| latency >= least))
+                .is_none_or(|least| message.took().is_some_and(|took| took >= least))
             && self.passes_ids(message)
     }
 
@@ -59,10 +59,14 @@ impl Filter {
 
     fn is_client(&self, connection: &Connection) -> bool {
         let host = host_of(&connection.client);
+        // So a listener for both versions of IP names its clients of version 4.
+        let mapped = host.strip_prefix("::ffff:").filter(|v4| v4.contains('.'));
+        let port = connection.client.rsplit(':').next().unwrap_or_default();
         self.clients.iter().any(|wanted| {
             *wanted == format!("c{}", connection.number)
                 || *wanted == connection.client
                 || wanted == host
+                || mapped.is_some_and(|v4| wanted == v4 || *wanted == format!("{v4}:{port}"))
         })
     }
 

@@ -51,6 +51,10 @@ pub(crate) const SEARCH_LEN_MAX: usize = 1 << 20;
 /// counted, and their replies will have no latency.
 pub(crate) const CALLS_WAITING_MAX: usize = 100_000;
 
+/// Bytes that calls of all connections take while they wait, about. Beyond that those of the
+/// connection that has one more are forgotten.
+pub(crate) const CALLS_LEN_MAX: usize = 256 << 20;
+
 /// Calls without a reply that are shown for each connection when it ends; others are counted.
 pub(crate) const UNANSWERED_SHOWN_MAX: usize = 100;
 

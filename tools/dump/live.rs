@@ -21,7 +21,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::dump::Dump;
 use crate::failure::Failure;
-use crate::packet::RAW;
+use crate::packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, RAW, Skipped};
 use crate::record::Recorder;
 
 /// Bytes of packets that the kernel keeps for us while we are busy.
@@ -32,6 +32,7 @@ const PACKET_LEN: usize = 65_536 + 128;
 
 /// How long nothing may come before signals are looked at, in milliseconds.
 const PATIENCE_MILLIS: i64 = 100;
+const PATIENCE: Duration = Duration::from_millis(PATIENCE_MILLIS as u64);
 
 /// Types of link layers and of packets in Linux.
 const LOOPBACK: u16 = 772;
@@ -53,6 +54,7 @@ pub(crate) fn capture<W: Write, R: Write>(
     let _ = writeln!(io::stderr(), "zeodump: capturing on {interface}");
     let mut buf = vec![0; PACKET_LEN];
     let mut dropped = 0;
+    let mut flushed = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {
         let packet = match receive(&socket, &mut buf, &mut dropped) {
             Ok(packet) => packet,
@@ -69,10 +71,20 @@ pub(crate) fn capture<W: Write, R: Write>(
         if packet.is_copy {
             continue;
         }
+        if !packet.is_ip {
+            // Its first bytes may look as if it were.
+            dump.skip(Skipped::NotIp);
+            continue;
+        }
         let data = &buf[..packet.len.min(PACKET_LEN)];
         let is_ours = dump.packet(packet.time, RAW, data, packet.len)?;
         if let Some(recorder) = recorder.as_mut().filter(|_| is_ours) {
             recorder.packet(packet.time, data, packet.len, None)?;
+        }
+        // Where there is always something that is not shown, nothing would be for long.
+        if packet.time.abs_diff(flushed) > PATIENCE {
+            flushed = packet.time;
+            dump.out.flush()?;
         }
     }
     Ok(dropped)
@@ -116,6 +128,7 @@ struct Received {
     len: usize,
     /// It was seen before.
     is_copy: bool,
+    is_ip: bool,
 }
 
 fn receive(socket: &OwnedFd, buf: &mut [u8], dropped: &mut u32) -> Result<Received, Errno> {
@@ -139,9 +152,14 @@ fn receive(socket: &OwnedFd, buf: &mut [u8], dropped: &mut u32) -> Result<Receiv
     let is_copy = received
         .address
         .is_some_and(|from| from.hatype() == LOOPBACK && from.pkttype() == OUTGOING);
+    let is_ip = received.address.is_none_or(|from| {
+        let ethertype = u16::from_be(from.protocol());
+        [ETHERTYPE_IPV4, ETHERTYPE_IPV6].contains(&ethertype)
+    });
     Ok(Received {
         time,
         len: received.bytes,
         is_copy,
+        is_ip,
     })
 }

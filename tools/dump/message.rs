@@ -121,6 +121,8 @@ pub(crate) struct Message {
     pub len: usize,
     /// Of a reply, from the last byte of its call on.
     pub latency: Option<Duration>,
+    /// How long a call has been waiting that was not answered.
+    pub waited: Option<Duration>,
     /// Its bytes, as far as they are at hand.
     pub bytes: Bytes,
     /// Shown only on demand.
@@ -160,9 +162,15 @@ impl Message {
             fields: Vec::new(),
             len: 0,
             latency: None,
+            waited: None,
             bytes: Bytes::new(),
             is_detail: false,
         }
+    }
+
+    /// What the call took: at least so long, if it has no reply.
+    pub(crate) fn took(&self) -> Option<Duration> {
+        self.latency.or(self.waited)
     }
 
     /// With one more field.

@@ -79,8 +79,8 @@ const IPV4: u32 = 228;
 const IPV6: u32 = 229;
 pub(crate) const LINUX_SLL2: u32 = 276;
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// Tags of virtual networks, the usual one and two for tags around tags.
 const ETHERTYPES_VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::time::Duration;
 
 use bytes::Bytes;
 use standby::exit::Exit;
@@ -27,6 +28,8 @@ struct Proxy<'a, W: Write, R: Write> {
     ends: BTreeMap<ConnectionId, End>,
     /// Clients so far.
     last_pair: u64,
+    /// What was said last of targets that cannot be reached.
+    complaint: Option<String>,
     /// Why it cannot go on.
     failure: Option<Failure>,
 }
@@ -40,10 +43,15 @@ struct End {
     way: Way,
     /// It sends no more.
     has_ended: bool,
+    /// It stands.
+    is_connected: bool,
 }
 
-/// No timers are needed.
-type Timer = ();
+/// When a connection is closed whatever still waits for it.
+type Timer = ConnectionId;
+
+/// How long somebody whose other side is gone may take to read what was left for them.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves until a signal.
 pub(crate) fn run<W: Write, R: Write>(
@@ -69,6 +77,7 @@ pub(crate) fn run<W: Write, R: Write>(
         targets,
         ends: BTreeMap::new(),
         last_pair: 0,
+        complaint: None,
         failure: None,
     };
     let ended = hub.run(&mut proxy);
@@ -121,6 +130,14 @@ impl<W: Write, R: Write> Proxy<'_, W, R> {
         recorder.open(time, pair, [peer, name], port.unwrap_or(ZEO_PORT))
     }
 
+    /// Tells why there is no conversation: once, as clients try again and again.
+    fn cannot_connect(&mut self, why: &str) {
+        if self.complaint.as_deref() != Some(why) {
+            let _ = writeln!(io::stderr(), "zeodump: no connection to {why}");
+            self.complaint = Some(why.to_owned());
+        }
+    }
+
     /// One of two connections is gone, and the other one goes when all is written.
     fn drop_pair(&mut self, id: ConnectionId, why: &str, hub: &mut Hub<Timer>) {
         let Some(end) = self.ends.remove(&id) else {
@@ -157,7 +174,8 @@ impl<W: Write, R: Write> Service for Proxy<'_, W, R> {
         let other = match hub.connect(target) {
             Ok(other) => other,
             Err(error) => {
-                let _ = writeln!(io::stderr(), "zeodump: {name}: {error}");
+                let why = format!("{name}: {error}");
+                self.cannot_connect(&why);
                 hub.abort(id);
                 return;
             }
@@ -170,11 +188,23 @@ impl<W: Write, R: Write> Service for Proxy<'_, W, R> {
                 other: to,
                 way,
                 has_ended: false,
+                is_connected: way == Way::ToServer,
             };
             self.ends.insert(from, end);
         }
         let done = self.open(pair, listener, peer, hub);
         self.check(done, hub);
+    }
+
+    fn on_connected(&mut self, id: ConnectionId, _hub: &mut Hub<Timer>) {
+        if let Some(end) = self.ends.get_mut(&id) {
+            end.is_connected = true;
+            self.complaint = None;
+        }
+    }
+
+    fn on_timer(&mut self, id: ConnectionId, hub: &mut Hub<Timer>) {
+        hub.abort(id);
     }
 
     fn receive(&mut self, id: ConnectionId, data: &[u8], hub: &mut Hub<Timer>) {
@@ -227,6 +257,12 @@ impl<W: Write, R: Write> Service for Proxy<'_, W, R> {
     }
 
     fn on_broken(&mut self, id: ConnectionId, error: &io::Error, hub: &mut Hub<Timer>) {
+        if let Some(end) = self.ends.get(&id) {
+            hub.set_timer(end.other, Some(hub.now() + LAST_WORDS_TIMEOUT));
+            if !end.is_connected {
+                self.cannot_connect(&format!("the target: {error}"));
+            }
+        }
         self.drop_pair(id, &error.to_string(), hub);
     }
 

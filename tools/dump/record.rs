@@ -149,8 +149,9 @@ impl<W: Write> Recorder<W> {
         };
         let comment = format!("{client} > {server}");
         let comment = Some(comment.as_str()).filter(|_| ends == made_up);
-        // Different in each direction, as they would be.
-        let seqs = [1000, 2000];
+        // Different in each direction, and when a port is used again, as they would be.
+        let first = 1000 + (id as u32).wrapping_sub(1) % 4_000_000 * 1000;
+        let seqs = [first, first.wrapping_add(500)];
         let made = Made {
             ends,
             seqs,

@@ -294,9 +294,13 @@ fn hex_of(bytes: &[u8]) -> String {
 /// Text if it is some, else hex behind `0x`.
 fn json_bytes(bytes: &Bytes) -> Json {
     let head = &bytes[..bytes.len().min(LONG_VALUE_CHARS_MAX)];
+    let more = if head.len() < bytes.len() { "..." } else { "" };
     match std::str::from_utf8(bytes) {
-        Ok(_) => Json::Text(String::from_utf8_lossy(head).into_owned()),
-        Err(_) => Json::Text(format!("0x{}", hex_of(head))),
+        Ok(text) => {
+            let end = (0..=head.len()).rev().find(|at| text.is_char_boundary(*at));
+            Json::Text(format!("{}{more}", &text[..end.unwrap_or(0)]))
+        }
+        Err(_) => Json::Text(format!("0x{}{more}", hex_of(head))),
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct Summary {
     bytes: u64,
     /// Connections that are in the sums only.
     uncounted: u64,
+    /// The highest number of those.
+    last_uncounted: u64,
     troubles: BTreeMap<String, u64>,
 }
 
@@ -99,7 +101,9 @@ impl Summary {
         let number = connection.number;
         if !self.connections.contains_key(&number) {
             if self.connections.len() >= CONNECTIONS_COUNTED_MAX {
-                self.uncounted += 1;
+                // Connections are numbered as they appear.
+                self.uncounted += u64::from(number > self.last_uncounted);
+                self.last_uncounted = self.last_uncounted.max(number);
                 return;
             }
             let names = [connection.client.clone(), connection.server.clone()];

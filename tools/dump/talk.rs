@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::message::{Kind, Message, Way};
 use crate::spread::Spread;
-use crate::zeo::{Budget, Zeo};
+use crate::zeo::{Budgets, Zeo};
 
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +40,7 @@ pub(crate) struct Talk {
     /// What the port says.
     expected: Option<Protocol>,
     from_start: bool,
-    budget: Budget,
+    budgets: Budgets,
     epoch: Instant,
 }
 
@@ -61,7 +61,7 @@ const GREETING_LEN: usize = 16;
 
 /// Pieces in which these may come, and all bytes that may come before it is known.
 const PIECES_MAX: usize = 64;
-const UNDECIDED_LEN_MAX: usize = 64 * 1024;
+const UNDECIDED_LEN_MAX: usize = 4096;
 
 impl Talk {
     /// `expected` is what the port of the server says. `from_start`: whether its first bytes will
@@ -69,14 +69,14 @@ impl Talk {
     pub(crate) fn new(
         expected: Option<Protocol>,
         from_start: bool,
-        budget: &Budget,
+        budgets: &Budgets,
         epoch: Instant,
     ) -> Self {
         let mut talk = Self {
             state: State::Undecided(Vec::new()),
             expected,
             from_start,
-            budget: Budget::clone(budget),
+            budgets: budgets.clone(),
             epoch,
         };
         if !from_start {
@@ -112,7 +112,7 @@ impl Talk {
 
     fn decoder(&self, protocol: Protocol) -> State {
         match protocol {
-            Protocol::Zeo => State::Zeo(Box::new(Zeo::new(self.from_start, &self.budget))),
+            Protocol::Zeo => State::Zeo(Box::new(Zeo::new(self.from_start, &self.budgets))),
             Protocol::Spread => State::Spread(Box::new(Spread::new(self.from_start, self.epoch))),
         }
     }

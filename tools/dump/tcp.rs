@@ -54,6 +54,8 @@ pub(crate) struct Tcp {
     connections: BTreeMap<(Endpoint, Endpoint), Followed>,
     /// Ports of servers, to tell who is who.
     pub server_ports: Vec<u16>,
+    /// Which connection to give up first: those that have ended, then by when they were heard of.
+    order: BTreeMap<(bool, u64), (Endpoint, Endpoint)>,
     last_id: ConnectionId,
     /// Counts packets, for what was silent longest.
     clock: u64,
@@ -76,6 +78,8 @@ pub(crate) struct Counts {
     pub forgotten: u64,
     /// Packets of no connection that we know, with nothing in them.
     pub strays: u64,
+    /// Bytes that came behind the end of their connection.
+    pub late_len: u64,
 }
 
 #[derive(Debug)]
@@ -84,6 +88,8 @@ struct Followed {
     client: Endpoint,
     halves: [Half; 2],
     is_closed: bool,
+    /// Who ended it by a reset.
+    reset_by: Option<Way>,
     /// The value of the clock when it was last heard of.
     heard: u64,
 }
@@ -147,6 +153,7 @@ impl Tcp {
         let is_new = match self.connections.get_mut(&key) {
             None => true,
             Some(followed) => {
+                self.order.remove(&followed.rank());
                 let way = followed.way(segment.from);
                 let again = segment.syn
                     && segment.ack.is_none()
@@ -160,7 +167,7 @@ impl Tcp {
                         &mut self.counts,
                     );
                 }
-                again
+                again || followed.is_alive(segment)
             }
         };
         if is_new && !self.open(time, key, segment, events) {
@@ -173,6 +180,7 @@ impl Tcp {
         self.waiting_len -= followed.waiting_len();
         followed.segment(time, segment, is_full, events, &mut self.counts);
         self.waiting_len += followed.waiting_len();
+        self.order.insert(followed.rank(), key);
         Some(followed.id)
     }
 
@@ -188,6 +196,7 @@ impl Tcp {
             followed.close(time, "the capture ends", events, &mut self.counts);
         }
         self.connections.clear();
+        self.order.clear();
         self.waiting_len = 0;
     }
 
@@ -222,6 +231,7 @@ impl Tcp {
             client,
             halves: [Half::default(), Half::default()],
             is_closed: false,
+            reset_by: None,
             heard: self.clock,
         };
         self.connections.insert(key, followed);
@@ -236,13 +246,9 @@ impl Tcp {
 
     /// Gives up the connection that was silent for longest.
     fn forget(&mut self, time: Duration, events: &mut Vec<TcpEvent>) {
-        // Those that have ended first.
-        let oldest = self
-            .connections
-            .iter()
-            .min_by_key(|(_, followed)| (!followed.is_closed, followed.heard))
-            .map(|(key, _)| *key);
-        let Some(mut followed) = oldest.and_then(|key| self.connections.remove(&key)) else {
+        let oldest = self.order.pop_first();
+        let oldest = oldest.and_then(|(_, key)| self.connections.remove(&key));
+        let Some(mut followed) = oldest else {
             return;
         };
         if !followed.is_closed {
@@ -266,6 +272,21 @@ impl Followed {
         }
     }
 
+    const fn rank(&self) -> (bool, u64) {
+        (!self.is_closed, self.heard)
+    }
+
+    /// Whether this tells that there is a connection, though ours has ended: another one has its
+    /// ports, and its first packets were not captured; or the reset was not its own. What the other
+    /// side had sent before it knew of a reset is neither.
+    fn is_alive(&self, segment: &Segment<'_>) -> bool {
+        let way = self.way(segment.from);
+        self.is_closed
+            && !segment.payload.is_empty()
+            && self.reset_by.is_none_or(|by| by == way)
+            && self.halves[way.index()].is_new(segment.seq)
+    }
+
     /// Bytes that wait for what is missing before them.
     fn waiting_len(&self) -> usize {
         self.halves.iter().map(|half| half.waiting_len).sum()
@@ -281,8 +302,11 @@ impl Followed {
         counts: &mut Counts,
     ) {
         if self.is_closed {
-            if !segment.payload.is_empty() {
-                counts.repeated_len += segment.payload.len() as u64;
+            let len = segment.payload.len() as u64;
+            if self.halves[self.way(segment.from).index()].is_new(segment.seq) {
+                counts.late_len += len;
+            } else {
+                counts.repeated_len += len;
             }
             return;
         }
@@ -298,7 +322,11 @@ impl Followed {
             counts.repeated_len += repeated as u64;
             push(time, What::Repeated(way, repeated));
         });
-        half.deliver(|piece| push(piece.time(), piece.what(way)), counts);
+        // What had to wait for this segment could not be read before.
+        half.deliver(
+            |piece| push(time.max(piece.time()), piece.what(way)),
+            counts,
+        );
         if is_full || half.holds_too_much() {
             half.give_up_hole(time, |piece| push(piece.time(), piece.what(way)), counts);
         }
@@ -316,6 +344,7 @@ impl Followed {
             }
         }
         if segment.rst {
+            self.reset_by = Some(way);
             self.close(time, "reset", events, counts);
         } else if self.halves.iter().all(|half| half.finished) {
             self.close(time, "closed", events, counts);
@@ -375,6 +404,12 @@ impl Half {
     const fn position(&self, seq: u32, next_seq: u32) -> Option<u64> {
         let distance = seq.wrapping_sub(next_seq).cast_signed();
         self.next.checked_add_signed(distance as i64)
+    }
+
+    /// Whether what begins there was not seen before.
+    fn is_new(&self, seq: u32) -> bool {
+        self.next_seq
+            .is_none_or(|next_seq| seq.wrapping_sub(next_seq).cast_signed() >= 0)
     }
 
     fn take(&mut self, time: Duration, segment: &Segment<'_>, repeated: &mut impl FnMut(usize)) {
@@ -770,6 +805,52 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_goes_on_behind_its_end_is_shown_as_another_one() {
+        // A reset that was not the client's, and ports used again with the first packets missing.
+        for by_reset in [true, false] {
+            let mut watch = Watch::default();
+            watch.syn(100);
+            watch.send(101, b"a");
+            if by_reset {
+                watch.segment(CLIENT, 9, |segment| segment.rst = true);
+                watch.segment(SERVER, 1, |segment| segment.payload = b"in flight");
+            } else {
+                watch.segment(CLIENT, 102, |segment| segment.fin = true);
+                watch.segment(SERVER, 1, |segment| {
+                    segment.syn = true;
+                    segment.fin = true;
+                });
+            }
+            watch.send(101, b"a");
+            assert_eq!(watch.stream().trim_end_matches('.'), "a");
+            watch.send(102, b"bc");
+            watch.send(104, b"d");
+            assert_eq!(watch.stream().replace('.', ""), "abcd");
+            let opened = |event: &&TcpEvent| matches!(event.what, What::Opened { .. });
+            assert_eq!(watch.events.iter().filter(opened).count(), 2);
+            let late_len = if by_reset { b"in flight".len() } else { 0 };
+            assert_eq!(watch.tcp.counts.late_len, late_len as u64);
+            assert_eq!(watch.tcp.counts.repeated_len, 1);
+            assert_eq!(watch.tcp.order.len(), watch.tcp.connections.len());
+        }
+    }
+
+    #[test]
+    fn what_waited_for_a_segment_sent_again_has_the_time_of_that() {
+        let mut watch = Watch::default();
+        watch.syn(0);
+        watch.send(3, b"cd");
+        watch.now += Duration::from_millis(200);
+        watch.send(1, b"ab");
+        let times = watch
+            .events
+            .iter()
+            .filter(|event| matches!(event.what, What::Data(..)))
+            .map(|event| event.time);
+        assert_eq!(times.collect::<Vec<_>>(), [watch.now; 2]);
+    }
+
+    #[test]
     fn a_packet_captured_twice_counts_once() {
         let mut watch = Watch::default();
         watch.syn(0);
@@ -813,5 +894,12 @@ mod tests {
         }
         assert_eq!(watch.tcp.counts.forgotten, 1);
         assert_eq!(watch.tcp.connections.len(), CONNECTIONS_MAX);
+        assert_eq!(watch.tcp.order.len(), CONNECTIONS_MAX);
+        assert!(
+            !watch
+                .tcp
+                .connections
+                .contains_key(&ordered(end(1, 1), SERVER))
+        );
     }
 }

@@ -155,13 +155,16 @@ fn store(oid: Oid, serial: Field, data: &Bytes, txn: &Value) -> Fields {
     ]
 }
 
-/// Those fields of a call that its reply is shown with.
-pub(super) fn repeated(fields: &Fields) -> Fields {
+/// Bytes of a call of which text is kept until it is answered: it keeps all that it is part of.
+pub(super) const KEPT_LEN_MAX: usize = 1024;
+
+/// Those fields of a call of `len` bytes that its reply is shown with.
+pub(super) fn repeated(fields: &Fields, len: usize) -> Fields {
     let is_id = |field: &Field| matches!(field, Field::Oid(_) | Field::Tid(_));
     let named = |name: &str| matches!(name, "txn" | "iterator");
     fields
         .iter()
-        .filter(|(name, field)| is_id(field) || named(name))
+        .filter(|(name, field)| is_id(field) || named(name) && len <= KEPT_LEN_MAX)
         .cloned()
         .collect()
 }

@@ -14,11 +14,18 @@ use standby::zeo::large_store::begun_msgid;
 use standby::zeo::message::{self, Call, ProtocolError, parts};
 
 use self::calls::{Asked, Calls};
-use self::side::{Piece, Side};
+use self::side::{Budget, Piece, Side};
 use crate::limits::UNANSWERED_SHOWN_MAX;
 use crate::message::{Field, Fields, Kind, Message, Way};
 
-pub(crate) use self::side::Budget;
+/// What all connections together hold.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Budgets {
+    /// Bytes of incomplete frames.
+    frames: Budget,
+    /// Bytes of calls that wait for their replies, about.
+    calls: Budget,
+}
 
 /// Protocol state of a connection.
 #[derive(Debug)]
@@ -41,14 +48,14 @@ const LENGTH_LEN: usize = 4;
 
 impl Zeo {
     /// `from_start`: whether the greetings will be seen.
-    pub(crate) fn new(from_start: bool, budget: &Budget) -> Self {
-        let side = |way| Side::new(way, from_start, Budget::clone(budget));
+    pub(crate) fn new(from_start: bool, budgets: &Budgets) -> Self {
+        let side = |way| Side::new(way, from_start, Budget::clone(&budgets.frames));
         Self {
             encoding: None,
             sides: [side(Way::ToServer), side(Way::ToClient)],
             greeted: [!from_start; 2],
             is_foreign: false,
-            calls: Calls::default(),
+            calls: Calls::new(Budget::clone(&budgets.calls)),
             forgotten: 0,
         }
     }
@@ -119,7 +126,8 @@ impl Zeo {
             message.way = Some(Way::ToServer);
             message.fields.clone_from(&asked.shown);
             message.fields.push(("why", "no reply".into()));
-            if let Some(waited) = asked.latency(time) {
+            message.waited = asked.latency(time);
+            if let Some(waited) = message.waited {
                 let text = format!("{:.3} ms", waited.as_secs_f64() * 1e3);
                 message.fields.push(("waited", text.into()));
             }
@@ -224,7 +232,8 @@ impl Zeo {
     /// The first frame of a side.
     fn greeting(&mut self, time: Time, way: Way, frame: &Bytes) -> Message {
         let mut message = if frame[..] == *b"ruok" && way == Way::ToServer {
-            self.calls.put(STATUS, Asked::new(time, "ruok", Vec::new()));
+            let asked = Asked::new(time, "ruok", Vec::new());
+            self.forgotten += self.calls.put(STATUS, asked, frame.len());
             Message::new(time, Kind::Call, "ruok")
         } else if let Some(encoding) = Encoding::greeted(frame) {
             self.encoding = Some(encoding);
@@ -266,7 +275,7 @@ impl Zeo {
     fn client_says(&mut self, time: Time, encoding: Encoding, frame: &Bytes) -> Message {
         match message::decode(encoding, frame) {
             Ok(message::Message::Heartbeat) => Message::new(time, Kind::Heartbeat, "heartbeat"),
-            Ok(message::Message::Call(call)) => self.call(time, &call),
+            Ok(message::Message::Call(call)) => self.call(time, &call, frame.len()),
             Err(
                 error @ (ProtocolError::UnknownMethod { .. } | ProtocolError::BadArguments { .. }),
             ) => self.odd_call(time, encoding, frame, &error),
@@ -274,9 +283,9 @@ impl Zeo {
         }
     }
 
-    fn call(&mut self, time: Time, call: &Call) -> Message {
+    fn call(&mut self, time: Time, call: &Call, len: usize) -> Message {
         let (name, fields) = (call.request.name(), fields::of_request(&call.request));
-        self.asked(time, &call.msgid, call.asynchronous, name, fields)
+        self.asked(time, &call.msgid, call.asynchronous, name, fields, len)
     }
 
     /// A call that no server of ours would take.
@@ -298,7 +307,7 @@ impl Zeo {
             ("args", Field::Value(args)),
             ("problem", error.to_string().into()),
         ];
-        self.asked(time, &msgid, is_async, &name, fields)
+        self.asked(time, &msgid, is_async, &name, fields, frame.len())
     }
 
     fn asked(
@@ -308,11 +317,12 @@ impl Zeo {
         is_async: bool,
         name: &str,
         fields: Fields,
+        len: usize,
     ) -> Message {
         let kind = if is_async { Kind::Async } else { Kind::Call };
         if !is_async {
-            let asked = Asked::new(time, name, fields::repeated(&fields));
-            self.forgotten += self.calls.put(calls::key(msgid), asked);
+            let asked = Asked::new(time, name, fields::repeated(&fields, len));
+            self.forgotten += self.calls.put(calls::key(msgid), asked, len);
         }
         let mut message = Message::new(time, kind, name);
         message.fields = fields;

@@ -342,6 +342,13 @@ impl Side {
     }
 }
 
+impl Drop for Side {
+    /// Of a connection whose greeting is not known nobody asks for the end.
+    fn drop(&mut self) {
+        self.budget.set(self.budget.get().saturating_sub(self.held));
+    }
+}
+
 impl Search {
     /// Where a frame begins, if it can be told yet.
     fn find(&mut self, encoding: Option<Encoding>) -> Option<(Encoding, usize)> {
