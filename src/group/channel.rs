@@ -59,13 +59,14 @@ pub enum To {
 pub enum Incoming {
     /// As [`Event::Transitional`].
     Transitional,
-    /// As [`Event::View`]. Nothing that was sent before is sent any more.
+    /// As [`Event::View`]. Nothing is sent any more that was sent before this was taken.
     View(View),
     /// A message.
     Message(Delivered<Bytes>),
     /// A part of a message that is too long to be put together here.
     Part(Delivered<Part>),
-    /// No more parts will come of the message that this member was sending in this lane.
+    /// A message that this member was sending in this lane has come to nothing, and no view tells
+    /// why: no more parts will come of it, or it was dropped at a bound before it was whole.
     Cut {
         /// Whose
         from: MemberId,
@@ -161,6 +162,8 @@ pub struct Channel {
     me: Option<MemberId>,
     /// Members of the view that we are in.
     members: Vec<MemberId>,
+    /// Bytes of a message that fit into one fragment.
+    part_len_max: usize,
     lanes: [LaneQueue; 4],
     /// Lengths of what is on its way through the daemon, in its order, and when it was sent.
     in_flight: VecDeque<(usize, Instant)>,
@@ -176,6 +179,8 @@ pub struct Channel {
     complaints: BTreeMap<&'static str, Complaint>,
     /// When we last heard of ourselves, or could not expect to.
     heard: Instant,
+    /// Since when the daemon takes nothing.
+    refused_since: Option<Instant>,
     next_heartbeat: Instant,
     /// The message that we send ourselves.
     heartbeat: Bytes,
@@ -224,6 +229,7 @@ impl Channel {
             seal,
             me: None,
             members: Vec::new(),
+            part_len_max: 1,
             lanes: Default::default(),
             in_flight: VecDeque::new(),
             in_flight_len: 0,
@@ -234,6 +240,7 @@ impl Channel {
             counters: Counters::default(),
             complaints: BTreeMap::new(),
             heard: now,
+            refused_since: None,
             next_heartbeat: now,
             heartbeat: message::encode(HEARTBEAT, Vec::new()).concat().into(),
             warned: false,
@@ -287,6 +294,9 @@ impl Channel {
         if self.members.is_empty() {
             return Err(ChannelError::NoView);
         }
+        if left.div_ceil(self.part_len_max as u64) > FRAGMENTS_MAX as u64 {
+            return Err(ChannelError::TooLong);
+        }
         let queue = &mut self.lanes[index(lane)];
         if queue.messages.len() >= LANE_MESSAGES_MAX {
             return Err(ChannelError::Full);
@@ -331,7 +341,14 @@ impl Channel {
     /// What has come. To be called until there is no more, after [`Self::on_event`] and
     /// [`Self::on_deadline`].
     pub fn poll_incoming(&mut self) -> Option<Incoming> {
-        self.incoming.pop_front()
+        let incoming = self.incoming.pop_front();
+        if matches!(incoming, Some(Incoming::View(_))) {
+            // Whoever sent something meanwhile did not know of it.
+            let signals = std::mem::take(&mut self.lanes[index(Lane::Signal)]);
+            self.give_up();
+            self.lanes[index(Lane::Signal)] = signals;
+        }
+        incoming
     }
 
     /// Whether [`Self::poll_incoming`] has something.
@@ -345,6 +362,7 @@ impl Channel {
             Event::Transitional => self.incoming.push_back(Incoming::Transitional),
             Event::View(view) => {
                 self.me = group.me().cloned();
+                self.part_len_max = group.body_len_max() - self.seal.overhead();
                 self.on_view(view, now);
             }
             Event::Passed { len, .. } => self.on_passed(len, now),
@@ -377,6 +395,7 @@ impl Channel {
         self.in_flight.clear();
         self.in_flight_len = 0;
         self.heard = now;
+        self.refused_since = None;
         self.warned = false;
         self.incoming.push_back(Incoming::Lost(why));
     }
@@ -613,7 +632,6 @@ impl Channel {
 
     /// Sends the next body of a lane. Returns whether there was one, and the daemon took it.
     fn send_next(&mut self, lane: Lane, group: &mut dyn Group, now: Instant) -> bool {
-        let part_len_max = group.body_len_max() - self.seal.overhead();
         let queue = &mut self.lanes[index(lane)];
         let Some(message) = queue.messages.front_mut() else {
             return false;
@@ -624,15 +642,8 @@ impl Channel {
         {
             return false;
         }
-        if message.count == 0 && !message.begin(part_len_max) {
-            log::error!(
-                "group {}: a message of {} bytes is too long",
-                self.group_name,
-                message.left
-            );
-            let message = queue.messages.pop_front();
-            queue.len -= message.map_or(0, |it| it.left_in_memory());
-            return true;
+        if message.count == 0 {
+            message.begin(self.part_len_max);
         }
         let (from, audience) = match (&self.me, &message.to) {
             (None, _) => return false,
@@ -670,10 +681,11 @@ impl Channel {
             To::One(member) => group.send_one(member, lane, &body),
         };
         match sent {
-            Ok(()) => {}
+            Ok(()) => self.refused_since = None,
             // If we are no member any more, an event that tells is on its way.
             Err(SendError::Busy | SendError::NotJoined) => {
                 message.held = Some(data);
+                self.refused_since.get_or_insert(now);
                 return false;
             }
             Err(error @ (SendError::TooLong | SendError::NoSuchMember)) => {
@@ -712,14 +724,12 @@ impl Channel {
     /// Says something to itself, looks how long nothing has come back, and forgets what has not
     /// been continued. [`Self::flush`] is to follow.
     pub fn on_deadline(&mut self, group: &mut dyn Group, now: Instant) {
-        for (from, lane, in_parts) in self.assembler.on_time(now) {
+        for (from, lane) in self.assembler.on_time(now) {
             self.counters.dropped += 1;
             self.complain("not continued", now, |name| {
                 format!("group {name}: a message of {from} is not continued; dropped")
             });
-            if in_parts {
-                self.incoming.push_back(Incoming::Cut { from, lane });
-            }
+            self.incoming.push_back(Incoming::Cut { from, lane });
         }
         let given_up = self.credit.as_mut().map(|credit| credit.on_deadline(now));
         for member in given_up.unwrap_or_default() {
@@ -731,8 +741,9 @@ impl Channel {
         }
         self.next_heartbeat = now + HEARTBEAT_INTERVAL;
         let Some(me) = self.me.clone() else { return };
-        // What is on its way tells as well.
-        let waits_since = self.in_flight.front().map_or(now, |(_, sent)| *sent);
+        // What is on its way tells as well, and so does a daemon that takes nothing.
+        let waits_since = self.in_flight.front().map(|(_, sent)| *sent);
+        let waits_since = waits_since.or(self.refused_since).unwrap_or(now);
         let silence = now.saturating_duration_since(self.heard.max(waits_since));
         if silence >= SILENCE_MAX {
             let why = format!(
@@ -749,7 +760,7 @@ impl Channel {
                 silence.as_secs()
             );
         }
-        if self.in_flight.is_empty() {
+        if self.in_flight.is_empty() && self.lanes[index(Lane::Signal)].messages.is_empty() {
             // A lane that is full says enough.
             let heartbeat = vec![self.heartbeat.clone()];
             let _ = self.send_bytes(To::One(me), Lane::Signal, heartbeat);
@@ -758,15 +769,11 @@ impl Channel {
 }
 
 impl Outgoing {
-    /// Decides how it is cut. `false` if that is impossible.
-    fn begin(&mut self, part_len_max: usize) -> bool {
+    /// Decides how it is cut. That it can be was found when it was taken.
+    fn begin(&mut self, part_len_max: usize) {
         let count = self.left.div_ceil(part_len_max as u64).max(1);
-        if count > FRAGMENTS_MAX as u64 {
-            return false;
-        }
         self.count = count as u16;
         self.part_len = part_len_max;
-        true
     }
 
     /// What its lane counts of it.
@@ -1168,6 +1175,69 @@ mod tests {
             assert_eq!(a.channel.warned, second >= SILENCE_WARNED.as_secs());
         }
         assert_eq!(a.end.resets.len(), 1);
+    }
+
+    #[test]
+    fn a_daemon_that_takes_nothing_is_given_up_too() {
+        let now = start();
+        let mut nodes = nodes(&["a"], &Seal::Plain, 100, now);
+        let [a] = &mut nodes[..] else { panic!() };
+        a.take(now);
+        a.end.busy = true;
+        for second in 0..=SILENCE_MAX.as_secs() {
+            assert_eq!(a.end.resets, [""; 0]);
+            let now = now + Duration::from_secs(second);
+            a.channel.on_deadline(&mut a.end, now);
+            a.channel.flush(&mut a.end, now);
+            assert_eq!(a.channel.lanes[index(Lane::Signal)].messages.len(), 1);
+            assert_eq!(a.channel.warned, second >= SILENCE_WARNED.as_secs());
+        }
+        assert_eq!(a.end.resets.len(), 1);
+    }
+
+    #[test]
+    fn what_was_said_before_the_view_was_known_is_not_sent_in_it() {
+        let now = start();
+        let mut nodes = nodes(&["a", "b"], &Seal::Plain, 100, now);
+        let [a, b] = &mut nodes[..] else { panic!() };
+        b.take(now);
+        let text = |text: &'static [u8]| vec![Bytes::from_static(text)];
+        let sent = |a: &mut Node, bytes| {
+            let sent = a.channel.send_bytes(To::All, Lane::Control, text(bytes));
+            assert_eq!(sent, Ok(()));
+        };
+        // The view is there, and whoever sends does not know yet.
+        let event = a.end.poll_event().unwrap();
+        a.channel.on_event(event, &a.end, now);
+        sent(a, b"before");
+        assert!(matches!(a.channel.poll_incoming(), Some(Incoming::View(_))));
+        sent(a, b"behind");
+        a.take(now);
+        assert_eq!(texts(&b.take(now)), ["behind"]);
+    }
+
+    #[test]
+    fn a_message_that_cannot_be_numbered_is_refused_at_once() {
+        struct Nothing;
+        impl Source for Nothing {
+            fn take(&mut self, _len: usize) -> Option<Vec<Bytes>> {
+                None
+            }
+        }
+        let now = start();
+        let mut nodes = nodes(&["a"], &Seal::Plain, 105, now);
+        let [a] = &mut nodes[..] else { panic!() };
+        a.take(now);
+        let len_max = 100 * FRAGMENTS_MAX as u64;
+        for (len, expected) in [
+            (len_max, Ok(())),
+            (len_max + 1, Err(ChannelError::TooLong)),
+            (u64::MAX, Err(ChannelError::TooLong)),
+        ] {
+            let source = Box::new(Nothing);
+            let sent = a.channel.send_source(To::All, Lane::Bulk, len, source);
+            assert_eq!(sent, expected, "{len}");
+        }
     }
 
     /// Messages say who sent them in which lane and as which. Whatever views, refusals and delays

@@ -38,7 +38,7 @@ struct Other {
     told: u64,
     /// Bodies of ours that it has had, as far as it has said.
     has: u64,
-    /// When it last said so.
+    /// When it last said that it has had more.
     said: Option<Instant>,
     /// We do not wait for it.
     given_up: bool,
@@ -87,17 +87,21 @@ impl Credit {
         Some(other.had)
     }
 
-    /// A member has had so many of ours. Returns whether that may let us go on.
-    pub(super) fn on_told(&mut self, from: &MemberId, has: u64, now: Instant) -> bool {
+    /// A member has had so many of ours.
+    pub(super) fn on_told(&mut self, from: &MemberId, has: u64, now: Instant) {
         let Some(other) = self.others.get_mut(from) else {
-            return false;
+            return;
         };
-        other.has = has.max(other.has).min(self.own);
+        let has = has.min(self.own);
+        if has <= other.has {
+            // Whoever stands still is not waited for any longer for saying so.
+            return;
+        }
+        other.has = has;
         other.said = Some(now);
         if self.own - other.has < self.ahead_max {
             other.given_up = false;
         }
-        true
     }
 
     /// Whether one more to all may be sent. If not, [`Self::on_deadline`] is to be called at
@@ -170,12 +174,18 @@ mod tests {
             credit.on_own();
         }
         assert!(!credit.may_send(now));
-        assert!(credit.on_told(&b, ahead_max, now));
+        credit.on_told(&b, ahead_max, now);
         assert!(!credit.may_send(now), "for c");
-        // Who says something is waited for on.
+        // Who gets on is waited for on; who says that it does not, is not.
         let later = now + CREDIT_WAIT_MAX / 2;
         assert_eq!(credit.deadline(), Some(now + CREDIT_WAIT_MAX));
         credit.on_told(&c, 0, later);
+        assert_eq!(credit.deadline(), Some(now + CREDIT_WAIT_MAX));
+        credit.on_told(&c, 1, later);
+        assert!(credit.may_send(later), "one more");
+        credit.on_own();
+        assert!(!credit.may_send(later));
+        credit.on_told(&c, 1, later + CREDIT_WAIT_MAX / 4);
         assert_eq!(credit.on_deadline(now + CREDIT_WAIT_MAX), []);
         assert_eq!(credit.deadline(), Some(later + CREDIT_WAIT_MAX));
         let late = later + CREDIT_WAIT_MAX;
@@ -184,9 +194,9 @@ mod tests {
         assert_eq!(credit.deadline(), None);
         // It is waited for again when it has caught up.
         credit.on_own();
-        credit.on_told(&c, 1, late);
-        assert!(credit.may_send(late));
         credit.on_told(&c, 2, late);
+        assert!(credit.may_send(late));
+        credit.on_told(&c, 3, late);
         for _ in 1..ahead_max + 1 {
             credit.on_own();
         }

@@ -281,7 +281,8 @@ impl fmt::Display for Dropped {
 /// What a fragment led to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The parts of an earlier message, which were given out, have come to nothing.
+    /// The parts of an earlier message, which were given out, have come to nothing; or what was
+    /// kept of this message was dropped with the fragment.
     pub cut: bool,
     /// What there is to give out.
     pub assembled: Option<Assembled>,
@@ -377,7 +378,8 @@ impl Assembler {
             },
         };
         if problem.is_some() {
-            outcome.cut |= self.forget(&key);
+            outcome.cut |= self.begun.contains_key(&key);
+            self.forget(&key);
             outcome.dropped = problem;
         }
         outcome
@@ -393,15 +395,14 @@ impl Assembler {
         in_parts.map(|((from, lane, _), _)| (from, lane)).collect()
     }
 
-    /// Forgets what has not been continued for too long. Returns whose, in which lane, and whether
-    /// parts of it were given out.
-    pub fn on_time(&mut self, now: Instant) -> Vec<(MemberId, Lane, bool)> {
+    /// Forgets what has not been continued for too long. Returns whose, in which lane.
+    pub fn on_time(&mut self, now: Instant) -> Vec<(MemberId, Lane)> {
         let late = self.begun.iter();
         let late = late.filter(|(_, begun)| now >= begun.at + INCOMPLETE_MESSAGE_TIMEOUT);
         let late: Vec<_> = late.map(|(key, _)| key.clone()).collect();
         let forgotten = late.into_iter().map(|key| {
-            let in_parts = self.forget(&key);
-            (key.0, key.1, in_parts)
+            self.forget(&key);
+            (key.0, key.1)
         });
         forgotten.collect()
     }
@@ -586,7 +587,9 @@ mod tests {
                     data: data.clone(),
                 };
                 let outcome = assembler.receive(&body, fragment, now);
-                dropped += usize::from(outcome.dropped == Some(Dropped::TooLong));
+                let too_long = outcome.dropped == Some(Dropped::TooLong);
+                assert_eq!(outcome.cut, too_long, "it is told");
+                dropped += usize::from(too_long);
                 assert!(assembler.len() <= INCOMPLETE_MESSAGES_LEN_MAX);
             }
         }
@@ -625,10 +628,7 @@ mod tests {
         assert_eq!(assembler.on_view(&members), []);
         assembler.receive(&body, begin, now);
         let late = now + INCOMPLETE_MESSAGE_TIMEOUT;
-        assert_eq!(
-            assembler.on_time(late),
-            [(body.from.clone(), Lane::Commit, true)]
-        );
+        assert_eq!(assembler.on_time(late), [(body.from.clone(), Lane::Commit)]);
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! the number of what it says and how, 1; the name of its configuration; a number that differs from
 //! start to start; and the version of the program, for people.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::channel::{Channel, ChannelError, Delivered, Incoming, To};
+use super::channel::{Channel, Delivered, Incoming, To};
 use super::message::Message;
 use super::{Lane, MemberId, View, ViewId};
 use crate::value::Value;
@@ -17,6 +17,9 @@ const FORMAT: i64 = 1;
 
 /// The method by which a member says who it is.
 const HELLO: &str = "hello";
+
+/// Bytes of a greeting at most, with what later versions may add to it.
+const HELLO_LEN_MAX: usize = 4096;
 
 /// Characters of a name that are believed.
 const NAME_LEN_MAX: usize = 40;
@@ -49,6 +52,8 @@ pub struct Roster {
     me: Node,
     view: Option<View>,
     known: BTreeMap<MemberId, Node>,
+    /// Members of this view that something was wrong with: each is told of once.
+    complained_of: BTreeSet<MemberId>,
     complete: bool,
 }
 
@@ -63,6 +68,7 @@ impl Roster {
             },
             view: None,
             known: BTreeMap::new(),
+            complained_of: BTreeSet::new(),
             complete: false,
         }
     }
@@ -73,10 +79,11 @@ impl Roster {
             Incoming::View(view) => {
                 // Who was here may be another one now under the same name.
                 self.known.clear();
+                self.complained_of.clear();
                 self.complete = false;
                 self.view = Some(view.clone());
-                let hello = channel.send(To::All, Lane::Control, HELLO, self.hello());
-                debug_assert_ne!(hello, Err(ChannelError::NoView), "we are in it");
+                // Refused, if the view is over already: then its end comes next.
+                let _ = channel.send(To::All, Lane::Control, HELLO, self.hello());
                 None
             }
             Incoming::Lost(_) => {
@@ -105,6 +112,10 @@ impl Roster {
 
     fn on_message(&mut self, message: &Delivered<Bytes>, me: Option<&MemberId>) -> Option<Noticed> {
         let from = &message.from;
+        if message.lane != Lane::Control || message.what.len() > HELLO_LEN_MAX {
+            // To read the bulk of others only to see that it is no greeting would cost too much.
+            return None;
+        }
         let said = Message::decode(&message.what).ok()?;
         if said.method != HELLO {
             return None;
@@ -114,12 +125,14 @@ impl Roster {
                 Some(Value::Int(format)) => format!("format {format}"),
                 _ => "no format".to_owned(),
             };
-            return Some(Noticed::Foreign(from.clone(), what));
+            let is_news = self.complained_of.insert(from.clone());
+            return is_news.then(|| Noticed::Foreign(from.clone(), what));
         };
         let is_namesake = node.name == self.me.name && me != Some(from);
         self.known.insert(from.clone(), node);
         if is_namesake {
-            return Some(Noticed::Namesake(from.clone()));
+            let is_news = self.complained_of.insert(from.clone());
+            return is_news.then(|| Noticed::Namesake(from.clone()));
         }
         let members = self.view.as_ref().map_or(&[][..], |view| &view.members);
         let is_complete = members.iter().all(|member| self.known.contains_key(member));
@@ -248,15 +261,17 @@ mod tests {
         ];
         let b = MemberId::new("b");
         assert_eq!(
-            alone.hear("b", namesake),
-            Some(Noticed::Namesake(b.clone()))
+            alone.hear("b", namesake.clone()),
+            Some(Noticed::Namesake(b))
         );
-        for (args, expected) in [
-            (vec![Value::Int(2), Value::None], "format 2"),
-            (vec![], "no format"),
+        assert_eq!(alone.hear("b", namesake), None, "it was told");
+        for (member, args, expected) in [
+            ("c", vec![Value::Int(2), Value::None], "format 2"),
+            ("d", vec![], "no format"),
         ] {
-            let foreign = Noticed::Foreign(b.clone(), expected.to_owned());
-            assert_eq!(alone.hear("b", args), Some(foreign));
+            let foreign = Noticed::Foreign(MemberId::new(member), expected.to_owned());
+            assert_eq!(alone.hear(member, args.clone()), Some(foreign));
+            assert_eq!(alone.hear(member, args), None, "it was told");
         }
     }
 }

@@ -219,12 +219,17 @@ struct SpreadLink {
     session: spread::session::Session,
     address: Address,
     socket: Socket,
+    /// What a thread finds out, which may take longer than an attempt to connect: there is one at
+    /// a time, and the attempt that is on when it is done takes what it has found.
+    lookup: Option<Lookup>,
 }
+
+type Lookup = Receiver<io::Result<VecDeque<SocketAddr>>>;
 
 enum Socket {
     Closed,
-    /// A thread looks up the name.
-    Resolving(Receiver<io::Result<VecDeque<SocketAddr>>>),
+    /// A thread looks up the name: [`SpreadLink::lookup`].
+    Resolving,
     /// The daemon has not answered yet; there may be other addresses to try, and an end to it.
     Connecting {
         connection: Connection,
@@ -251,6 +256,7 @@ impl SpreadLink {
             session: spread::session::Session::new(options, now)?,
             address: address.clone(),
             socket: Socket::Closed,
+            lookup: None,
         })
     }
 
@@ -363,12 +369,16 @@ impl SpreadLink {
                     let addresses = VecDeque::from([SocketAddr::new(address, *port)]);
                     self.try_next(poll, addresses, "it has no address".to_owned(), now);
                 }
+                Err(_) if self.lookup.is_some() => self.socket = Socket::Resolving,
                 Err(_) => {
                     let name = (host.clone(), *port);
                     let waker = poll.waker.clone();
                     let lookup = move || name.to_socket_addrs().map(Iterator::collect);
                     match in_background("resolver", waker, lookup) {
-                        Ok(receiver) => self.socket = Socket::Resolving(receiver),
+                        Ok(receiver) => {
+                            self.lookup = Some(receiver);
+                            self.socket = Socket::Resolving;
+                        }
                         Err(error) => self.session.on_closed(error.to_string(), now),
                     }
                 }
@@ -409,19 +419,34 @@ impl SpreadLink {
         };
     }
 
+    /// Goes on with what the thread has found, if it has.
+    fn take_addresses(&mut self, poll: &Polling, now: Instant) {
+        let found = match self.lookup.take() {
+            Some(lookup) => match lookup.try_recv() {
+                Err(TryRecvError::Empty) => {
+                    self.lookup = Some(lookup);
+                    self.socket = Socket::Resolving;
+                    return;
+                }
+                Ok(found) => found,
+                Err(TryRecvError::Disconnected) => Err(io::Error::other("no thread did it")),
+            },
+            None => Err(io::Error::other("nobody did it")),
+        };
+        match found {
+            Ok(addresses) => {
+                self.try_next(poll, addresses, "its name has no address".to_owned(), now);
+            }
+            Err(error) => {
+                let why = format!("its name cannot be looked up: {error}");
+                self.session.on_closed(why, now);
+            }
+        }
+    }
+
     fn go_on_connecting(&mut self, poll: &Polling, now: Instant) {
         match std::mem::replace(&mut self.socket, Socket::Closed) {
-            Socket::Resolving(receiver) => match receiver.try_recv() {
-                Ok(Ok(addresses)) => {
-                    self.try_next(poll, addresses, "its name has no address".to_owned(), now);
-                }
-                Ok(Err(error)) => self.session.on_closed(error.to_string(), now),
-                Err(TryRecvError::Empty) => self.socket = Socket::Resolving(receiver),
-                Err(TryRecvError::Disconnected) => {
-                    self.session
-                        .on_closed("its name was not looked up".to_owned(), now);
-                }
-            },
+            Socket::Resolving => self.take_addresses(poll, now),
             Socket::Connecting {
                 mut connection,
                 rest,

@@ -650,6 +650,10 @@ impl Reactor {
         if let Err(error) = self.wait(events) {
             log::error!("the event loop failed ({error})");
         }
+        if let Some(membership) = &mut self.membership {
+            // What it says would wake us for ever, if nobody took it.
+            membership.turn(now().mono);
+        }
         for key in std::mem::take(&mut self.ready) {
             if let Some(connection) = self.connections.get_mut(key) {
                 connection.queued = false;

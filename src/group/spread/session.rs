@@ -115,6 +115,8 @@ pub struct Session {
     /// Whether this connection ends because of our name.
     refused_for_name: bool,
     trouble: Trouble,
+    /// That we are connected is logged no more often.
+    connected: Trouble,
     /// The last thing that went wrong, for [`Group::describe`].
     last_trouble: Option<String>,
     ignored: Ignored,
@@ -193,6 +195,7 @@ impl Session {
             name_refused: None,
             refused_for_name: false,
             trouble: Trouble::default(),
+            connected: Trouble::default(),
             last_trouble: None,
             ignored: Ignored::default(),
             ignored_trouble: Trouble::default(),
@@ -358,10 +361,11 @@ impl Session {
                 self.user
             );
         }
-        log::info!(
-            "spread {}: connected as {id} (version {version})",
-            self.address
-        );
+        let connected = format!("connected as {id} (version {version})");
+        // A daemon may take us again and again, and close each time.
+        if let Some(untold) = self.connected.tell(&connected, now) {
+            log::info!("spread {}: {connected}{}", self.address, times(untold));
+        }
         self.phase = Phase::Connected(Connected {
             name,
             id,
@@ -468,7 +472,6 @@ impl Session {
         connected.membership = Joined::Since(since, names.len());
         let caused_by = frame.header.message_type;
         let view = view(me, first, caused_by, &names, membership);
-        self.trouble.clear();
         self.last_trouble = None;
         // Whoever takes the event logs it, too, for all kinds of daemons.
         log::debug!(
@@ -563,6 +566,8 @@ impl Session {
             && now.saturating_duration_since(since) >= SPREAD_SETTLED_AFTER
         {
             self.backoff.reset();
+            // What ends it now is told, even if it is what ended the last one.
+            self.trouble.clear();
         }
         self.events.push_back(Event::Lost(reason.to_owned()));
     }
