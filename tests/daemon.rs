@@ -145,7 +145,7 @@ impl BadDaemon {
         match (self.manner, step) {
             (Manner::Closes, _) => return true,
             (Manner::SaysNonsense, _) => {
-                let nonsense: Vec<u8> = (0..997_u32).map(|n| (n * n >> 3) as u8).collect();
+                let nonsense: Vec<u8> = (0..997_u32).map(|n| ((n * n) >> 3) as u8).collect();
                 let _ = stream.write_all(&nonsense);
                 return true;
             }
