@@ -81,8 +81,10 @@ impl Process {
     /// Waits for a line that contains this.
     fn wait(&self, text: &str) -> String {
         let mut seen = Vec::new();
+        let deadline = now() + PATIENCE;
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            let left = deadline.saturating_duration_since(now());
+            match self.lines.recv_timeout(left) {
                 Ok(line) if line.contains(text) => return line,
                 Ok(line) => seen.push(line),
                 Err(_) => panic!("no {text:?} after\n{}", seen.join("\n")),
@@ -186,8 +188,10 @@ impl Node {
     /// Waits for a line of this event for which `is_it` holds.
     fn wait(&self, event: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         let mut seen = Vec::new();
+        let deadline = now() + PATIENCE;
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            let left = deadline.saturating_duration_since(now());
+            match self.lines.recv_timeout(left) {
                 Ok(line) if line["event"] == event && is_it(&line) => return line,
                 Ok(line) => {
                     assert_ne!(line["event"], "bad", "{}: {line}", self.name);
@@ -220,7 +224,13 @@ impl Node {
 
     /// Waits until it has got so many messages.
     fn has(&self, count: u64) -> Value {
+        let deadline = now() + PATIENCE;
         loop {
+            assert!(
+                now() < deadline,
+                "{}: {count} messages do not come",
+                self.name
+            );
             let status = self.status();
             if status["count"].as_u64().unwrap() >= count {
                 return status;
@@ -483,7 +493,6 @@ fn servers_find_each_other() {
     both(&alpha);
     both(&beta);
     drop(groupd);
-    beta.wait("closed the connection");
     assert!(
         Path::new(&place.path("beta.zeo")).exists(),
         "it goes on serving"
