@@ -178,16 +178,16 @@ impl Member {
                 self.daemon.on_deadline(at);
             }
             more = self.daemon.turn(at);
+            while let Some(incoming) = self.daemon.poll_incoming() {
+                let noticed = self.roster.on_incoming(&incoming, self.daemon.channel());
+                self.tell_roster(noticed);
+                self.on_incoming(incoming);
+            }
             // What is measured is not to be disturbed.
             while self.measuring.is_none()
                 && let Ok(command) = self.commands.try_recv()
             {
                 self.obey(&command, at);
-            }
-            while let Some(incoming) = self.daemon.poll_incoming() {
-                let noticed = self.roster.on_incoming(&incoming, self.daemon.channel());
-                self.tell_roster(noticed);
-                self.on_incoming(incoming);
             }
             self.send_more();
             more |= self.daemon.flush(at);
