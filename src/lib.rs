@@ -51,4 +51,6 @@ pub mod manual {
     pub mod zeo {}
     #[doc = include_str!("manual/zeobench.md")]
     pub mod zeobench {}
+    #[doc = include_str!("manual/zeodump.md")]
+    pub mod zeodump {}
 }

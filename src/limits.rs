@@ -312,8 +312,6 @@ pub const DAEMON_BYTES_PER_TURN: usize = 512 * 1024;
 pub const DAEMON_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
-
-const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
 const _: () = assert!(WHOLE_MESSAGE_LEN_MAX < INCOMPLETE_MESSAGES_LEN_MAX);
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
 const _: () = assert!(FRAME_LEN_MAX_UNREGISTERED < FRAME_LEN_MAX);
@@ -361,4 +359,5 @@ pub const CPG_QUORUM_TIMEOUT: Duration = Duration::from_secs(1);
 pub const CPG_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(CPG_BODY_LEN_MAX < CPG_EVENTS_LEN_MAX);
-const _: () = assert!(IN_FLIGHT_BODIES_MAX + IN_FLIGHT_CONTROL_MAX < CPG_UNCONFIRMED_MAX as usize);
+const _: () =
+    assert!(IN_FLIGHT_BODIES_MAX + 2 * IN_FLIGHT_CONTROL_MAX < CPG_UNCONFIRMED_MAX as usize);

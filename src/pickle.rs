@@ -30,6 +30,14 @@ pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {
     Machine::new(bytes).run()
 }
 
+/// As [`decode`], of a peer that is only looked at: classes that we do not know are the text of
+/// their names, and instances of them are tuples of what is called, the arguments, and the state.
+pub fn decode_any(bytes: &Bytes) -> Result<Value, DecodeError> {
+    let mut machine = Machine::new(bytes);
+    machine.any_class = true;
+    machine.run()
+}
+
 /// A pickle that is cut off within a string of bytes.
 pub(crate) struct CutOff {
     /// What stands before the string and is not put together yet.
@@ -109,6 +117,8 @@ struct Machine<'a> {
     /// Everything that took memory so far.
     count: usize,
     opcode_pos: usize,
+    /// Classes that we do not know are shown, not refused.
+    any_class: bool,
 }
 
 impl<'a> Machine<'a> {
@@ -122,6 +132,7 @@ impl<'a> Machine<'a> {
             held: Vec::new(),
             count: 0,
             opcode_pos: 0,
+            any_class: false,
         }
     }
 
@@ -468,8 +479,12 @@ impl<'a> Machine<'a> {
             (b"__builtin__" | b"builtins", b"dict") => Global::Dict,
             _ => {
                 let shown = |name: &[u8]| name[..name.len().min(60)].escape_ascii().to_string();
+                let name = format!("{}.{}", shown(module), shown(name));
+                if self.any_class {
+                    return self.push(name.into());
+                }
                 return Err(DecodeError::Global {
-                    name: format!("{}.{}", shown(module), shown(name)),
+                    name,
                     pos: self.opcode_pos,
                 });
             }
@@ -484,6 +499,11 @@ impl<'a> Machine<'a> {
         let callee = self.pop()?.value;
         if self.held_global(&callee) == Some(Global::Dict) {
             return self.dict_of_pairs(args, depth);
+        }
+        if self.any_class && matches!(callee, Value::Text(_)) {
+            let parts = [callee, args].map(|value| Item { value, depth });
+            self.stack.extend(parts);
+            return self.tuple(self.stack.len() - 2);
         }
         let args = match (&args, self.held(&args)) {
             (Value::Tuple(args), _) => args,
@@ -537,12 +557,14 @@ impl<'a> Machine<'a> {
         let error = self.malformed("a state for what is no instance");
         let state = self.pop()?;
         let depth = depth_around(std::slice::from_ref(&state))?;
+        let any_class = self.any_class;
         let top = self.top()?;
-        let Value::Prefix(content) = &mut top.value else {
-            return Err(error);
-        };
-        *content = vec![state.value];
-        top.depth = depth;
+        match &mut top.value {
+            Value::Prefix(content) => *content = vec![state.value],
+            Value::Tuple(parts) if any_class => parts.push(state.value),
+            _ => return Err(error),
+        }
+        top.depth = depth.max(top.depth);
         Ok(())
     }
 
@@ -681,6 +703,33 @@ mod tests {
 
     fn decoded(pickle: &[u8]) -> Result<Value, DecodeError> {
         decode(&Bytes::copy_from_slice(pickle))
+    }
+
+    #[test]
+    fn instances_of_any_class_are_shown_by_those_who_only_look() {
+        let error = b"(cexceptions\nKeyError\n(K\x01tR}U\x01aK\x02sbcm\nC\nt.";
+        let bytes = Bytes::from_static(error);
+        assert!(matches!(decode(&bytes), Err(DecodeError::Global { .. })));
+        let text = |text| Value::text(text);
+        let state = Value::Dict(vec![(Value::Str(Bytes::from_static(b"a")), Value::Int(2))]);
+        let arguments = Value::Tuple(vec![Value::Int(1)]);
+        let instance = Value::Tuple(vec![text("exceptions.KeyError"), arguments, state]);
+        let expected = Value::Tuple(vec![instance, text("m.C")]);
+        assert_eq!(decode_any(&bytes), Ok(expected));
+    }
+
+    #[test]
+    fn an_instance_that_contains_itself_is_refused_also_there() {
+        let bytes = Bytes::from_static(b"cm\nC\n)Rq\x00h\x00b.");
+        assert_eq!(decode_any(&bytes), Err(DecodeError::TooDeep));
+        let mut nested = Vec::new();
+        for _ in 0..200 {
+            nested.extend_from_slice(b"cm\nC\n");
+        }
+        nested.push(b')');
+        nested.extend(std::iter::repeat_n(b'R', 200));
+        nested.push(b'.');
+        assert_eq!(decode_any(&nested.into()), Err(DecodeError::TooDeep));
     }
 
     #[test]

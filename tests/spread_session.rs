@@ -325,7 +325,7 @@ fn expected_events(recording: &Recording, group: &str) -> Vec<String> {
             _ if !ours => {}
             "regular" => {
                 let agreed = item["type_names"] == "AGREED";
-                if agreed && (1..=3).contains(&item["mess_type"].as_i64().unwrap()) {
+                if agreed && (1..=4).contains(&item["mess_type"].as_i64().unwrap()) {
                     let data = item["data_hex"].as_str().unwrap();
                     events.push(format!("{}: {data}", item["sender"].as_str().unwrap()));
                 }
@@ -817,6 +817,32 @@ fn bodies_are_sent_agreed_and_within_the_limits_of_the_daemon() {
     let result = driven.session.send_one(&bob, Lane::Bulk, &too_long);
     assert_eq!(result, Err(SendError::TooLong));
     assert!(driven.session.output().is_empty());
+}
+
+#[test]
+fn a_body_goes_to_a_member_of_any_name_that_a_daemon_allows() {
+    for user in [r"back\slash", "o'neil", "$&()*+,./"] {
+        let mut driven = Driven::connected(user, "plone");
+        let cause = MessageType::CAUSED_BY_JOIN;
+        driven.receive(&view(cause, &[user, "it's"], &[user]));
+        let [view] = &driven.views()[..] else {
+            panic!("one view was expected");
+        };
+        driven.written();
+        assert_eq!(view.members, [member(user), member("it's")]);
+        for (to, names) in [
+            (member(user), vec![private(user)]),
+            (member("it's"), vec![private("it's"), private(user)]),
+        ] {
+            driven.session.send_one(&to, Lane::Bulk, &[]).unwrap();
+            let [ClientItem::Frame(frame)] = &driven.written()[..] else {
+                panic!("one frame was expected");
+            };
+            assert_eq!(frame.names().collect::<Vec<_>>(), names);
+        }
+        driven.receive(&message(AGREED, user, &[private(user)], 3));
+        assert!(matches!(driven.events()[..], [Event::Body(_)]));
+    }
 }
 
 #[test]

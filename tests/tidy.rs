@@ -217,6 +217,20 @@ fn unsafe_code_is_in_one_file() {
     assert_eq!(names, ["group/corosync/ffi.rs"]);
 }
 
+#[test]
+fn no_server_decodes_what_only_onlookers_do() {
+    // It knows classes that nothing is done with; a client's bytes must not get there.
+    let users = |path: &str| -> Vec<String> {
+        let files = sources().into_iter();
+        let users = files.filter(|file| mentions(&file.code, path));
+        users.map(|file| file.name).collect()
+    };
+    assert_eq!(users("decode_any"), ["pickle.rs", "zeo/client.rs"]);
+    for path in ["zeo::client", "client::decode"] {
+        assert_eq!(users(path), [""; 0]);
+    }
+}
+
 /// What tools may use: codecs, the loop that is made for them, and none of what serves.
 const TOOLS_MAY_USE: &[&str] = &[
     "ids",
@@ -226,6 +240,7 @@ const TOOLS_MAY_USE: &[&str] = &[
     "pickle",
     "out_queue",
     "zeo",
+    "storage",
     "group",
     "args",
     "exit",
@@ -237,6 +252,9 @@ const TOOLS_MAY_TOUCH: &[(&str, &[&str])] = &[
     ("bench/fleet.rs", &["mio", "std::net", "Instant::now"]),
     ("bench/process.rs", &["std::fs"]),
     ("bench/stub.rs", &["mio", "std::net", "std::os::unix::net"]),
+    ("dump/files.rs", &["std::fs"]),
+    ("dump/main.rs", &["Instant::now"]),
+    ("dump/record.rs", &["std::fs"]),
     ("groupd/tell.rs", &["std::os::unix::net"]),
 ];
 

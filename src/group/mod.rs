@@ -54,8 +54,9 @@ impl fmt::Display for MemberId {
     }
 }
 
-/// Names a view. To be compared for equality only; Spread's group id or corosync's ring id with
-/// what tells its views apart, padded with zeros.
+/// Names a view among those that are current somewhere. To be compared for equality only, and not
+/// for ever: a group that everybody has left may begin with the same one again. Spread's group id
+/// or corosync's ring id with what tells its views apart, padded with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ViewId(pub [u8; 20]);
 

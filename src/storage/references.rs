@@ -39,9 +39,31 @@ pub fn references(record: &[u8], found: &mut Vec<Oid>) -> Result<(), ReferencesE
         marks: Vec::new(),
         memo: Memo::default(),
         found,
+        class: None,
     };
     machine.pickle()?;
     machine.pickle()
+}
+
+/// Module and name of the class of the object in `record`, as in `persistent.mapping` and
+/// `PersistentMapping`; `None` if the record does not tell, or is damaged where it should. What
+/// comes behind the class is not looked at.
+///
+/// The class is what the first pickle is, or begins with if it has arguments for `__new__`. Old
+/// databases have module and name there as two strings.
+pub fn class_name(record: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut found = Vec::new();
+    let mut machine = Machine {
+        cursor: Cursor::new(record),
+        stack: Vec::with_capacity(8),
+        marks: Vec::new(),
+        memo: Memo::default(),
+        found: &mut found,
+        class: None,
+    };
+    // What is wrong behind the class does not matter.
+    let _ = machine.pickle();
+    machine.class
 }
 
 /// Why the references of a record are not known.
@@ -183,6 +205,8 @@ struct Machine<'a, 'f> {
     marks: Vec<usize>,
     memo: Memo<'a>,
     found: &'f mut Vec<Oid>,
+    /// The first global, or pair of strings: see [`class_name`].
+    class: Option<(&'a [u8], &'a [u8])>,
 }
 
 impl<'a> Machine<'a, '_> {
@@ -401,7 +425,8 @@ impl<'a> Machine<'a, '_> {
         self.stack.push(Value::String(Str::new(bytes, form)));
     }
 
-    fn push_global(&mut self, module: &[u8], name: &[u8]) {
+    fn push_global(&mut self, module: &'a [u8], name: &'a [u8]) {
+        self.class.get_or_insert((module, name));
         let global = Global::named(module, name).map_or(Value::Other, Value::Global);
         self.stack.push(global);
     }
@@ -459,6 +484,11 @@ impl<'a> Machine<'a, '_> {
             [Value::String(first), ..] => Value::Tuple(Some(*first)),
             _ => Value::Tuple(None),
         };
+        if let ([Value::String(module), Value::String(name)], None) =
+            (&self.stack[from..], self.class)
+        {
+            self.class = Some((module.bytes, name.bytes));
+        }
         self.stack.truncate(from);
         self.stack.push(tuple);
     }
@@ -590,6 +620,27 @@ mod tests {
     }
 
     const OID: &[u8] = b"C\x08\0\0\0\0\0\0\0\x07";
+
+    #[test]
+    fn the_class_of_a_record_is_the_first_global_in_it() {
+        let mapping = Some((&b"persistent.mapping"[..], &b"PersistentMapping"[..]));
+        for record in [
+            &b"\x80\x03cpersistent.mapping\nPersistentMapping\nq\x00.\x80\x03}."[..],
+            // With arguments for `__new__`, among them another class.
+            b"\x80\x03(cpersistent.mapping\nPersistentMapping\ncb\nB\n\x85t.\x80\x03}.",
+            // In protocol 4.
+            b"\x80\x04\x8c\x12persistent.mapping\x8c\x11PersistentMapping\x93.\x80\x04}.",
+            // As long ago.
+            b"((U\x12persistent.mappingU\x11PersistentMappingtNt.}.",
+            // What is behind it does not matter.
+            b"\x80\x03cpersistent.mapping\nPersistentMapping\n\xff\xff",
+        ] {
+            assert_eq!(class_name(record), mapping, "{}", record.escape_ascii());
+        }
+        for record in [&b""[..], b"N.", b"\x80\x03cpersistent", b"no pickle"] {
+            assert_eq!(class_name(record), None, "{}", record.escape_ascii());
+        }
+    }
 
     #[test]
     fn ordinary_references_are_found_and_weak_and_cross_database_ones_are_not() {

@@ -129,10 +129,8 @@ impl ClientSession {
     }
 
     fn on_greeting(&mut self, frame: Bytes) -> Result<Received, ClientError> {
-        let encoding = match &frame[..] {
-            b"Z5" => Encoding::Z,
-            b"M5" => Encoding::M,
-            _ => return Err(ClientError::Greeting(frame)),
+        let Some(encoding) = Encoding::greeted(&frame) else {
+            return Err(ClientError::Greeting(frame));
         };
         let mut answer = self.out.frame();
         answer.put(&frame);
@@ -230,9 +228,16 @@ fn finish(frame: Frame<'_>) -> Result<(), ClientError> {
     frame.finish().map_err(ClientError::Frame)
 }
 
-fn decode(encoding: Encoding, frame: &Bytes) -> Result<Received, ClientError> {
+/// Reads one message of a server, behind its greeting: what [`ClientSession::next`] does with a
+/// frame, for those who look at a conversation from outside.
+///
+/// # Errors
+///
+/// It is none.
+pub fn decode(encoding: Encoding, frame: &Bytes) -> Result<Received, ClientError> {
     let value = match encoding {
-        Encoding::Z => pickle::decode(frame),
+        // An exception that is part of a result is an instance.
+        Encoding::Z => pickle::decode_any(frame),
         Encoding::M => msgpack::decode(frame),
     };
     let Value::Tuple(parts) = value.map_err(ClientError::Undecodable)? else {

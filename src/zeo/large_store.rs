@@ -16,6 +16,7 @@ use super::message::Encoding;
 use super::msgpack;
 use crate::limits::WHOLE_STORE_LEN_MAX;
 use crate::pickle;
+use crate::value::Value;
 
 /// Where the data of an object begin and end in a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub(super) struct BegunStore {
 
 /// A frame that is given out in pieces.
 #[derive(Debug)]
-pub(super) struct LargeStore {
+pub struct LargeStore {
     /// The call without the data, but for the first of them.
     call: BytesMut,
     /// Where the length of the data stands in `call`, one byte.
@@ -47,7 +48,7 @@ pub(super) struct LargeStore {
 
 /// What comes next of it.
 #[derive(Debug)]
-pub(super) enum Next {
+pub enum Next {
     /// No more has arrived.
     NotYet,
     /// Data
@@ -66,10 +67,7 @@ const DATA_SHOWN_LEN: usize = 200;
 impl LargeStore {
     /// Takes the frame that has begun to come, if it stores a large object. `None` as long as that
     /// cannot be told, too; `Some` of the length of the frame if it can, and does not.
-    pub(super) fn begin(
-        encoding: Encoding,
-        frames: &mut FrameReader,
-    ) -> Result<Option<Self>, usize> {
+    pub fn begin(encoding: Encoding, frames: &mut FrameReader) -> Result<Option<Self>, usize> {
         let Some((frame_len, begun)) = frames.incomplete() else {
             return Ok(None);
         };
@@ -105,7 +103,7 @@ impl LargeStore {
     }
 
     /// What comes next. After [`Next::Call`] it is over.
-    pub(super) fn next(&mut self, frames: &mut FrameReader) -> Next {
+    pub fn next(&mut self, frames: &mut FrameReader) -> Next {
         if self.data_left > 0 {
             let piece = frames.piece(self.data_left);
             if piece.is_empty() {
@@ -136,6 +134,15 @@ impl LargeStore {
 const _: () = assert!(DATA_SHOWN_LEN <= u8::MAX as usize);
 const _: () = assert!(2 * FRAME_LEN_AROUND_MAX < WHOLE_STORE_LEN_MAX);
 
+/// The msgid of the message that a frame begins with, if what has come of it ends within the data
+/// of an object: for those who do not wait for the rest.
+pub fn begun_msgid(encoding: Encoding, start: &Bytes) -> Option<Value> {
+    match encoding {
+        Encoding::Z => pickle::cut_off(start)?.before.into_iter().next(),
+        Encoding::M => msgpack::begun_msgid(start),
+    }
+}
+
 /// The call that a frame begins with, up to the data of an object, if these are cut off.
 fn begun_pickle(start: &Bytes) -> Option<BegunStore> {
     let cut = pickle::cut_off(start)?;
@@ -156,9 +163,9 @@ fn begun_pickle(start: &Bytes) -> Option<BegunStore> {
 mod tests {
     use super::*;
     use crate::ids::{Oid, Tid};
+    use crate::zeo::Dialect;
     use crate::zeo::message::{Call, Encoder, Request};
     use crate::zeo::session::{Incoming, Session, SessionError};
-    use crate::zeo::{Dialect, Value};
 
     const KINDS: [(Encoding, Dialect); 3] = [
         (Encoding::Z, Dialect::Python3),
@@ -215,6 +222,25 @@ mod tests {
             }
         }
         (pieces, calls)
+    }
+
+    #[test]
+    fn a_long_reply_tells_early_what_it_is_the_reply_to() {
+        for (encoding, dialect) in KINDS {
+            let mut out = crate::out_queue::OutQueue::default();
+            let oid = Value::from(Oid(1));
+            let msgid = Value::Tuple(vec![oid.clone(), Value::from(Tid(2))]);
+            let result = Value::Tuple(vec![Value::Bytes(data(5000)), oid, Value::None]);
+            Encoder::new(encoding, dialect).reply(&mut out, &msgid, &result);
+            let start = out.into_bytes().slice(4..260);
+            let begun = begun_msgid(encoding, &start).unwrap();
+            let Value::Tuple(parts) = begun else {
+                panic!("{begun:?}");
+            };
+            let parts: Vec<_> = parts.iter().filter_map(Value::string).collect();
+            assert_eq!(parts, [&Oid(1).to_bytes()[..], &Tid(2).to_bytes()]);
+            assert_eq!(begun_msgid(encoding, &Bytes::new()), None);
+        }
     }
 
     #[test]

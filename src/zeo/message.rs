@@ -23,6 +23,17 @@ pub enum Encoding {
     M,
 }
 
+impl Encoding {
+    /// What a greeting of version 5 announces; `None` for any other frame.
+    pub fn greeted(frame: &[u8]) -> Option<Self> {
+        match frame {
+            b"Z5" => Some(Self::Z),
+            b"M5" => Some(Self::M),
+            _ => None,
+        }
+    }
+}
+
 /// The Python of a client, which shows in its first call. In pickles it makes a difference to
 /// what we may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -252,8 +263,13 @@ pub enum ArgumentError {
     },
 }
 
-/// Reads a message from a client.
-pub fn decode(encoding: Encoding, frame: &Bytes) -> Result<Message, ProtocolError> {
+/// The four parts of a message of either side, whatever they mean: msgid, flag, name, and
+/// arguments or result.
+///
+/// # Errors
+///
+/// The bytes are no value, or the value is no tuple of four.
+pub fn parts(encoding: Encoding, frame: &Bytes) -> Result<[Value; 4], ProtocolError> {
     let value = match encoding {
         Encoding::Z => pickle::decode(frame),
         Encoding::M => msgpack::decode(frame),
@@ -261,8 +277,12 @@ pub fn decode(encoding: Encoding, frame: &Bytes) -> Result<Message, ProtocolErro
     let Value::Tuple(parts) = value.map_err(ProtocolError::Undecodable)? else {
         return Err(ProtocolError::NotAMessage);
     };
-    let parts = <[Value; 4]>::try_from(parts).map_err(|_| ProtocolError::NotAMessage)?;
-    let [msgid, flag, name, arguments] = parts;
+    <[Value; 4]>::try_from(parts).map_err(|_| ProtocolError::NotAMessage)
+}
+
+/// Reads a message from a client.
+pub fn decode(encoding: Encoding, frame: &Bytes) -> Result<Message, ProtocolError> {
+    let [msgid, flag, name, arguments] = parts(encoding, frame)?;
     if msgid == Value::Int(-1) {
         return Ok(Message::Heartbeat);
     }

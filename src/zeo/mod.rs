@@ -36,7 +36,7 @@
 pub mod client;
 pub mod errors;
 pub mod frame;
-mod large_store;
+pub mod large_store;
 pub mod load;
 pub mod load_form;
 pub mod message;

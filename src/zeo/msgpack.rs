@@ -30,6 +30,20 @@ pub fn decode(bytes: &Bytes) -> Result<Value, DecodeError> {
     Ok(value)
 }
 
+/// The msgid of the message that a frame begins with.
+pub(super) fn begun_msgid(bytes: &Bytes) -> Option<Value> {
+    let mut decoder = Decoder {
+        bytes,
+        cursor: Cursor::new(bytes),
+        count: 0,
+        announced: 1,
+    };
+    match decoder.cursor.u8() {
+        Ok(0x94) => decoder.value(1).ok(),
+        _ => None,
+    }
+}
+
 /// The call that a frame begins with, up to the data of an object, if these are cut off.
 pub(super) fn begun(bytes: &Bytes) -> Option<BegunStore> {
     let mut decoder = Decoder {

@@ -16,7 +16,7 @@ const SEEDS: u64 = 400;
 /// Things that happen, by seed.
 const STEPS: usize = 250;
 
-const GROUPS: [&str; 3] = ["g0", "g1", "g2"];
+const GROUPS: [&str; 4] = ["g0", "g1", "g2", "quiet"];
 
 /// Users; each has one session at a time.
 const USERS: usize = 7;
@@ -269,19 +269,27 @@ impl Model {
         Some(away.map(|user| user.name).collect())
     }
 
+    /// A group to join or leave. Who hears of no views has one of its own: nobody could tell what
+    /// has become of the others.
+    fn group_of(&mut self, n: usize) -> (usize, Name) {
+        let group = match self.users[n].views {
+            true => self.random(GROUPS.len() - 1),
+            false => GROUPS.len() - 1,
+        };
+        (group, Name::new(GROUPS[group].as_bytes()).unwrap())
+    }
+
     fn join(&mut self, n: usize) {
-        let group = self.random(GROUPS.len());
+        let (group, name) = self.group_of(n);
         self.users[n].groups.insert(group);
-        let name = Name::new(GROUPS[group].as_bytes()).unwrap();
         self.log
             .push(format!("{} joins {name}", self.users[n].name));
         self.request(n, 0x1_0000, &[name], b"");
     }
 
     fn leave(&mut self, n: usize) {
-        let group = self.random(GROUPS.len());
+        let (group, name) = self.group_of(n);
         self.users[n].groups.remove(&group);
-        let name = Name::new(GROUPS[group].as_bytes()).unwrap();
         self.log
             .push(format!("{} leaves {name}", self.users[n].name));
         self.request(n, 0x2_0000, &[name], b"");

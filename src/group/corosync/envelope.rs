@@ -4,7 +4,7 @@
 //! ```text
 //!   bytes   0 1   2         3      4..8     8..12   12..16    16..
 //!           "SG"  version   lane   number   node    process   body
-//!                 1         1..3            of the addressee
+//!                 1         1..4            of the addressee
 //! ```
 //!
 //! Numbers are big-endian. `number` counts the sender's bodies and wraps around; by it a sender

@@ -159,12 +159,13 @@ impl Membership {
             id,
             nodes: nodes.into_iter().collect(),
         });
-        self.ring_is_due = false;
+        let was_due = std::mem::take(&mut self.ring_is_due);
         if !self.members.contains(&self.me) {
             return events;
         }
-        // The same one comes again when another group of this node has a newcomer.
-        if self.view.as_ref().is_none_or(|view| view.ring != id) {
+        // The same one comes again when another group of this node has a newcomer; that is no news,
+        // unless it is what nodes came or went with.
+        if was_due || self.view.as_ref().is_none_or(|view| view.ring != id) {
             self.announce(&mut events);
             self.want_view(now);
         }
@@ -536,6 +537,28 @@ mod tests {
         let view = the_view(group.on_quorum(&quorate(ring(8)), now));
         assert_eq!(view.together, names(&PEERS));
         assert_eq!(view.cause, "other nodes");
+    }
+
+    #[test]
+    fn nodes_that_come_with_a_ring_that_was_told_are_a_view() {
+        let now = now();
+        // We joined while the ring was being taken up: it is told to us as a newcomer, then who
+        // came with it, and then again to all.
+        let mut group = Membership::new(ME, true);
+        group.on_quorum(&quorate(ring(8)), now);
+        let joined = [(ME, Reason::Join)];
+        let events = group.on_members(vec![ME], &[], &joined, now);
+        assert_eq!(events, Ok(vec![]));
+        let alone = the_view(group.on_ring(ring(8), vec![1, 2], now));
+        assert_eq!(alone.members, names(&[ME]));
+        let joined = [(at(2), Reason::NodeUp)];
+        let events = group.on_members(vec![ME, at(2)], &[], &joined, now);
+        assert_eq!(events, Ok(vec![Event::Transitional]));
+        let view = the_view(group.on_ring(ring(8), vec![1, 2], now));
+        assert_eq!(view.members, names(&[ME, at(2)]));
+        assert_eq!(view.together, names(&[ME]));
+        assert_ne!(view.id, alone.id);
+        assert!(!group.is_held());
     }
 
     #[test]

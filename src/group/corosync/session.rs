@@ -446,7 +446,11 @@ impl Group for Session {
 
     fn reset(&mut self, why: &str, now: Instant) {
         self.now = now;
-        self.lose(why);
+        match self.link {
+            Link::Up(_) => self.lose(why),
+            // There is nothing to give up; but whoever asked waits for it.
+            Link::Down => self.events.push_back(Event::Lost(why.to_owned())),
+        }
     }
 
     fn describe(&self) -> String {
@@ -1009,6 +1013,27 @@ mod tests {
             group.fake.with(|state| (state.opened, state.dropped)),
             (2, 1)
         );
+    }
+
+    #[test]
+    fn a_reset_is_followed_by_a_loss_whatever_there_was() {
+        let mut group = Fixture::new();
+        let lost = [Event::Lost("no sign of life".to_owned())];
+        group.session.reset("no sign of life", group.now);
+        assert_eq!(group.events(), lost);
+        group.session.join(group.now);
+        let job = group.session.take_job(group.now).unwrap();
+        group.session.reset("no sign of life", group.now);
+        assert_eq!(group.events(), lost);
+        // What is being opened is new, and is used.
+        group.fake_joins();
+        group.fake.quorum_says_ring(ring(4), &[1, 2, 3], true);
+        let done = job.run();
+        group.session.on_done(done, group.now);
+        group.the_view();
+        group.session.reset("no sign of life", group.now);
+        group.session.reset("no sign of life", group.now);
+        assert_eq!(group.events(), [lost.clone(), lost].concat());
     }
 
     #[test]

@@ -25,9 +25,13 @@ pub(super) fn view(
     }
 }
 
-/// The name of a session, for others. A daemon's names are ASCII; what else may come is escaped.
+/// The name of a session, for others: as it is, since bodies are addressed by it. A daemon's names
+/// are ASCII; what else may come is escaped.
 pub(super) fn member_id(name: &Name) -> MemberId {
-    MemberId::new(&name.to_string())
+    match str::from_utf8(name.as_bytes()) {
+        Ok(text) if text.bytes().all(|byte| byte.is_ascii_graphic()) => MemberId::new(text),
+        _ => MemberId::new(&name.to_string()),
+    }
 }
 
 fn view_id(id: GroupId) -> ViewId {

@@ -655,8 +655,9 @@ impl<T: Copy + Ord + fmt::Debug> Hub<T> {
             }
         }
         if let Some(error) = failed {
-            // What the peer has said before it went is still there to be read.
-            if !link.is_given_up() && link.connection.readable && link.reading {
+            // What the peer has said before it went is still there to be read, and then its error.
+            // Of one that has ended its stream nothing is read any more.
+            if link.wants_input() {
                 link.out = OutQueue::default();
                 link.connection.writable = false;
                 return;
@@ -974,6 +975,25 @@ mod tests {
         assert!(world.service.accepted.is_empty());
         world.hub.set_accepting(id, true);
         world.until(|it| !it.accepted.is_empty());
+    }
+
+    #[test]
+    fn a_reset_is_told_though_the_peer_had_ended_its_stream() {
+        let mut world = World::new();
+        let (id, peer) = world.pair();
+        drop(peer);
+        world.until(|it| it.happened.contains(&"end".to_owned()));
+        // The first is answered by a reset, on which the next one fails.
+        while !world
+            .service
+            .happened
+            .iter()
+            .any(|it| it.starts_with("broken"))
+        {
+            world.hub.send(id, Bytes::from_static(b"for nobody"));
+            world.turn_busily();
+        }
+        assert!(world.hub.link(id).is_none());
     }
 
     #[test]

@@ -131,10 +131,11 @@ impl Part {
     }
 
     /// The next event that can be delivered. A SAFE message waits until everybody is known to have
-    /// it, and everything else waits behind it.
+    /// it. So do joins, leaves and ends: two sides that do not know of each other would else have
+    /// different views of the same id. Everything else waits behind them.
     pub(super) fn pop(&mut self, now: Instant) -> Option<Event> {
         let first = self.queue.front()?;
-        let unconfirmed = self.cut && !first.confirmed && first.event.is_safe();
+        let unconfirmed = self.cut && !first.confirmed && first.event.needs_all();
         if !self.transitional && (first.due > now || unconfirmed) {
             return None;
         }
@@ -144,7 +145,7 @@ impl Part {
     /// When the next one can be delivered, unless it has to be confirmed first.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let first = self.queue.front()?;
-        let unconfirmed = self.cut && !first.confirmed && first.event.is_safe();
+        let unconfirmed = self.cut && !first.confirmed && first.event.needs_all();
         (!unconfirmed).then_some(first.due)
     }
 
@@ -203,7 +204,11 @@ impl RingId {
 }
 
 impl Event {
-    const fn is_safe(&self) -> bool {
-        matches!(self, Self::Message(Message { safe: true, .. }))
+    /// Whether it is not delivered in a configuration before all of that have it.
+    const fn needs_all(&self) -> bool {
+        match self {
+            Self::Message(message) => message.safe,
+            Self::Join(..) | Self::Leave(..) | Self::Gone(..) => true,
+        }
     }
 }
