@@ -13,7 +13,7 @@ pub(crate) fn any_two_can_commit(state: &State, rules: &Rules) -> Option<Propert
     for lead in 0..VOTERS {
         for other in (0..VOTERS).filter(|other| *other != lead) {
             let elected = in_a_new_epoch(state, &rules, lead, other);
-            if !elected.is_some_and(|state| commit(&state, &rules, lead, other).is_some()) {
+            if elected.is_none_or(|state| commit(&state, &rules, lead, other).is_none()) {
                 return Some(Property::Liveness);
             }
             let Some(state) = in_this_epoch(state, &rules, lead, other) else {

@@ -373,45 +373,45 @@ impl Next {
 impl State {
     /// All that can happen next.
     pub(crate) fn steps(&self, rules: &Rules, mut visit: impl FnMut(Step, Next)) {
+        let mut offer = |step: Step, next: Option<Next>| {
+            if let Some(next) = next {
+                visit(step, next);
+            }
+        };
         for node in 0..VOTERS {
             for epoch in 1..=rules.epochs {
-                let step = Step::Claim { node, epoch };
-                self.claim(rules, node, epoch).map(|next| visit(step, next));
-                let step = Step::Promise { node, epoch };
-                self.promise(rules, node, epoch)
-                    .map(|next| visit(step, next));
+                let claim = self.claim(rules, node, epoch);
+                offer(Step::Claim { node, epoch }, claim);
+                let promise = self.promise(rules, node, epoch);
+                offer(Step::Promise { node, epoch }, promise);
                 for seq in 1..=self.epoch(epoch).proposed.len() {
-                    let step = Step::Append { node, epoch, seq };
-                    self.append(rules, node, epoch, seq)
-                        .map(|next| visit(step, next));
+                    let append = self.append(rules, node, epoch, seq);
+                    offer(Step::Append { node, epoch, seq }, append);
                 }
-                let step = Step::Commit { node, epoch };
-                self.commit(rules, node, epoch)
-                    .map(|next| visit(step, next));
+                // With reductions it has learnt.
+                if !rules.reduce {
+                    let commit = self.commit(rules, node, epoch);
+                    offer(Step::Commit { node, epoch }, commit);
+                }
             }
-            for from in 0..VOTERS {
-                let step = Step::Fetch { node, from };
-                self.fetch(rules, node, from).map(|next| visit(step, next));
+            for from in (0..VOTERS).filter(|from| *from != node) {
+                offer(Step::Fetch { node, from }, self.fetch(rules, node, from));
             }
-            self.withdraw(rules, node)
-                .map(|next| visit(Step::Withdraw { node }, next));
-            self.take_office(rules, node)
-                .map(|next| visit(Step::TakeOffice { node }, next));
-            for clock in rules.clocks {
-                let step = Step::Propose {
-                    node,
-                    clock: *clock,
-                };
-                self.propose(rules, node, *clock)
-                    .map(|next| visit(step, next));
+            // Not to act is as good, but for what one sees.
+            if !rules.reduce {
+                offer(Step::Withdraw { node }, self.withdraw(rules, node));
             }
-            self.sync(rules, node)
-                .map(|next| visit(Step::Sync { node }, next));
+            offer(Step::TakeOffice { node }, self.take_office(rules, node));
+            for clock in rules.clocks.iter().copied() {
+                let propose = self.propose(rules, node, clock);
+                offer(Step::Propose { node, clock }, propose);
+            }
+            offer(Step::Sync { node }, self.sync(rules, node));
             for seq in 1..=self.replicas[node].log.len() {
-                let step = Step::Advance { node, seq };
-                self.advance(rules, node, seq).map(|next| visit(step, next));
+                let advance = self.advance(rules, node, seq);
+                offer(Step::Advance { node, seq }, advance);
             }
-            self.crashes(rules, node, &mut visit);
+            self.crashes(rules, node, &mut offer);
         }
     }
 
@@ -488,8 +488,7 @@ impl State {
     /// A candidate that learnt of a newer log gives up.
     pub(crate) fn withdraw(&self, rules: &Rules, node: usize) -> Option<Next> {
         let me = &self.replicas[node];
-        // Not to act is as good, but for what one sees.
-        if me.role != Role::Candidate || rules.reduce {
+        if me.role != Role::Candidate {
             return None;
         }
         let mut promises = self.replicas.iter();
@@ -713,7 +712,7 @@ impl State {
 
     /// A crash, and the start after it: what was not synced is lost from any entry on, or, if it
     /// was a cut, perhaps undone; C is what Data.fs tells, or nothing.
-    fn crashes(&self, rules: &Rules, node: usize, visit: &mut impl FnMut(Step, Next)) {
+    fn crashes(&self, rules: &Rules, node: usize, offer: &mut impl FnMut(Step, Option<Next>)) {
         let me = &self.replicas[node];
         if me.crashes == 0 {
             return;
@@ -739,7 +738,7 @@ impl State {
                     log,
                     commit_mark: *commit_mark,
                 };
-                visit(step, self.crash(rules, node, log, *commit_mark));
+                offer(step, Some(self.crash(rules, node, log, *commit_mark)));
             }
         }
     }
