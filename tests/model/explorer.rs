@@ -3,7 +3,8 @@
 use std::num::NonZero;
 use std::thread;
 
-use crate::protocol::{Mark, Next, Property, Rules, Step};
+use crate::protocol::{Next, Step};
+use crate::rules::{Mark, Property, Rules};
 use crate::state::State;
 
 /// States that threads take at a time; what they find is held until it is put into the table.

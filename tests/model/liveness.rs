@@ -1,6 +1,7 @@
 //! What can be done from a state on when faults have stopped.
 
-use crate::protocol::{Next, Property, Rules};
+use crate::protocol::Next;
+use crate::rules::{Property, Rules};
 use crate::state::{Role, State, VOTERS};
 
 /// From each state, any two voters can commit a client entry while the third is silent: with

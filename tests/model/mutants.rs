@@ -2,7 +2,7 @@
 
 use crate::explorer::{Check, no_check};
 use crate::liveness::any_two_can_commit;
-use crate::protocol::{Property, Rules};
+use crate::rules::{Property, Rules};
 
 /// A rule that is left out or wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,135 +5,8 @@
 //! break it, or in each state, and knows nothing about mutants.
 
 use crate::mutants::Mutant;
+use crate::rules::{Mark, Property, Rules};
 use crate::state::{EPOCHS, Epoch, Last, Log, Replica, Role, State, VOTERS};
-
-/// How large a run is, and which rule is broken in it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
-    /// Claims in all.
-    pub(crate) epochs: u8,
-    /// Client entries in all.
-    pub(crate) clients: u8,
-    /// Crashes of each voter.
-    pub(crate) crashes: u8,
-    /// What clocks show, in units of a tid; any of them at any time.
-    pub(crate) clocks: &'static [u8],
-    pub(crate) mutant: Option<Mutant>,
-    /// A property that is not looked at, so that one sees what else is broken.
-    pub(crate) ignore: Option<Property>,
-    /// Leave out what another run stands for; see [`Next::reduce`].
-    pub(crate) reduce: bool,
-}
-
-impl Rules {
-    pub(crate) const fn new(epochs: u8, clients: u8, crashes: u8) -> Self {
-        Self {
-            epochs,
-            clients,
-            crashes,
-            clocks: &[0],
-            mutant: None,
-            ignore: None,
-            reduce: true,
-        }
-    }
-
-    pub(crate) fn is(&self, mutant: Mutant) -> bool {
-        self.mutant == Some(mutant)
-    }
-
-    /// The number of an epoch as nodes compare it. Every claim has an epoch of its own, unless
-    /// nodes do not put their names into it.
-    fn number(&self, epoch: u8) -> u8 {
-        match self.is(Mutant::EpochWithoutNode) {
-            true => epoch.div_ceil(2),
-            false => epoch,
-        }
-    }
-
-    fn is_higher(&self, epoch: u8, than: u8) -> bool {
-        self.number(epoch) > self.number(than)
-    }
-
-    fn is_newer(&self, last: Last, than: Last) -> bool {
-        match self.mutant {
-            Some(Mutant::LogsNotCompared) => false,
-            Some(Mutant::SeqBeforeEpoch) => (last.seq, last.epoch) > (than.seq, than.epoch),
-            _ => {
-                let (epoch, other) = (self.number(last.epoch), self.number(than.epoch));
-                (epoch, last.seq) > (other, than.seq)
-            }
-        }
-    }
-
-    /// How much of two logs is alike by what nodes compare.
-    fn matched(&self, log: Log, other: Log) -> u8 {
-        if !self.is(Mutant::EpochWithoutNode) {
-            return log.common(other);
-        }
-        let len = log.len().min(other.len());
-        let differs = |seq: &u8| self.number(log.epoch(*seq)) != self.number(other.epoch(*seq));
-        (1..=len).find(differs).map_or(len, |seq| seq - 1)
-    }
-
-    fn quorum(&self) -> usize {
-        match self.is(Mutant::QuorumOfTheLiving) {
-            true => 1,
-            false => VOTERS / 2 + 1,
-        }
-    }
-}
-
-/// What must hold, by the names of the manual.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Property {
-    Agreement,
-    Durability,
-    Completeness,
-    OneCommitter,
-    Promise,
-    Exposure,
-    MonotoneTids,
-    Rewind,
-    DataFs,
-    Reads,
-    Liveness,
-}
-
-/// What shall happen in some run, or the model says little.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Mark {
-    Rewound,
-    BarrierCommittedOld,
-    CandidateFetched,
-    CandidateWithdrew,
-    ClaimBeaten,
-    PrimaryBeaten,
-    EntrySurvivedFailover,
-    EntryLost,
-    AllCommitted,
-    OldPrimaryCounted,
-}
-
-impl Mark {
-    pub(crate) const ALL: [Self; 10] = [
-        Self::Rewound,
-        Self::BarrierCommittedOld,
-        Self::CandidateFetched,
-        Self::CandidateWithdrew,
-        Self::ClaimBeaten,
-        Self::PrimaryBeaten,
-        Self::EntrySurvivedFailover,
-        Self::EntryLost,
-        Self::AllCommitted,
-        Self::OldPrimaryCounted,
-    ];
-
-    pub(crate) fn bit(self) -> u16 {
-        1 << self as u8
-    }
-}
 
 /// One step; voters are told by their places in the state before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +89,7 @@ impl Next {
         &mut self.state.replicas[node]
     }
 
-    /// What follows every step: acknowledgements, what is forgotten, and the checks.
+    /// What follows every step: acknowledgements, the checks, and what is forgotten.
     fn finish(mut self, rules: &Rules, before: &State) -> Self {
         for replica in &mut self.state.replicas {
             // Who will not crash any more loses nothing by being slow to sync.
@@ -225,16 +98,14 @@ impl Next {
             }
         }
         self.acknowledge(rules);
-        for (replica, old) in self.state.replicas.iter().zip(&before.replicas) {
-            let kept = replica.promised >= old.promised;
-            let epochs = (1..).zip(replica.acked.iter().zip(&old.acked));
-            let acked = epochs.filter(|(_, (now, old))| now > old);
-            let mut acked = acked.map(|(epoch, _)| epoch);
-            let allowed = acked.all(|epoch| !rules.is_higher(replica.promised, epoch));
-            if !(kept && allowed) && rules.ignore != Some(Property::Promise) {
-                self.broken = self.broken.or(Some(Property::Promise));
-            }
-        }
+        let mut pairs = self.state.replicas.iter().zip(&before.replicas);
+        let kept = pairs.all(|(replica, old)| {
+            let mut acks = (1..).zip(replica.acked.iter().zip(&old.acked));
+            let lower = |epoch| rules.is_higher(replica.promised, epoch);
+            let broken = acks.any(|(epoch, (now, old))| now > old && lower(epoch));
+            replica.promised >= old.promised && !broken
+        });
+        self.require(rules, kept, Property::Promise);
         if rules.reduce {
             self.learn(rules);
         }
@@ -286,9 +157,8 @@ impl Next {
         }
     }
 
-    /// Makes states one that have the same future: drops messages that nobody can take or that
-    /// would change nothing, and lets candidates go that cannot win. A test shows that runs
-    /// without this find the same.
+    /// Makes states one that have the same future: drops messages that nobody can take, or that
+    /// would change nothing. A test shows that runs without this find the same.
     fn reduce(&mut self, rules: &Rules) {
         let replicas = self.state.replicas;
         for n in 0..EPOCHS {
@@ -775,13 +645,15 @@ impl State {
 impl Next {
     /// Puts another log into the place of a node's, of which `matched` entries stay.
     fn replace_log(&mut self, rules: &Rules, node: usize, matched: u8, log: Log) {
+        let committed = self.state.committed;
         let me = self.replica(node);
         let (old, mark) = (me.log, me.commit_mark);
         me.log = log;
-        // A node may cut what is committed, if it neither knows so nor was counted: one that was not
-        // asked for an epoch's promise still follows the epoch before.
         let cut = old.len() > matched;
         self.require(rules, !cut || mark <= matched, Property::Rewind);
+        // That is all that can be asked: what it cuts may be committed in an epoch that it has not
+        // heard of, by a quorum that it does not belong to.
+        self.mark(Mark::CommittedCut, old.common(committed) > matched);
         self.mark(Mark::Rewound, cut);
     }
 
