@@ -1,7 +1,7 @@
 //! An exhaustive model of the core rules of replication: every state that three voters can reach
-//! is visited, and in each of them the invariants must hold. It needs no code of the server, so that
-//! it checks the rules and not how they are written down there; the manual's page on replication
-//! says which rule is which function here.
+//! is visited, and in each of them the invariants must hold. It needs no code of the server, so
+//! that it checks the rules and not how they are written down there; the manual's page on
+//! replication says which rule is which function here.
 //!
 //! Without optimization the runs are smaller; `tests/run` makes them with. `STANDBY_LONG=1` makes
 //! them large: minutes, and gigabytes. `STANDBY_TRACES=1` shows how each mutant is found.
