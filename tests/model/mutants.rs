@@ -96,9 +96,9 @@ const fn of(mutant: Mutant, mut rules: Rules, finds: Option<Property>) -> Trial 
     }
 }
 
-/// Looks at what comes of it, not only at the promise itself.
-const fn beyond_the_promise(mut trial: Trial) -> Trial {
-    trial.rules.ignore = Some(Property::Promise);
+/// Does not look at some properties, to see what else comes of it.
+const fn beyond(properties: &'static [Property], mut trial: Trial) -> Trial {
+    trial.rules.ignore = properties;
     trial
 }
 
@@ -117,7 +117,10 @@ const fn with_clocks(mut trial: Trial) -> Trial {
 pub(crate) const FOUND: &[Trial] = &[
     trial(AckBeforeSync, Property::Durability),
     trial(PromiseNotSynced, Property::Promise),
-    beyond_the_promise(trial(PromiseNotSynced, Property::Completeness)),
+    beyond(
+        &[Property::Promise],
+        trial(PromiseNotSynced, Property::Completeness),
+    ),
     // Takes a fourth epoch: one that proposes, one beside it, one that counts, one that is elected.
     of(
         OldEntriesCounted,
@@ -142,11 +145,17 @@ pub(crate) const FOUND: &[Trial] = &[
     trial(OldAcksCounted, Property::Completeness),
     trial(OwnSyncNotAwaited, Property::Durability),
     trial(PromiseOfLowerEpoch, Property::Promise),
-    beyond_the_promise(trial(PromiseOfLowerEpoch, Property::Completeness)),
+    beyond(
+        &[Property::Promise],
+        trial(PromiseOfLowerEpoch, Property::Completeness),
+    ),
     trial(ClaimNotPromised, Property::Completeness),
     trial(OfficeNotLeft, Property::Completeness),
     trial(AckOfLowerEpoch, Property::Promise),
-    beyond_the_promise(trial(AckOfLowerEpoch, Property::Completeness)),
+    beyond(
+        &[Property::Promise],
+        trial(AckOfLowerEpoch, Property::Completeness),
+    ),
     trial(AckUnmatched, Property::Durability),
     trial(PrevNotCompared, Property::Durability),
     trial(CutByDuplicate, Property::Durability),
@@ -156,6 +165,19 @@ pub(crate) const FOUND: &[Trial] = &[
     trial(OpenBeforeBarrier, Property::Reads),
     trial(NoBarrier, Property::Reads),
     trial(EpochWithoutNode, Property::Completeness),
+    beyond(
+        &[
+            Property::Completeness,
+            Property::Agreement,
+            Property::Exposure,
+            Property::Durability,
+        ],
+        trial(EpochWithoutNode, Property::OneCommitter),
+    ),
+    beyond(
+        &[Property::Durability],
+        trial(ProposeOfAnyEpoch, Property::Rewind),
+    ),
     trial(AppliedBeforeSync, Property::DataFs),
     trial(HintBeforeSync, Property::Agreement),
     stuck(NothingFetched),
@@ -166,6 +188,9 @@ pub(crate) const FOUND: &[Trial] = &[
 /// Rules that nothing depends on. The manual says why; the code may have them all the same.
 pub(crate) const NOT_NEEDED: &[Trial] = &[
     of(LowerClaimAnswered, Rules::new(3, 1, 1), None),
-    beyond_the_promise(of(AckAfterPromise, Rules::new(3, 1, 1), None)),
+    beyond(
+        &[Property::Promise],
+        of(AckAfterPromise, Rules::new(3, 1, 1), None),
+    ),
     of(CommitOfLowerEpoch, Rules::new(3, 1, 1), None),
 ];

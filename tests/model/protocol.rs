@@ -74,7 +74,7 @@ impl Next {
     }
 
     fn require(&mut self, rules: &Rules, holds: bool, property: Property) {
-        if !holds && rules.ignore != Some(property) {
+        if !holds && !rules.ignore.contains(&property) {
             self.broken = self.broken.or(Some(property));
         }
     }

@@ -16,8 +16,8 @@ pub(crate) struct Rules {
     /// What clocks show, in units of a tid; any of them at any time.
     pub(crate) clocks: &'static [u8],
     pub(crate) mutant: Option<Mutant>,
-    /// A property that is not looked at, so that one sees what else is broken.
-    pub(crate) ignore: Option<Property>,
+    /// Properties that are not looked at, so that one sees what else is broken.
+    pub(crate) ignore: &'static [Property],
     /// Leave out what another run stands for; see `Next::reduce`.
     pub(crate) reduce: bool,
 }
@@ -30,7 +30,7 @@ impl Rules {
             crashes,
             clocks: &[0],
             mutant: None,
-            ignore: None,
+            ignore: &[],
             reduce: true,
         }
     }
