@@ -43,6 +43,8 @@ pub mod manual {
     pub mod pack {}
     #[doc = include_str!("manual/performance.md")]
     pub mod performance {}
+    #[doc = include_str!("manual/replication.md")]
+    pub mod replication {}
     #[doc = include_str!("manual/spread.md")]
     pub mod spread {}
     #[doc = include_str!("manual/tls.md")]
