@@ -228,6 +228,9 @@ fn found(
             .map_err(JournalError::io("remove", &path))?;
     }
     Segment::create(disk, directory, header, segment_len)?;
+    // An attempt that failed may have left a directory that is only shown.
+    disk.sync_directory_of(directory)
+        .map_err(JournalError::io("sync the directory of", directory))?;
     identity.save(disk, directory, of)?;
     info!("journal: created in {}", directory.display());
     Ok(())
@@ -523,13 +526,13 @@ impl<'a> Scan<'a> {
         };
         let io = |action| JournalError::io(action, &segment.path);
         let len = segment.file.len().map_err(io("read"))?;
-        if len <= segment.end {
+        if len == segment.end {
             return Ok(None);
         }
         let first = self.last.seq.next();
         let torn = match self.is_torn {
             true => Some(self.keep_tail(segment, len, first)?),
-            // Room that was never written to.
+            // Room that was never written to; or the padding of the last entry is not there.
             false => None,
         };
         segment.file.set_len(segment.end).map_err(io("cut"))?;
