@@ -484,3 +484,209 @@ impl Decoder {
         self.pos += len as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = "n1";
+
+    fn segment_header() -> SegmentHeader {
+        let node = NodeId::new(NODE).unwrap();
+        SegmentHeader {
+            history: HistoryId([0xaa; 16]),
+            disk: DiskId([0xbb; 16]),
+            before: Point {
+                epoch: Epoch { counter: 2, node },
+                seq: Seq(6),
+                digest: Digest([0xcc; 32]),
+            },
+        }
+    }
+
+    /// Entries behind such a header, as they stand in a segment.
+    fn segment(bodies: &[&[u8]]) -> (Vec<u8>, Vec<EntryHeader>) {
+        let segment = segment_header();
+        let mut bytes = segment.encode().to_vec();
+        let (mut last, mut headers) = (segment.before, Vec::new());
+        for body in bodies {
+            let mut header = EntryHeader {
+                kind: 4,
+                body_len: body.len() as u64,
+                seq: last.seq.next(),
+                synced: Seq(5),
+                epoch: last.epoch,
+                tid: Tid(0x0102_0304_0506_0708),
+                previous: last.digest,
+                digest: last.digest,
+            };
+            header.digest = digest_of(&header, &[Bytes::copy_from_slice(body)]);
+            bytes.extend_from_slice(&header.encode(&place(bytes.len())));
+            bytes.extend_from_slice(body);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            last = header.point();
+            headers.push(header);
+        }
+        (bytes, headers)
+    }
+
+    fn place(pos: usize) -> Place {
+        Place {
+            disk: segment_header().disk,
+            first: segment_header().first(),
+            pos: pos as u64,
+        }
+    }
+
+    fn decode(bytes: &[u8], piece_len: usize) -> Vec<Item> {
+        let mut decoder = Decoder::new();
+        let mut items: Vec<Item> = Vec::new();
+        for piece in bytes.chunks(piece_len) {
+            decoder.feed(piece);
+            items.extend(std::iter::from_fn(|| decoder.poll()));
+        }
+        decoder.end();
+        items.extend(std::iter::from_fn(|| decoder.poll()));
+        // However a body came, it is one.
+        let mut joined: Vec<Item> = Vec::new();
+        for item in items {
+            match (joined.last_mut(), item) {
+                (Some(Item::Body(all)), Item::Body(piece)) => {
+                    *all = [&all[..], &piece].concat().into();
+                }
+                (_, item) => joined.push(item),
+            }
+        }
+        joined
+    }
+
+    #[test]
+    fn fields_are_where_the_manual_says() {
+        let (bytes, _) = segment(&[b"body"]);
+        assert_eq!(&bytes[..8], b"SbyJrnl\x01");
+        assert_eq!(bytes[8..24], [0xaa; 16]);
+        assert_eq!(bytes[24..40], [0xbb; 16]);
+        assert_eq!(bytes[40..48], 7_u64.to_be_bytes());
+        assert_eq!(bytes[48..56], 2_u64.to_be_bytes());
+        assert_eq!(&bytes[56..72], b"n1\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(bytes[72..104], [0xcc; 32]);
+        assert_eq!(bytes[104..136], sha256(&[&bytes[..104]]).0);
+        assert_eq!(bytes[136..512], [0; 376]);
+        let entry = &bytes[512..];
+        assert_eq!(&entry[..8], b"SbyE\x04\0\0\0");
+        assert_eq!(entry[8..16], 4_u64.to_be_bytes());
+        assert_eq!(entry[16..24], 7_u64.to_be_bytes());
+        assert_eq!(entry[24..32], 5_u64.to_be_bytes());
+        assert_eq!(entry[32..56], bytes[48..72]);
+        assert_eq!(entry[56..64], [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(entry[64..96], [0xcc; 32]);
+        let digested = [&entry[64..96], &[4], &entry[8..24], &entry[32..64], b"body"];
+        assert_eq!(entry[96..128], sha256(&digested).0);
+        let check = sha256(&[&bytes[24..48], &512_u64.to_be_bytes(), &entry[..128]]);
+        assert_eq!(entry[128..160], check.0);
+        assert_eq!(&entry[160..], b"body\0\0\0\0");
+    }
+
+    #[test]
+    fn a_header_is_one_only_as_it_was_written_and_where_it_was_written() {
+        let (bytes, headers) = segment(&[b"body"]);
+        let entry = &bytes[512..];
+        assert_eq!(EntryHeader::decode(entry, &place(512)), Some(headers[0]));
+        assert_eq!(EntryHeader::decode(entry, &place(520)), None);
+        for change in [
+            |place: &mut Place| place.disk.0[0] ^= 1,
+            |place: &mut Place| place.first = Seq(8),
+        ] {
+            let mut elsewhere = place(512);
+            change(&mut elsewhere);
+            assert_eq!(EntryHeader::decode(entry, &elsewhere), None);
+        }
+        for bit in 0..8 * ENTRY_HEADER_LEN {
+            let mut bad = entry.to_vec();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(EntryHeader::decode(&bad, &place(512)), None, "{bit}");
+            assert_eq!(EntryHeader::decode(&entry[..bit / 8], &place(512)), None);
+        }
+        assert_eq!(SegmentHeader::decode(&bytes), Some(segment_header()));
+        for bit in 0..8 * SEGMENT_HEADER_LEN {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SegmentHeader::decode(&bad), None, "{bit}");
+            assert_eq!(SegmentHeader::decode(&bytes[..bit / 8]), None);
+        }
+    }
+
+    #[test]
+    fn a_segment_is_taken_apart_however_it_comes() {
+        let (bytes, headers) = segment(&[b"body", b"", b"12345678"]);
+        let entry = |at: usize, pos| {
+            let header = headers[at];
+            let is_checked = true;
+            Item::Entry {
+                pos,
+                header,
+                is_checked,
+            }
+        };
+        let end = || Item::End { is_whole: true };
+        let expected = [
+            Item::Segment(segment_header()),
+            entry(0, 512),
+            Item::Body(Bytes::from_static(b"body")),
+            end(),
+            Item::Zeros { pos: 676, len: 4 },
+            entry(1, 680),
+            end(),
+            entry(2, 840),
+            Item::Body(Bytes::from_static(b"12345678")),
+            end(),
+        ];
+        for piece_len in [1, 7, 100, 512, 10_000] {
+            assert_eq!(decode(&bytes, piece_len), expected, "{piece_len}");
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_hides_nothing_behind_it() {
+        let (bytes, headers) = segment(&[b"body", b"more"]);
+        let mut bad = bytes.clone();
+        bad[512] = 0;
+        let items = decode(&bad, 64);
+        let is_second =
+            |item: &Item| matches!(item, Item::Entry { header, .. } if *header == headers[1]);
+        assert!(items.iter().any(is_second), "{items:?}");
+        assert!(
+            items
+                .iter()
+                .any(|item| matches!(item, Item::Garbage { .. }))
+        );
+        // A wrong body is told.
+        let mut bad = bytes.clone();
+        bad[512 + ENTRY_HEADER_LEN] ^= 1;
+        assert!(decode(&bad, 64).contains(&Item::End { is_whole: false }));
+        let cut = decode(&bytes[..512 + ENTRY_HEADER_LEN + 2], 64);
+        assert_eq!(cut.last(), Some(&Item::End { is_whole: false }));
+        // Without the header of the segment entries are found all the same.
+        let mut bad = bytes;
+        bad[0] ^= 1;
+        let items = decode(&bad, 64);
+        let unchecked = items.iter().filter(|item| {
+            matches!(
+                item,
+                Item::Entry {
+                    is_checked: false,
+                    ..
+                }
+            )
+        });
+        assert_eq!(unchecked.count(), 2);
+        assert!(!items.contains(&Item::End { is_whole: false }));
+    }
+
+    #[test]
+    fn histories_begin_with_different_digests() {
+        let [one, other] = [1, 2].map(|byte| Point::start(HistoryId([byte; 16])));
+        assert_ne!(one.digest, other.digest);
+        assert_eq!(one.seq, Seq::ZERO);
+    }
+}

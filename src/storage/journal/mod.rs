@@ -440,3 +440,271 @@ fn padding_behind(header: &EntryHeader) -> &'static [u8] {
         .get(..usize::try_from(len).unwrap_or(0))
         .unwrap_or(&[])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::ids::{DiskId, HistoryId, NodeId, Tid};
+    use crate::storage::disk::OsDisk;
+    use crate::storage::memory::MemoryDisk;
+    use crate::storage::testing::TestDir;
+
+    fn options() -> Options {
+        let identity = Identity {
+            history: HistoryId([1; 16]),
+            node: NodeId::new("n1").unwrap(),
+            disk: DiskId([2; 16]),
+        };
+        Options {
+            create: Some(Create::new(identity)),
+            segment_len: 4096,
+            window_len: 10_000,
+        }
+    }
+
+    fn open(disk: &Arc<MemoryDisk>) -> Journal {
+        Journal::open(disk.clone(), Path::new("journal"), options())
+            .unwrap()
+            .0
+    }
+
+    fn epoch(counter: u64) -> Epoch {
+        let node = NodeId::new("n1").unwrap();
+        Epoch { counter, node }
+    }
+
+    /// Entries that follow, with bodies of these lengths.
+    fn entries(journal: &Journal, lens: &[usize]) -> Vec<Entry> {
+        let mut last = journal.last;
+        let entry = |len: &usize| {
+            let body = vec![Bytes::from(vec![7; *len])];
+            let entry = Entry::new(&last, epoch(1), 1, Tid(5), body).unwrap();
+            last = entry.point();
+            entry
+        };
+        lens.iter().map(entry).collect()
+    }
+
+    fn append(journal: &mut Journal, lens: &[usize]) {
+        let group = entries(journal, lens);
+        journal.append(&group).unwrap();
+    }
+
+    fn seqs(entries: Entries) -> Vec<u64> {
+        entries.map(|entry| entry.unwrap().header().seq.0).collect()
+    }
+
+    #[test]
+    fn what_does_not_continue_the_log_is_refused_and_changes_nothing() {
+        let mut journal = open(&Arc::new(MemoryDisk::new()));
+        let group = entries(&journal, &[10, 20, 30]);
+        journal.append(&group[..2]).unwrap();
+        let before = journal.positions();
+        let refused = |journal: &mut Journal, group: &[Entry]| match journal.append(group) {
+            Err(JournalError::Refused(refusal)) => refusal,
+            result => panic!("{result:?}"),
+        };
+        let (found, expected) = (Seq(2), Seq(3));
+        let order = Refusal::Order { found, expected };
+        assert_eq!(refused(&mut journal, &group[1..]), order);
+        let (found, expected) = (Seq(3), Seq(4));
+        let order = Refusal::Order { found, expected };
+        let twice = [group[2].clone(), group[2].clone()];
+        assert_eq!(refused(&mut journal, &twice), order);
+        let (body, seq) = (Vec::new(), Seq(3));
+        let mut other = journal.last;
+        other.digest.0[0] ^= 1;
+        let forked = Entry::new(&other, epoch(1), 1, Tid(5), body.clone()).unwrap();
+        assert_eq!(refused(&mut journal, &[forked]), Refusal::Chain { seq });
+        let early = Entry::new(&journal.last, epoch(0), 1, Tid(5), body).unwrap();
+        assert_eq!(refused(&mut journal, &[early]), Refusal::Chain { seq });
+        assert_eq!(journal.positions(), before);
+        journal.append(&group[2..]).unwrap();
+        journal.append(&[]).unwrap();
+        assert_eq!(seqs(journal.reader().read(Seq(1), 1000)), [1, 2, 3]);
+    }
+
+    #[test]
+    fn what_was_appended_is_read_in_other_threads_and_as_much_as_is_wanted() {
+        let dir = TestDir::new();
+        let disk = Arc::new(OsDisk::default());
+        let (mut journal, recovered) =
+            Journal::open(disk.clone(), &dir.path("journal"), options()).unwrap();
+        assert!(recovered.is_new);
+        let mut all = Vec::new();
+        for number in 0..50 {
+            let group = entries(&journal, &[number, 30 * number]);
+            journal.append(&group).unwrap();
+            all.extend(group);
+        }
+        // Not synced, and longer than a segment.
+        let group = entries(&journal, &[100_000]);
+        journal.append(&group).unwrap();
+        all.extend(group);
+        let reader = journal.reader();
+        let found = thread::spawn(move || reader.read(Seq::ZERO, u64::MAX).collect::<Vec<_>>());
+        let found = found.join().unwrap().into_iter();
+        // Bodies are in one piece when they are read.
+        let headers =
+            |entries: &[Entry]| -> Vec<_> { entries.iter().map(|entry| *entry.header()).collect() };
+        let found: Vec<Entry> = found.map(Result::unwrap).collect();
+        assert_eq!(headers(&found), headers(&all));
+        for (seq, len_max, expected) in [
+            (1, 0, vec![1]),
+            (97, 48 + 48 * 30, vec![97, 98]),
+            (97, 48 + 48 * 30 + 1, vec![97, 98, 99]),
+            (101, 10, vec![101]),
+            (102, 10, vec![]),
+        ] {
+            assert_eq!(seqs(journal.reader().read(Seq(seq), len_max)), expected);
+        }
+        for entry in &all {
+            let point = journal.point_at(entry.header().seq).unwrap();
+            assert_eq!(point, Some(entry.point()));
+        }
+        assert_eq!(journal.point_at(Seq(102)).unwrap(), None);
+        journal.close().unwrap();
+        let (journal, recovered) = Journal::open(disk, &dir.path("journal"), options()).unwrap();
+        assert!(!recovered.is_new);
+        assert_eq!(recovered.last, all[100].point());
+        assert_eq!(journal.positions().synced, Seq(101));
+    }
+
+    #[test]
+    fn a_promise_is_kept_and_never_lowered() {
+        let disk = Arc::new(MemoryDisk::new());
+        let mut journal = open(&disk);
+        journal.promise(epoch(7)).unwrap();
+        journal.promise(epoch(7)).unwrap();
+        let lower = journal.promise(epoch(6));
+        assert!(matches!(
+            lower,
+            Err(JournalError::Refused(Refusal::Promised { .. }))
+        ));
+        drop(journal);
+        assert_eq!(open(&disk).positions().promised, epoch(7));
+    }
+
+    #[test]
+    fn a_directory_has_one_journal_at_a_time() {
+        let disk = Arc::new(MemoryDisk::new());
+        let journal = open(&disk);
+        let again = Journal::open(disk.clone(), Path::new("journal"), options());
+        assert!(matches!(again, Err(JournalError::Locked { .. })));
+        drop(journal);
+        open(&disk);
+        let options = Options::default();
+        let missing = Journal::open(disk, Path::new("elsewhere"), options);
+        assert!(matches!(missing, Err(JournalError::Missing { .. })));
+    }
+
+    #[test]
+    fn a_sync_that_began_before_a_cut_says_nothing_of_what_was_written_since() {
+        let mut journal = open(&Arc::new(MemoryDisk::new()));
+        append(&mut journal, &[10, 10, 10]);
+        let early = journal.begin_sync().unwrap().run().unwrap();
+        journal.cut_after(Seq(1), Seq::ZERO).unwrap().unwrap();
+        append(&mut journal, &[20, 20, 20]);
+        journal.on_synced(early);
+        assert_eq!(journal.positions().synced, Seq(1));
+        let synced = journal.begin_sync().unwrap().run().unwrap();
+        append(&mut journal, &[30]);
+        journal.on_synced(synced);
+        assert_eq!(journal.positions().synced, Seq(4));
+    }
+
+    #[test]
+    fn readers_are_told_of_cuts_and_of_what_was_released() {
+        let mut journal = open(&Arc::new(MemoryDisk::new()));
+        for _ in 0..12 {
+            append(&mut journal, &[1500, 10]);
+        }
+        journal.sync().unwrap();
+        let mut entries = journal.reader().read(Seq(1), u64::MAX);
+        entries.next().unwrap().unwrap();
+        assert_eq!(journal.release(Seq(1)).unwrap(), 0);
+        assert!(journal.release(Seq(24)).unwrap() > 0);
+        let first = journal.positions().first;
+        assert!(first > Seq(2));
+        // What it was in goes on.
+        assert_eq!(entries.next().unwrap().unwrap().header().seq, Seq(2));
+        let released = journal
+            .reader()
+            .read(Seq(1), 1)
+            .next()
+            .unwrap()
+            .unwrap_err();
+        assert!(
+            matches!(released, JournalError::Refused(Refusal::Released { first: it }) if it == first)
+        );
+        assert_eq!(journal.point_at(Seq(1)).unwrap(), None);
+        let mut entries = journal.reader().read(first, u64::MAX);
+        entries.next().unwrap().unwrap();
+        journal.cut_after(Seq(20), Seq(20)).unwrap().unwrap();
+        // To the end of the segment at most.
+        let error = entries.find_map(Result::err).unwrap();
+        assert!(
+            matches!(error, JournalError::Refused(Refusal::Cut)),
+            "{error}"
+        );
+        assert!(entries.next().is_none());
+        assert_eq!(seqs(journal.reader().read(Seq(19), u64::MAX)), [19, 20]);
+    }
+
+    #[test]
+    fn what_is_committed_or_was_released_is_never_cut() {
+        let mut journal = open(&Arc::new(MemoryDisk::new()));
+        append(&mut journal, &[10; 8]);
+        journal.sync().unwrap();
+        let refused = |journal: &mut Journal, after, committed| {
+            let cut = journal.cut_after(Seq(after), Seq(committed));
+            matches!(cut, Err(JournalError::Refused(Refusal::BelowCommit { .. })))
+        };
+        assert!(refused(&mut journal, 3, 4));
+        journal.note_committed(Seq(5)).unwrap();
+        assert!(refused(&mut journal, 4, 0));
+        assert_eq!(journal.cut_after(Seq(8), Seq(0)).unwrap(), None);
+        let cut = journal.cut_after(Seq(5), Seq(5)).unwrap().unwrap();
+        assert_eq!((cut.first.seq, cut.last.seq), (Seq(6), Seq(8)));
+        assert_eq!(cut.path, Path::new("journal/diverged-n1-1-6.journal"));
+    }
+
+    #[test]
+    fn a_journal_may_begin_behind_a_copy_of_the_database() {
+        let disk = Arc::new(MemoryDisk::new());
+        let identity = Identity {
+            history: HistoryId([1; 16]),
+            node: NodeId::new("n2").unwrap(),
+            disk: DiskId([3; 16]),
+        };
+        let base = Point {
+            seq: Seq(1000),
+            epoch: epoch(4),
+            ..Point::start(identity.history)
+        };
+        let row = EpochRow {
+            epoch: epoch(4),
+            first: Seq(900),
+            tids: Some((Tid(1), Tid(2))),
+        };
+        let options = || Options {
+            create: Some(Create::behind(identity, base, &[row])),
+            ..options()
+        };
+        let directory = Path::new("journal");
+        let (mut journal, _) = Journal::open(disk.clone(), directory, options()).unwrap();
+        let entry = Entry::new(&base, epoch(4), 1, Tid(3), Vec::new()).unwrap();
+        journal.append(&[entry]).unwrap();
+        drop(journal);
+        let (journal, _) = Journal::open(disk, directory, options()).unwrap();
+        let positions = journal.positions();
+        assert_eq!((positions.first, positions.synced), (Seq(1001), Seq(1001)));
+        assert_eq!(journal.point_at(Seq(1000)).unwrap(), Some(base));
+        let tids = Some((Tid(1), Tid(3)));
+        assert_eq!(journal.epochs().rows(), [EpochRow { tids, ..row }]);
+    }
+}
