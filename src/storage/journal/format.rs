@@ -46,8 +46,8 @@ const EPOCH_LEN: usize = 8 + NodeId::LEN_MAX + 6;
 
 const _: () = assert!(SEGMENT_FIELDS_LEN + Digest::LEN <= SEGMENT_HEADER_LEN);
 const _: () = assert!(ENTRY_FIELDS_LEN == 4 + 1 + 3 + 8 + 8 + 8 + EPOCH_LEN + 8 + 2 * Digest::LEN);
-const _: () = assert!(ENTRY_HEADER_LEN as u64 % ALIGNMENT == 0);
-const _: () = assert!(SEGMENT_HEADER_LEN as u64 % ALIGNMENT == 0);
+const _: () = assert!((ENTRY_HEADER_LEN as u64).is_multiple_of(ALIGNMENT));
+const _: () = assert!((SEGMENT_HEADER_LEN as u64).is_multiple_of(ALIGNMENT));
 
 /// A place in the log: an entry, and by its digest all that is before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
