@@ -381,9 +381,9 @@ fn journal_in_use() -> Vec<(PathBuf, Vec<u8>)> {
     }
     let names = disk.names(directory).unwrap();
     let paths = names.iter().map(|name| directory.join(name));
-    paths
-        .map(|path| (path.clone(), disk.read(&path).unwrap()))
-        .collect()
+    let files = paths.map(|path| (path.clone(), disk.read(&path).unwrap()));
+    // Not the one that is only locked.
+    files.filter(|(_, bytes)| !bytes.is_empty()).collect()
 }
 
 fn journal_options() -> journal::Options {

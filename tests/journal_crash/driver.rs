@@ -476,6 +476,40 @@ impl Driver {
         Ok(())
     }
 
+    /// Begins anew behind entries that came in another way.
+    pub(crate) fn begin_behind(&mut self) -> Result<(), Stop> {
+        let mut last = self.last;
+        let mut epochs = self.journal().epochs().rows().to_vec();
+        let node = NodeId::new("n3").unwrap();
+        let counter = last.epoch.counter + 1;
+        let epoch = Epoch { counter, node };
+        for _ in 0..3 {
+            let entry = Entry::new(&last, epoch, 1, Tid(77), Vec::new()).expect("short");
+            last = entry.point();
+            self.entries.push(entry);
+        }
+        epochs.push(EpochRow {
+            epoch,
+            first: self.last.seq.next(),
+            tids: Some((Tid(77), Tid(77))),
+        });
+        let digests = self.entries[self.entries.len() - 3..].iter();
+        let digests: Vec<_> = digests.map(|entry| entry.header().digest.0).collect();
+        self.change(|state| {
+            state.may.extend(digests);
+            state.released = index(last.seq);
+        });
+        let early = self.last;
+        let refused = self.journal().begin_behind(early, &[]);
+        if !matches!(refused, Err(JournalError::Refused(_))) {
+            return wrong(format!("{refused:?} of what is there"));
+        }
+        self.journal().begin_behind(last, &epochs)?;
+        self.last = last;
+        self.change(|state| state.must = index(last.seq));
+        Ok(())
+    }
+
     /// After a failure: everything is refused.
     pub(crate) fn try_everything(&mut self) -> Result<(), String> {
         let last = self.last;
@@ -496,6 +530,13 @@ impl Driver {
             journal.note_committed(last.seq),
             journal.cut_after(Seq(0), Seq(0)).map(|_| ()),
             journal.release(last.seq).map(|_| ()),
+            journal.begin_behind(
+                Point {
+                    seq: Seq(u64::MAX),
+                    ..last
+                },
+                &[],
+            ),
         ];
         match results.iter().position(Result::is_ok) {
             Some(at) => Err(format!("call {at} went well after a failure")),

@@ -74,6 +74,12 @@ fn workload(driver: &mut Driver) -> Result<(), Stop> {
     driver.note(1)?;
     driver.release()?;
     driver.append(&[(1000, 0)])?;
+    driver.begin_behind()?;
+    for _ in 0..7 {
+        driver.append(&[(500, 1), (900, 1)])?;
+    }
+    driver.release()?;
+    driver.append(&[(1000, 0)])?;
     driver.kill();
     driver.open()?;
     driver.append(&[(700, 1)])?;

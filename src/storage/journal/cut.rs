@@ -8,8 +8,9 @@ use log::{info, warn};
 
 use super::error::{JournalError, Refusal};
 use super::format::{EntryHeader, Place, Point, SEGMENT_HEADER_LEN, SegmentHeader};
+use super::recover::begin_anew;
 use super::segment::Segment;
-use super::state::{Hint, Released, State as _, free_name};
+use super::state::{EpochRow, EpochRows, Hint, Released, State as _, free_name};
 use super::{Journal, Log, padding_behind};
 use crate::ids::Seq;
 use crate::storage::disk::{OpenMode, with_suffix};
@@ -185,6 +186,51 @@ impl Journal {
         self.reader().headers(first, after)
     }
 
+    /// Begins the log anew behind a copy of the database that is on stable storage, further than
+    /// the log goes: as [`Create::behind`](super::Create::behind), but what was promised stays. All
+    /// entries go; those that are not in the copy have to be cut before, so that they are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Order`] if the log goes as far as that: nothing was changed. After any other
+    /// error the journal takes no more writes.
+    pub fn begin_behind(&mut self, base: Point, epochs: &[EpochRow]) -> Result<(), JournalError> {
+        self.shared.check()?;
+        let (found, expected) = (base.seq, self.last.seq.next());
+        if found < expected {
+            return Err(Refusal::Order { found, expected }.into());
+        }
+        let begun = self.replace_log(base, epochs);
+        self.shared.latch(begun)
+    }
+
+    fn replace_log(&mut self, base: Point, epochs: &[EpochRow]) -> Result<(), JournalError> {
+        let (disk, of) = (&*self.disk, self.identity.disk);
+        let mut released = Released {
+            through: base,
+            epochs: EpochRows::of(epochs),
+            is_anew: true,
+        };
+        // From here on opening does the rest.
+        released.save(disk, &self.directory, of)?;
+        let (directory, identity) = (&self.directory, &self.identity);
+        let segment = begin_anew(disk, directory, identity, &mut released, self.segment_len);
+        let segment = segment.map_err(|error| match error {
+            // The log is gone: it cannot be tried again as if nothing had happened.
+            JournalError::NoSpace { path, source } => JournalError::io("begin", &path)(source),
+            error => error,
+        })?;
+        let mut log = self.shared.log();
+        log.cuts += 1;
+        log.segments = [segment].into();
+        drop(log);
+        self.released = released;
+        self.last = base;
+        self.synced = base.seq;
+        info!("journal: begins anew behind entry {}", base.seq);
+        Ok(())
+    }
+
     /// Removes segments whose entries have all been applied, up to `applied`, which must be on
     /// stable storage in Data.fs; but keeps as many bytes as [`Options`](super::Options) say. How
     /// many segments went.
@@ -218,7 +264,11 @@ impl Journal {
             gone.iter()
                 .for_each(|segment| epochs.append(&segment.epochs));
             let through = last.last;
-            let released = Released { through, epochs };
+            let released = Released {
+                through,
+                epochs,
+                is_anew: false,
+            };
             released.save(&*self.disk, &self.directory, self.identity.disk)?;
             self.released = released;
         }

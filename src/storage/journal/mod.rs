@@ -638,9 +638,8 @@ mod tests {
             .next()
             .unwrap()
             .unwrap_err();
-        assert!(
-            matches!(released, JournalError::Refused(Refusal::Released { first: it }) if it == first)
-        );
+        let expected = Refusal::Released { first };
+        assert!(matches!(released, JournalError::Refused(it) if it == expected));
         assert_eq!(journal.point_at(Seq(1)).unwrap(), None);
         let mut entries = journal.reader().read(first, u64::MAX);
         entries.next().unwrap().unwrap();

@@ -126,7 +126,16 @@ impl Journal {
             .map_err(JournalError::io("sync the directory of", directory))?;
         let promised = Promised::load_existing(&*disk, directory, identity.disk)?.0;
         let hint = Hint::load_existing(&*disk, directory, identity.disk)?;
-        let released = Released::load_existing(&*disk, directory, identity.disk)?;
+        let mut released = Released::load_existing(&*disk, directory, identity.disk)?;
+        if released.is_anew {
+            begin_anew(
+                &*disk,
+                directory,
+                &identity,
+                &mut released,
+                options.segment_len,
+            )?;
+        }
         let mut scan = Scan::new(&*disk, directory, &identity, &hint, &released);
         scan.run()?;
         let (segments, last, torn) = scan.settle()?;
@@ -215,6 +224,7 @@ fn found(
     let released = Released {
         through: *base,
         epochs: epochs.clone(),
+        is_anew: false,
     };
     released.save(disk, directory, of)?;
     let header = SegmentHeader {
@@ -234,6 +244,29 @@ fn found(
     identity.save(disk, directory, of)?;
     info!("journal: created in {}", directory.display());
     Ok(())
+}
+
+/// Puts an empty log in the place of what there is, as the table of epochs says already.
+pub(super) fn begin_anew(
+    disk: &dyn Disk,
+    directory: &Path,
+    identity: &Identity,
+    released: &mut Released,
+    segment_len: u64,
+) -> Result<Segment, JournalError> {
+    for (_, path) in segments_in(disk, directory)? {
+        disk.remove(&path)
+            .map_err(JournalError::io("remove", &path))?;
+    }
+    let header = SegmentHeader {
+        history: identity.history,
+        disk: identity.disk,
+        before: released.through,
+    };
+    let segment = Segment::create(disk, directory, header, segment_len)?;
+    released.is_anew = false;
+    released.save(disk, directory, identity.disk)?;
+    Ok(segment)
 }
 
 /// A journal that was in use and has lost its identity is no place for a new one.

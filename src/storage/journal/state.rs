@@ -126,6 +126,9 @@ impl<'a> Words<'a> {
 /// In the place of a node's name, which it cannot be.
 const NO_NODE: &str = "*";
 
+/// The line that says that the log begins anew.
+const ANEW: &str = "anew";
+
 fn put_line(text: &mut String, line: impl Display) {
     // Writing to a text does not fail.
     let _ = writeln!(text, "{line}");
@@ -299,6 +302,8 @@ pub(super) struct Released {
     pub(super) through: Point,
     /// Its epochs.
     pub(super) epochs: EpochRows,
+    /// The log begins anew behind it: whatever segments there are, they are to go.
+    pub(super) is_anew: bool,
 }
 
 impl State for Released {
@@ -307,6 +312,9 @@ impl State for Released {
     fn write(&self, text: &mut String) {
         let Point { epoch, seq, digest } = self.through;
         put_line(text, format_args!("through {} {seq} {digest}", show(epoch)));
+        if self.is_anew {
+            put_line(text, ANEW);
+        }
         for EpochRow { epoch, first, tids } in self.epochs.rows() {
             let (first_tid, last_tid) = tids.unwrap_or_default();
             let epoch = show(*epoch);
@@ -319,6 +327,10 @@ impl State for Released {
         let epoch = words.epoch()?;
         let (seq, digest) = (Seq(words.number()?), Digest::from_hex(words.next()?)?);
         let through = Point { epoch, seq, digest };
+        let is_anew = words.0.clone().next() == Some(ANEW);
+        if is_anew {
+            words.next();
+        }
         let mut epochs = EpochRows::default();
         while words.0.clone().next().is_some() {
             let epoch = words.epoch()?;
@@ -328,7 +340,11 @@ impl State for Released {
             let tids = (tids != (Tid::ZERO, Tid::ZERO)).then_some(tids);
             epochs.add_row(EpochRow { epoch, first, tids });
         }
-        Some(Self { through, epochs })
+        Some(Self {
+            through,
+            epochs,
+            is_anew,
+        })
     }
 }
 
@@ -402,6 +418,7 @@ mod tests {
                 digest: Digest([9; 32]),
             },
             epochs,
+            is_anew: true,
         });
     }
 
@@ -445,7 +462,12 @@ mod tests {
         assert_eq!(epochs.rows().len(), JOURNAL_EPOCHS_MAX);
         assert_eq!(epochs.rows()[0].epoch.counter, base + 1);
         let through = Point::start(HistoryId([1; 16]));
-        let len = Released { through, epochs }.encode(DISK).len() as u64;
+        let released = Released {
+            through,
+            epochs,
+            is_anew: true,
+        };
+        let len = released.encode(DISK).len() as u64;
         assert!(len < JOURNAL_STATE_LEN_MAX);
     }
 }
