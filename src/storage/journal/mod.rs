@@ -673,6 +673,51 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_synced_is_not_noted_as_committed() {
+        let mut journal = open(&Arc::new(MemoryDisk::new()));
+        append(&mut journal, &[10, 10]);
+        journal.sync().unwrap();
+        append(&mut journal, &[10]);
+        journal.note_committed(Seq(3)).unwrap();
+        assert_eq!(journal.positions().committed, Seq(2));
+    }
+
+    #[test]
+    fn what_was_noted_as_synced_and_is_cut_is_not_missed() {
+        let disk = Arc::new(MemoryDisk::new());
+        let mut journal = open(&disk);
+        append(&mut journal, &[10; 5]);
+        journal.sync().unwrap();
+        journal.note_committed(Seq(2)).unwrap();
+        journal.cut_after(Seq(3), Seq(2)).unwrap().unwrap();
+        drop(journal);
+        assert_eq!(open(&disk).positions().last.seq, Seq(3));
+    }
+
+    #[test]
+    fn damage_that_could_be_a_missing_sector_is_known_by_what_comes_behind_it() {
+        let disk = Arc::new(MemoryDisk::new());
+        let mut journal = open(&disk);
+        for byte in [0, 0] {
+            let body = vec![Bytes::from(vec![byte; 1500])];
+            let entry = Entry::new(&journal.last, epoch(1), 1, Tid(5), body).unwrap();
+            journal.append(&[entry]).unwrap();
+            journal.sync().unwrap();
+        }
+        drop(journal);
+        let path = Path::new("journal/0000000000000001.segment");
+        let mut bytes = disk.read(path).unwrap();
+        bytes[1000] = 1;
+        disk.replace(path, &[&bytes]).unwrap();
+        let opened = Journal::open(disk, Path::new("journal"), options());
+        let seq = match opened {
+            Err(JournalError::Damaged { seq, .. }) => seq,
+            result => panic!("{result:?}"),
+        };
+        assert_eq!(seq, Seq(1));
+    }
+
+    #[test]
     fn a_journal_may_begin_behind_a_copy_of_the_database() {
         let disk = Arc::new(MemoryDisk::new());
         let identity = Identity {
