@@ -148,6 +148,184 @@ impl fmt::Display for ClientId {
     }
 }
 
+/// A node of a replicated storage: a name that the operator gives. At most ten characters, since a
+/// Spread daemon takes no longer private names; it is part of file names, too.
+///
+/// Ordered as text; unused bytes are zero.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId([u8; Self::LEN_MAX]);
+
+impl NodeId {
+    /// The length of the longest.
+    pub const LEN_MAX: usize = 10;
+
+    /// No node: the one of [`Epoch::ZERO`].
+    pub const NONE: Self = Self([0; Self::LEN_MAX]);
+
+    /// From 1 to 10 letters, digits, `-`, `_` and `.`, all of ASCII; `None` for what is none.
+    pub fn new(name: &str) -> Option<Self> {
+        let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if name.is_empty() || name.len() > Self::LEN_MAX || !name.bytes().all(is_valid) {
+            return None;
+        }
+        let mut bytes = [0; Self::LEN_MAX];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        Some(Self(bytes))
+    }
+
+    /// From the form with zeros behind it, that of [`Self::NONE`] included.
+    pub fn from_bytes(bytes: [u8; Self::LEN_MAX]) -> Option<Self> {
+        let len = bytes.iter().position(|byte| *byte == 0);
+        let (name, rest) = bytes.split_at(len.unwrap_or(Self::LEN_MAX));
+        if name.is_empty() {
+            return (bytes == Self::NONE.0).then_some(Self::NONE);
+        }
+        let is_padded = rest.iter().all(|byte| *byte == 0);
+        Self::new(str::from_utf8(name).ok()?).filter(|_| is_padded)
+    }
+
+    /// The form with zeros behind it.
+    pub const fn to_bytes(self) -> [u8; Self::LEN_MAX] {
+        self.0
+    }
+
+    /// The name; empty for [`Self::NONE`].
+    pub fn as_str(&self) -> &str {
+        let len = self.0.iter().position(|byte| *byte == 0);
+        // All bytes are ASCII.
+        str::from_utf8(&self.0[..len.unwrap_or(Self::LEN_MAX)]).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::NONE {
+            "none"
+        } else {
+            self.as_str()
+        })
+    }
+}
+
+/// One primary's time in office. Ordered by the counter, then by the node, so that two nodes never
+/// claim the same one.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch {
+    /// Grows with each claim.
+    pub counter: u64,
+    /// Who claimed it.
+    pub node: NodeId,
+}
+
+impl Epoch {
+    /// Before all that were claimed.
+    pub const ZERO: Self = Self {
+        counter: 0,
+        node: NodeId::NONE,
+    };
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.counter, self.node)
+    }
+}
+
+/// Number of an entry in the log of a replicated storage. The first is 1; zero is before all.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// Before the first.
+    pub const ZERO: Self = Self(0);
+
+    /// The one that follows. The largest has none; no log gets there.
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl fmt::Display for Seq {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+macro_rules! sixteen_bytes {
+    ($name:ident) => {
+        impl $name {
+            /// From 32 hexadecimal digits; `None` for what are none.
+            pub fn from_hex(text: &str) -> Option<Self> {
+                let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+                let number = u128::from_str_radix(text, 16).ok();
+                number
+                    .filter(|_| is_hex)
+                    .map(|number| Self(number.to_be_bytes()))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", u128::from_be_bytes(self.0))
+            }
+        }
+    };
+}
+
+/// One lineage of a replicated database: 16 random bytes, made when it is founded, and again when
+/// an operator accepts a loss. Nodes of different lineages never exchange entries.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HistoryId(pub [u8; 16]);
+
+/// The disk that a node keeps its promises on: 16 random bytes, made with the journal. A node whose
+/// disk was replaced has another one, and is not the voter that it was.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DiskId(pub [u8; 16]);
+
+sixteen_bytes!(HistoryId);
+sixteen_bytes!(DiskId);
+
+/// SHA-256 of an entry of the log and of all before it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; Self::LEN]);
+
+impl Digest {
+    /// Its length.
+    pub const LEN: usize = 32;
+
+    /// From 64 hexadecimal digits; `None` for what are none.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut bytes = [0; Self::LEN];
+        let (digits, rest) = text.as_bytes().as_chunks::<2>();
+        if digits.len() != Self::LEN || !rest.is_empty() {
+            return None;
+        }
+        for (byte, pair) in bytes.iter_mut().zip(digits) {
+            let digit = |at: usize| char::from(pair[at]).to_digit(16);
+            *byte = u8::try_from(digit(0)? * 16 + digit(1)?).ok()?;
+        }
+        Some(Self(bytes))
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+macro_rules! debug_as_display {
+    ($($name:ident)*) => {
+        $(impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        })*
+    };
+}
+
+debug_as_display!(NodeId Epoch Seq HistoryId DiskId Digest);
+
 /// Year, month and day of a day number since 1970-01-01, in the Gregorian calendar.
 fn civil_from_days(days: u64) -> (u64, u64, u64) {
     // Counted from 0000-03-01, so that the leap day is the last of its year.
@@ -234,6 +412,49 @@ mod tests {
             Tid(0x040d_2774_6837_2655).unix_seconds(),
             1_795_222_344.425_490_9
         );
+    }
+
+    #[test]
+    fn a_node_has_a_short_name_of_plain_characters() {
+        for name in ["a", "node-1.b_C", "0123456789"] {
+            let node = NodeId::new(name).unwrap();
+            assert_eq!(node.as_str(), name);
+            assert_eq!(NodeId::from_bytes(node.to_bytes()), Some(node));
+        }
+        for wrong in ["", "0123456789a", "a b", "a/b", "\u{e4}", "a\0"] {
+            assert_eq!(NodeId::new(wrong), None, "{wrong}");
+        }
+        assert_eq!(NodeId::from_bytes([0; 10]), Some(NodeId::NONE));
+        assert_eq!(NodeId::from_bytes(*b"a\0b\0\0\0\0\0\0\0"), None);
+        assert_eq!(NodeId::from_bytes(*b"\0a\0\0\0\0\0\0\0\0"), None);
+        assert!(NodeId::new("a").unwrap() < NodeId::new("aa").unwrap());
+    }
+
+    #[test]
+    fn epochs_are_ordered_by_counter_and_then_by_node() {
+        let epoch = |counter, name| Epoch {
+            counter,
+            node: NodeId::new(name).unwrap(),
+        };
+        assert!(epoch(1, "b") < epoch(2, "a"));
+        assert!(epoch(2, "a") < epoch(2, "b"));
+        assert!(Epoch::ZERO < epoch(0, "a"));
+        assert_eq!(epoch(7, "n1").to_string(), "7-n1");
+    }
+
+    #[test]
+    fn ids_of_random_bytes_are_read_as_they_are_shown() {
+        let text = "000102030405060708090a0b0c0d0e0f";
+        assert_eq!(DiskId::from_hex(text).unwrap().to_string(), text);
+        assert_eq!(HistoryId::from_hex(text).unwrap().to_string(), text);
+        for wrong in ["", "00", &text[1..], &text.replacen('0', "+", 1)] {
+            assert_eq!(DiskId::from_hex(wrong), None);
+        }
+        let text = text.repeat(2);
+        assert_eq!(Digest::from_hex(&text).unwrap().to_string(), text);
+        for wrong in [&text[2..], &text[1..], &text.replacen('0', "g", 1)] {
+            assert_eq!(Digest::from_hex(wrong), None);
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub mod manual {
     pub mod group {}
     #[doc = include_str!("manual/groupd.md")]
     pub mod groupd {}
+    #[doc = include_str!("manual/journal.md")]
+    pub mod journal {}
     #[doc = include_str!("manual/pack.md")]
     pub mod pack {}
     #[doc = include_str!("manual/performance.md")]

@@ -361,3 +361,27 @@ pub const CPG_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const _: () = assert!(CPG_BODY_LEN_MAX < CPG_EVENTS_LEN_MAX);
 const _: () =
     assert!(IN_FLIGHT_BODIES_MAX + 2 * IN_FLIGHT_CONTROL_MAX < CPG_UNCONFIRMED_MAX as usize);
+
+/// Bytes of a segment of the journal, if nothing else is said: a gigabyte of catch-up is sixteen
+/// files, and what is kept too long is a sixteenth of it.
+pub const JOURNAL_SEGMENT_LEN_DEFAULT: u64 = 64 << 20;
+
+/// Bytes of the journal that are kept for nodes that come back, if nothing else is said.
+pub const JOURNAL_WINDOW_LEN_DEFAULT: u64 = 1 << 30;
+
+/// Bytes of the body of one entry of the journal, which is in memory as a whole when it is written
+/// and when it is read.
+pub const JOURNAL_BODY_LEN_MAX: u64 = 64 << 20;
+
+/// Epochs of which first and last transactions are remembered; the oldest are forgotten, and with
+/// them that caches of clients from then need not be cleared.
+pub const JOURNAL_EPOCHS_MAX: usize = 10_000;
+
+/// Bytes of a file of the journal's state: the longest lists the epochs, each in less than 100.
+pub const JOURNAL_STATE_LEN_MAX: u64 = 1 << 20;
+
+/// Bytes of segments between two entries whose positions are remembered: what is read in vain to
+/// find one, and 16 bytes of memory each.
+pub const JOURNAL_INDEX_STEP: u64 = 64 * 1024;
+
+const _: () = assert!(JOURNAL_EPOCHS_MAX as u64 * 100 < JOURNAL_STATE_LEN_MAX);

@@ -9,6 +9,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 use std::{env, fs, io, thread};
 
@@ -24,10 +25,12 @@ use standby::group::roster::Roster;
 use standby::group::spread::session;
 use standby::group::spread::wire::{ClientItem, ClientStream, DaemonItem, DaemonStream};
 use standby::group::{self, Audience, Body, Event, Group, Lane, MemberId, View, ViewId};
-use standby::ids::{Oid, Tid};
+use standby::ids::{DiskId, Epoch, HistoryId, NodeId, Oid, Tid};
 use standby::limits::{VALUES_PER_MESSAGE_MAX, WHOLE_STORE_LEN_MAX};
 use standby::storage::disk::Disk;
 use standby::storage::index::Index;
+use standby::storage::journal::format::{Decoder, Item};
+use standby::storage::journal::{self, Create, Entry, Identity, Journal};
 use standby::storage::memory::MemoryDisk;
 use standby::storage::oids;
 use standby::storage::references::references;
@@ -361,6 +364,95 @@ fn mutated_files_beside_the_data_file_are_read_or_refused() {
         check_memory("oids", 4 * ceiling.len() + 4096, || {
             oids::load(&disk, path).map_err(|error| error.to_string())
         });
+    }
+}
+
+/// A segment of a journal, with the files beside it.
+fn journal_in_use() -> Vec<(PathBuf, Vec<u8>)> {
+    let disk = Arc::new(MemoryDisk::new());
+    let directory = Path::new("journal");
+    let (mut journal, _) = Journal::open(disk.clone(), directory, journal_options()).unwrap();
+    for number in 0..20_usize {
+        let last = journal.positions().last;
+        let body = vec![Bytes::from(vec![number as u8; 37 * number])];
+        let entry = Entry::new(&last, Epoch::ZERO, 1, Tid(9), body).unwrap();
+        journal.append(&[entry]).unwrap();
+        journal.sync().unwrap();
+    }
+    let names = disk.names(directory).unwrap();
+    let paths = names.iter().map(|name| directory.join(name));
+    let files = paths.map(|path| (path.clone(), disk.read(&path).unwrap()));
+    // Not the one that is only locked.
+    files.filter(|(_, bytes)| !bytes.is_empty()).collect()
+}
+
+fn journal_options() -> journal::Options {
+    let identity = Identity {
+        history: HistoryId([1; 16]),
+        node: NodeId::new("n1").unwrap(),
+        disk: DiskId([2; 16]),
+    };
+    journal::Options {
+        create: Some(Create::new(identity)),
+        ..journal::Options::default()
+    }
+}
+
+#[test]
+fn mutated_journals_are_opened_or_refused_and_taken_apart() {
+    let files = journal_in_use();
+    let corpus: Vec<Vec<u8>> = files.iter().map(|(_, bytes)| bytes.clone()).collect();
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) / 20 {
+        let disk = Arc::new(MemoryDisk::new());
+        disk.create_directories(Path::new("journal")).unwrap();
+        let mutated = random.below(files.len());
+        for (number, (path, original)) in files.iter().enumerate() {
+            let mut bytes = original.clone();
+            if number == mutated {
+                for _ in 0..=random.below(4) {
+                    mutate(&mut random, &mut bytes, &corpus);
+                }
+            }
+            let _report = Report {
+                name: format!("FUZZ_SEED={seed} round {round}: {}", path.display()),
+                input: &bytes,
+            };
+            disk.replace(path, &[&bytes]).unwrap();
+            check_memory("a segment", 32 * 1024, || take_segment(&bytes));
+        }
+        // Three pieces of a megabyte that it is read and written in.
+        check_memory("a journal", 5 << 20, || {
+            Journal::open(disk.clone(), Path::new("journal"), journal_options())
+        });
+    }
+}
+
+/// Takes a segment apart, as tools do; nothing of it is left out.
+fn take_segment(bytes: &[u8]) {
+    let mut decoder = Decoder::new();
+    let mut len = 0;
+    let mut pieces = bytes.chunks(4096);
+    loop {
+        match decoder.poll() {
+            Some(Item::Segment(_)) => len += 512,
+            Some(Item::Entry { pos, .. }) => {
+                assert_eq!(pos, len);
+                len += 160;
+            }
+            Some(Item::Body(piece)) => len += piece.len() as u64,
+            Some(Item::End { .. }) => {}
+            Some(Item::Zeros { pos, len: found } | Item::Garbage { pos, len: found }) => {
+                assert_eq!(pos, len);
+                len += found;
+            }
+            None => match pieces.next() {
+                Some(piece) => decoder.feed(piece),
+                None if len == bytes.len() as u64 => break,
+                None => decoder.end(),
+            },
+        }
     }
 }
 

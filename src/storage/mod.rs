@@ -26,6 +26,7 @@
 //! | `undo` | transactions that are undone, objects that are restored or deleted |
 //! | `pack`, `references` | dropping what nobody can ask for any more |
 //! | `job` | what workers do |
+//! | `journal` | what is proposed and not committed yet |
 
 mod batch;
 pub mod blob;
@@ -40,6 +41,7 @@ pub mod history;
 pub mod index;
 pub mod iterate;
 mod job;
+pub mod journal;
 mod layout;
 pub mod memory;
 pub mod oids;
