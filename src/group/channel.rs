@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   send ──> lanes ──> window ──> Group ──> daemon ──> Group ──> assembler ──> poll_incoming
-//!            control     1 MB,                          by member and lane
-//!            commit      64 bodies                      ours open the window again
+//!            signal      1 MB,                          by member and lane
+//!            control     64 bodies                      ours open the window again
+//!            commit
 //!            bulk
 //! ```
 //!

@@ -120,23 +120,19 @@ impl Daemon {
         let more = match &mut self.engine {
             Engine::Spread(link) => {
                 let taken = |session: &mut spread::session::Session| {
-                    while let Some(event) = session.poll_event() {
-                        self.channel.on_event(event, session, now);
-                    }
+                    take_events(&mut self.channel, session, now);
                 };
                 link.turn(&self.poll, &mut self.scratch, taken, now)
             }
             Engine::Corosync(link) => {
                 let taken = |session: &mut corosync::Session| {
-                    while let Some(event) = session.poll_event() {
-                        self.channel.on_event(event, session, now);
-                    }
+                    take_events(&mut self.channel, session, now);
                 };
                 link.turn(&self.poll, taken, now)
             }
             Engine::Loopback(_) => false,
         };
-        self.take_events(now);
+        take_events(&mut self.channel, self.engine.group(), now);
         self.flush(now);
         more
     }
@@ -176,19 +172,12 @@ impl Daemon {
         self.channel.flush(self.engine.group(), now);
         match &mut self.engine {
             Engine::Spread(link) => link.write(),
-            // What was sent is there.
             // The library sends by itself.
             Engine::Corosync(_) => {}
-            Engine::Loopback(_) => self.take_events(now),
+            // What was sent is there.
+            Engine::Loopback(group) => take_events(&mut self.channel, group, now),
         }
         self.channel.has_incoming()
-    }
-
-    fn take_events(&mut self, now: Instant) {
-        let group = self.engine.group();
-        while let Some(event) = group.poll_event() {
-            self.channel.on_event(event, group, now);
-        }
     }
 
     /// Gives the daemon up, and begins anew.
@@ -201,6 +190,13 @@ impl Daemon {
     pub fn leave(&mut self, now: Instant) {
         self.engine.group().leave(now);
         self.turn(now);
+    }
+}
+
+/// Gives to the channel all that has happened.
+fn take_events(channel: &mut Channel, group: &mut dyn Group, now: Instant) {
+    while let Some(event) = group.poll_event() {
+        channel.on_event(event, group, now);
     }
 }
 
