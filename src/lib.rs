@@ -9,6 +9,7 @@
 pub mod args;
 pub mod config;
 pub mod cursor;
+pub mod entry;
 pub mod exit;
 pub mod group;
 pub mod ids;

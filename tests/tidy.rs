@@ -28,6 +28,7 @@ const BASE: &[&str] = &[
     "pickle_opcode",
     "pickle_text",
     "out_queue",
+    "entry",
 ];
 
 const LAYERS: &[Layer] = &[
@@ -59,6 +60,25 @@ const LAYERS: &[Layer] = &[
     Layer {
         module: "value",
         may_use: &["ids", "limits", "cursor"],
+        may_touch: &[],
+    },
+    Layer {
+        module: "entry",
+        may_use: &["ids", "limits", "cursor"],
+        may_touch: &[],
+    },
+    Layer {
+        module: "replica",
+        may_use: &[
+            "ids",
+            "limits",
+            "cursor",
+            "value",
+            "pickle",
+            "out_queue",
+            "entry",
+            "group",
+        ],
         may_touch: &[],
     },
     Layer {

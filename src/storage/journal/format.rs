@@ -11,14 +11,14 @@
 //!
 //! All numbers are big-endian. The manual has the fields: [`journal`](crate::manual::journal).
 
-use std::fmt;
-
 use bytes::Bytes;
-use ring::digest::{Context, SHA256};
 
 use crate::cursor::Cursor;
-use crate::ids::{Digest, DiskId, Epoch, HistoryId, NodeId, Seq, Tid};
+use crate::entry::{EPOCH_LEN, decode_epoch, encode_epoch, sha256};
+use crate::ids::{Digest, DiskId, HistoryId, Seq, Tid};
 use crate::limits::JOURNAL_BODY_LEN_MAX;
+
+pub use crate::entry::{EntryHeader, Hasher, Point, digest_of};
 
 /// What a segment begins with. The last byte is the version of the format.
 pub const SEGMENT_MAGIC: [u8; 8] = *b"SbyJrnl\x01";
@@ -41,36 +41,10 @@ const SEGMENT_FIELDS_LEN: usize = 8 + 16 + 16 + 8 + EPOCH_LEN + Digest::LEN;
 /// Bytes of an entry's header in front of its checksum.
 const ENTRY_FIELDS_LEN: usize = ENTRY_HEADER_LEN - Digest::LEN;
 
-/// Counter, node, and zeros.
-const EPOCH_LEN: usize = 8 + NodeId::LEN_MAX + 6;
-
 const _: () = assert!(SEGMENT_FIELDS_LEN + Digest::LEN <= SEGMENT_HEADER_LEN);
 const _: () = assert!(ENTRY_FIELDS_LEN == 4 + 1 + 3 + 8 + 8 + 8 + EPOCH_LEN + 8 + 2 * Digest::LEN);
 const _: () = assert!((ENTRY_HEADER_LEN as u64).is_multiple_of(ALIGNMENT));
 const _: () = assert!((SEGMENT_HEADER_LEN as u64).is_multiple_of(ALIGNMENT));
-
-/// A place in the log: an entry, and by its digest all that is before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Point {
-    /// Epoch of the entry.
-    pub epoch: Epoch,
-    /// Its number.
-    pub seq: Seq,
-    /// Its digest.
-    pub digest: Digest,
-}
-
-impl Point {
-    /// Before the first entry of a history. Its digest is that of the history's id, so that no
-    /// entry of one history ever continues another one.
-    pub fn start(history: HistoryId) -> Self {
-        Self {
-            epoch: Epoch::ZERO,
-            seq: Seq::ZERO,
-            digest: sha256(&[b"standby history ", &history.0]),
-        }
-    }
-}
 
 /// What one segment says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,28 +116,6 @@ pub struct Place {
     pub pos: u64,
 }
 
-/// What stands in front of the body of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryHeader {
-    /// What the body is; opaque here.
-    pub kind: u8,
-    /// Bytes of the body.
-    pub body_len: u64,
-    /// Its number in the log.
-    pub seq: Seq,
-    /// All up to this one was on stable storage before this one was written. It is about this disk,
-    /// and so no part of the digest.
-    pub synced: Seq,
-    /// The epoch in which it was proposed.
-    pub epoch: Epoch,
-    /// Of the transaction; zero if it is none.
-    pub tid: Tid,
-    /// Digest of the entry before.
-    pub previous: Digest,
-    /// See [`digest_of`].
-    pub digest: Digest,
-}
-
 impl EntryHeader {
     /// The bytes of it at this place.
     pub fn encode(&self, place: &Place) -> [u8; ENTRY_HEADER_LEN] {
@@ -218,89 +170,11 @@ impl EntryHeader {
     pub const fn len_in_segment(&self) -> u64 {
         (ENTRY_HEADER_LEN as u64 + self.body_len).next_multiple_of(ALIGNMENT)
     }
-
-    /// Where the log is with this entry.
-    pub const fn point(&self) -> Point {
-        Point {
-            epoch: self.epoch,
-            seq: self.seq,
-            digest: self.digest,
-        }
-    }
-
-    /// A digest in the making, of this entry: the body follows, in pieces.
-    pub fn hasher(&self) -> Hasher {
-        let mut context = Context::new(&SHA256);
-        context.update(&self.previous.0);
-        context.update(&[self.kind]);
-        context.update(&self.body_len.to_be_bytes());
-        context.update(&self.seq.0.to_be_bytes());
-        context.update(&encode_epoch(self.epoch));
-        context.update(&self.tid.to_bytes());
-        Hasher(context)
-    }
-}
-
-/// SHA-256 of the digest before, of the header's fields that are the same on all nodes, and of the
-/// body.
-pub fn digest_of(header: &EntryHeader, body: &[Bytes]) -> Digest {
-    let mut hasher = header.hasher();
-    body.iter().for_each(|piece| hasher.update(piece));
-    hasher.finish()
-}
-
-/// See [`EntryHeader::hasher`].
-#[derive(Clone)]
-pub struct Hasher(Context);
-
-impl Hasher {
-    /// The piece that is next.
-    pub fn update(&mut self, piece: &[u8]) {
-        self.0.update(piece);
-    }
-
-    /// The digest of it all.
-    pub fn finish(self) -> Digest {
-        to_digest(self.0)
-    }
-}
-
-impl fmt::Debug for Hasher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hasher")
-    }
-}
-
-/// SHA-256 of pieces.
-pub(super) fn sha256(pieces: &[&[u8]]) -> Digest {
-    let mut context = Context::new(&SHA256);
-    pieces.iter().for_each(|piece| context.update(piece));
-    to_digest(context)
-}
-
-fn to_digest(context: Context) -> Digest {
-    let mut bytes = [0; Digest::LEN];
-    bytes.copy_from_slice(context.finish().as_ref());
-    Digest(bytes)
 }
 
 fn check_of(place: &Place, fields: &[u8]) -> Digest {
     let (first, pos) = (place.first.0.to_be_bytes(), place.pos.to_be_bytes());
     sha256(&[&place.disk.0, &first, &pos, fields])
-}
-
-fn encode_epoch(epoch: Epoch) -> [u8; EPOCH_LEN] {
-    let mut bytes = [0; EPOCH_LEN];
-    bytes[..8].copy_from_slice(&epoch.counter.to_be_bytes());
-    bytes[8..8 + NodeId::LEN_MAX].copy_from_slice(&epoch.node.to_bytes());
-    bytes
-}
-
-fn decode_epoch(cursor: &mut Cursor<'_>) -> Option<Epoch> {
-    let counter = cursor.u64_be().ok()?;
-    let node = NodeId::from_bytes(cursor.array().ok()?)?;
-    let zeros = cursor.array::<6>().ok()?;
-    (zeros == [0; 6]).then_some(Epoch { counter, node })
 }
 
 /// What a [`Decoder`] finds.
@@ -488,6 +362,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Epoch, NodeId};
 
     const NODE: &str = "n1";
 

@@ -15,7 +15,6 @@
 //! | part | for |
 //! |---|---|
 //! | `format` | headers, digests; a decoder for tools |
-//! | `entry` | one entry |
 //! | `state` | the small files: identity, promise, epochs, marks |
 //! | `segment` | one file of the log |
 //! | `recover` | opening: what is whole, torn, or damaged |
@@ -23,7 +22,6 @@
 //! | `cut` | cutting what diverged, and releasing what is old |
 
 mod cut;
-mod entry;
 mod error;
 pub mod format;
 mod read;
@@ -40,8 +38,8 @@ use crate::ids::{Epoch, Seq};
 use crate::limits::{JOURNAL_SEGMENT_LEN_DEFAULT, JOURNAL_WINDOW_LEN_DEFAULT};
 use crate::storage::disk::{Disk, File};
 
+pub use crate::entry::Entry;
 pub use cut::Diverged;
-pub use entry::Entry;
 pub use error::{Fault, JournalError, Refusal};
 pub use format::Point;
 pub use read::{Entries, Reader};

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Shared;
-use super::entry::Entry;
 use super::error::{Fault, JournalError, Refusal};
 use super::format::{ENTRY_HEADER_LEN, EntryHeader, Place, Point};
+use crate::entry::Entry;
 use crate::ids::Seq;
 use crate::storage::window::Window;
 

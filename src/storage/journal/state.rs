@@ -15,7 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{Fault, JournalError};
-use super::format::{Point, sha256};
+use super::format::Point;
+use crate::entry::sha256;
 use crate::ids::{Digest, DiskId, Epoch, HistoryId, NodeId, Seq, Tid};
 use crate::limits::{JOURNAL_EPOCHS_MAX, JOURNAL_STATE_LEN_MAX};
 use crate::storage::disk::{Disk, OpenMode};
