@@ -70,19 +70,28 @@ impl EntryHeader {
 
     /// A digest in the making, of this entry: the body follows, in pieces.
     pub fn hasher(&self) -> Hasher {
-        let mut context = Context::new(&SHA256);
-        context.update(&self.previous.0);
-        context.update(&[self.kind]);
-        context.update(&self.body_len.to_be_bytes());
-        context.update(&self.seq.0.to_be_bytes());
-        context.update(&encode_epoch(self.epoch));
-        context.update(&self.tid.to_bytes());
-        Hasher(context)
+        Hasher {
+            header: *self,
+            body: Context::new(&SHA256),
+        }
+    }
+
+    fn digest_with(&self, body: &Digest) -> Digest {
+        let fields = [
+            &self.previous.0[..],
+            &[self.kind],
+            &self.body_len.to_be_bytes(),
+            &self.seq.0.to_be_bytes(),
+            &encode_epoch(self.epoch),
+            &self.tid.to_bytes(),
+            &body.0,
+        ];
+        sha256(&fields)
     }
 }
 
 /// SHA-256 of the digest before, of the header's fields that are the same on all nodes, and of the
-/// body.
+/// SHA-256 of the body. That of the body by itself, since it is there long before the rest is known.
 pub fn digest_of(header: &EntryHeader, body: &[Bytes]) -> Digest {
     let mut hasher = header.hasher();
     body.iter().for_each(|piece| hasher.update(piece));
@@ -91,23 +100,63 @@ pub fn digest_of(header: &EntryHeader, body: &[Bytes]) -> Digest {
 
 /// See [`EntryHeader::hasher`].
 #[derive(Clone)]
-pub struct Hasher(Context);
+pub struct Hasher {
+    header: EntryHeader,
+    body: Context,
+}
 
 impl Hasher {
     /// The piece that is next.
     pub fn update(&mut self, piece: &[u8]) {
-        self.0.update(piece);
+        self.body.update(piece);
     }
 
     /// The digest of it all.
     pub fn finish(self) -> Digest {
-        to_digest(self.0)
+        self.header.digest_with(&to_digest(self.body))
     }
 }
 
 impl fmt::Debug for Hasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Hasher")
+    }
+}
+
+/// What an entry carries: bytes in pieces, and their digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Body {
+    pieces: Vec<Bytes>,
+    len: u64,
+    digest: Digest,
+}
+
+impl Body {
+    /// Reads it all once. `None` if it is longer than [`JOURNAL_BODY_LEN_MAX`].
+    pub fn new(pieces: Vec<Bytes>) -> Option<Self> {
+        let len = len_of(&pieces)?;
+        let mut context = Context::new(&SHA256);
+        pieces.iter().for_each(|piece| context.update(piece));
+        Some(Self {
+            pieces,
+            len,
+            digest: to_digest(context),
+        })
+    }
+
+    /// Its length in bytes.
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is nothing in it.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its bytes, in pieces.
+    pub fn pieces(&self) -> &[Bytes] {
+        &self.pieces
     }
 }
 
@@ -150,9 +199,14 @@ impl Entry {
     /// The entry that follows `after`: a primary proposes it. `None` if the body is longer than
     /// [`JOURNAL_BODY_LEN_MAX`].
     pub fn new(after: &Point, epoch: Epoch, kind: u8, tid: Tid, body: Vec<Bytes>) -> Option<Self> {
+        Body::new(body).map(|body| Self::with_body(after, epoch, kind, tid, body))
+    }
+
+    /// As [`Self::new`], without reading the body.
+    pub fn with_body(after: &Point, epoch: Epoch, kind: u8, tid: Tid, body: Body) -> Self {
         let mut header = EntryHeader {
             kind,
-            body_len: len_of(&body)?,
+            body_len: body.len,
             seq: after.seq.next(),
             synced: Seq::ZERO,
             epoch,
@@ -160,8 +214,11 @@ impl Entry {
             previous: after.digest,
             digest: after.digest,
         };
-        header.digest = digest_of(&header, &body);
-        Some(Self { header, body })
+        header.digest = header.digest_with(&body.digest);
+        Self {
+            header,
+            body: body.pieces,
+        }
     }
 
     /// An entry as it came from another node, or from a file. `None` if header and body are not

@@ -455,7 +455,8 @@ mod tests {
         assert_eq!(entry[32..56], bytes[48..72]);
         assert_eq!(entry[56..64], [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(entry[64..96], [0xcc; 32]);
-        let digested = [&entry[64..96], &[4], &entry[8..24], &entry[32..64], b"body"];
+        let body = sha256(&[b"body"]).0;
+        let digested = [&entry[64..96], &[4], &entry[8..24], &entry[32..64], &body];
         assert_eq!(entry[96..128], sha256(&digested).0);
         let check = sha256(&[&bytes[24..48], &512_u64.to_be_bytes(), &entry[..128]]);
         assert_eq!(entry[128..160], check.0);
