@@ -20,6 +20,7 @@ pub mod pickle;
 mod pickle_opcode;
 mod pickle_text;
 pub mod reactor;
+pub mod replica;
 pub mod server;
 pub mod storage;
 pub mod tls;

@@ -385,3 +385,7 @@ pub const JOURNAL_STATE_LEN_MAX: u64 = 1 << 20;
 pub const JOURNAL_INDEX_STEP: u64 = 64 * 1024;
 
 const _: () = assert!(JOURNAL_EPOCHS_MAX as u64 * 100 < JOURNAL_STATE_LEN_MAX);
+
+/// Ends of epochs in a request for entries: a log that differs in more of its last epochs is
+/// fetched from what is committed on.
+pub const FETCH_ENDS_MAX: usize = 64;
