@@ -342,6 +342,8 @@ pub enum Outcome {
     },
     /// It is not committed, and never will be.
     Lost,
+    /// Nobody can tell: the connection ends without an answer.
+    Unknown,
 }
 
 /// What clients may do.
