@@ -389,3 +389,13 @@ const _: () = assert!(JOURNAL_EPOCHS_MAX as u64 * 100 < JOURNAL_STATE_LEN_MAX);
 /// Ends of epochs in a request for entries: a log that differs in more of its last epochs is
 /// fetched from what is committed on.
 pub const FETCH_ENDS_MAX: usize = 64;
+
+/// How long a member of a view waits for the others to say their states: longer than a busy one
+/// takes, and no longer than a lease, or writers would be turned away because of a member that hangs.
+pub const UNBLOCK_MAX: Duration = Duration::from_secs(2);
+
+/// How often a replica says again how things are, while no primary is there.
+pub const STATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A node whose clock differs by more than this from that of most will not be primary.
+pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(30);
