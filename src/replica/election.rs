@@ -11,7 +11,7 @@ use super::mutant::{self, Mutant};
 use super::view::View;
 use super::{Office, Replica};
 use crate::group::MemberId;
-use crate::ids::{Epoch, NodeId};
+use crate::ids::{Epoch, NodeId, Tid};
 
 /// One who has claimed an epoch.
 #[derive(Debug)]
@@ -98,10 +98,14 @@ impl Replica {
     }
 
     fn say_promise(&mut self, to: &MemberId) {
+        let is_arbiter = self.is_arbiter();
         let content = Content::Promise {
             epoch: self.durable,
-            last: self.log.last(),
-            record: None,
+            last: match is_arbiter {
+                true => Position::default(),
+                false => self.log.last(),
+            },
+            record: is_arbiter.then(|| self.log.record()),
         };
         self.send_one(to, content);
     }
@@ -311,7 +315,8 @@ impl Replica {
         let settings = self.log.settings();
         let (home, members) = (&settings.home, &settings.members);
         let is_home = |site: &str| home.is_empty() || site == home;
-        let may_lead = !self.log.history_from().is_some() || self.options.leads_without_history;
+        let is_whole = self.log.history_from() == Tid::ZERO;
+        let may_lead = is_whole || self.options.leads_without_history;
         if !members.is_voter(&self.me)
             || self.options.priority == 0
             || !is_home(&self.options.site)

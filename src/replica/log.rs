@@ -281,6 +281,13 @@ impl Log {
         }
     }
 
+    /// Of an arbiter: who is in sync, by an entry that it has not.
+    pub(super) fn put_on_record(&mut self, position: Position, members: Members) {
+        self.settled.members = members.clone();
+        self.current.members = members;
+        self.settled_members = position;
+    }
+
     /// Who is counted for which entries: the newest first, each from this entry on.
     pub(super) fn regimes(&self) -> Vec<(Seq, Members)> {
         let mut settings = self.settled.clone();

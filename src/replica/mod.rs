@@ -20,6 +20,7 @@
 //! |---|---|
 //! | `event` | what goes in and comes out |
 //! | `message` | what replicas say to each other |
+//! | `codec` | the same as pickles |
 //! | `settings`, `members` | what is agreed on, who is counted |
 //! | `log` | what is known of the log without reading it |
 //! | `view` | who is there; the barrier of a view |
@@ -32,7 +33,8 @@
 //! | `arbiter` | a node without data |
 
 mod admin;
-pub mod arbiter;
+mod arbiter;
+pub mod codec;
 mod election;
 pub mod event;
 mod follow;
@@ -46,14 +48,15 @@ mod serving;
 pub mod settings;
 mod view;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use admin::Packs;
+use admin::Errands;
 use election::{Candidate, Purpose};
 use event::{Action, Event, Fatal, Notice, Now, Options, Start};
 use follow::Leader;
 use log::Log;
-use members::Voter;
+use members::{Members, Voter};
 use message::{Content, Message, Position, Role, Sender};
 use primary::Primary;
 use recovery::Recovery;
@@ -85,7 +88,9 @@ pub struct Replica {
     recovery: Recovery,
     view: Option<View>,
     finishes: Finishes,
-    packs: Packs,
+    errands: Errands,
+    /// Of an arbiter: what is on its way to the disk.
+    recording: BTreeMap<Position, Members>,
     /// Nothing is claimed before.
     quiet_until: Instant,
     /// Claims that came to nothing since a primary was heard of.
@@ -128,7 +133,8 @@ impl Replica {
             recovery: Recovery::default(),
             view: None,
             finishes: Finishes::default(),
-            packs: Packs::default(),
+            errands: Errands::default(),
+            recording: BTreeMap::new(),
             quiet_until: now.instant,
             failures: 0,
             ticked: now.instant,
@@ -145,7 +151,9 @@ impl Replica {
         }
         self.now = now;
         self.on_event(event);
-        self.go_on();
+        if !self.is_stopped {
+            self.go_on();
+        }
         std::mem::take(&mut self.actions)
     }
 
@@ -173,8 +181,7 @@ impl Replica {
             Event::Promised(epoch) => self.on_promised(epoch),
             Event::Cut { last, last_tid } => self.on_cut(last, last_tid),
             Event::Applied { through } => self.on_applied(through),
-            // That is for arbiters.
-            Event::Recorded(_) => {}
+            Event::Recorded(position) => self.on_record_kept(position),
             Event::NoRoom { last, last_tid } => self.on_no_room(last, last_tid),
             Event::Finish {
                 token,
@@ -243,9 +250,9 @@ impl Replica {
                 id,
                 committed,
             } => self.on_told(epoch, id, committed),
-            Content::Record(_) => {}
+            Content::Record(record) => self.on_record(from, record),
             Content::Recorded(position) => self.on_recorded(sender.voter(), position),
-            Content::Packing { epoch, wanted } => self.on_packing(from, &sender, epoch, wanted),
+            Content::Packing { epoch, stage } => self.on_packing(from, &sender, epoch, stage),
             Content::Pack { epoch, node } => self.on_pack_turn(epoch, node),
         }
     }
