@@ -158,6 +158,7 @@ mod tests {
                 (String::new(), Oid(u64::MAX)),
             ]),
             packs: BTreeMap::from([("1".to_owned(), pack)]),
+            jump: Tid(5),
         }
     }
 
@@ -172,6 +173,7 @@ mod tests {
             home: "x".repeat(SITE_LEN_MAX),
             ceilings: BTreeMap::from([("y".repeat(STORAGE_NAME_LEN_MAX), Oid(1))]),
             packs: BTreeMap::new(),
+            jump: Tid::ZERO,
         };
         vec![
             Change::Barrier(Settings::default()),

@@ -24,6 +24,9 @@ pub struct Settings {
     pub ceilings: BTreeMap<StorageName, Oid>,
     /// Of each storage: the last pack that was ordered.
     pub packs: BTreeMap<StorageName, Pack>,
+    /// If not zero: the next barrier entry is a jump, with this tid or a later one, since what was
+    /// in front of it may have been lost. Zero as of that entry.
+    pub jump: Tid,
 }
 
 /// A pack that was ordered.
