@@ -236,7 +236,8 @@ mod tests {
         vec![
             Content::State(Box::new(state())),
             Content::State(Box::new(State { hears: Some(epoch), role: Role::Primary, ..state() })),
-            Content::State(Box::new(State { kind: NodeKind::Arbiter, role: Role::Replica, ..state() })),
+            Content::State(Box::new(State { kind: NodeKind::Arbiter, ..state() })),
+            Content::State(Box::new(State { role: Role::Replica, ..state() })),
             Content::Unblock { view: ViewId::default() },
             Content::Claim { epoch, handover: None },
             Content::Claim { epoch, handover: Some(Epoch::ZERO) },
