@@ -158,6 +158,7 @@ mod tests {
                 (String::new(), Oid(u64::MAX)),
             ]),
             packs: BTreeMap::from([("1".to_owned(), pack)]),
+            jump: Tid(5),
         }
     }
 
@@ -172,6 +173,7 @@ mod tests {
             home: "x".repeat(SITE_LEN_MAX),
             ceilings: BTreeMap::from([("y".repeat(STORAGE_NAME_LEN_MAX), Oid(1))]),
             packs: BTreeMap::new(),
+            jump: Tid::ZERO,
         };
         vec![
             Change::Barrier(Settings::default()),
@@ -234,7 +236,8 @@ mod tests {
         vec![
             Content::State(Box::new(state())),
             Content::State(Box::new(State { hears: Some(epoch), role: Role::Primary, ..state() })),
-            Content::State(Box::new(State { kind: NodeKind::Arbiter, role: Role::Replica, ..state() })),
+            Content::State(Box::new(State { kind: NodeKind::Arbiter, ..state() })),
+            Content::State(Box::new(State { role: Role::Replica, ..state() })),
             Content::Unblock { view: ViewId::default() },
             Content::Claim { epoch, handover: None },
             Content::Claim { epoch, handover: Some(Epoch::ZERO) },
