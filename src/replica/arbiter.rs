@@ -2,9 +2,9 @@
 //! and keeps a record of who is in sync. It acknowledges no entry: what it has not, it cannot give
 //! back.
 
+use super::Replica;
 use super::event::Action;
 use super::message::{Content, NodeKind, Position, Record};
-use super::Replica;
 use crate::group::MemberId;
 
 impl Replica {

@@ -244,8 +244,7 @@ impl Replica {
             let ranks = self.log.settings().members.voters.iter();
             let rank = ranks.take_while(|voter| **voter != self.me).count();
             let steps = u32::try_from(rank).unwrap_or(0) + 1;
-            self.quiet_until =
-                self.now.instant + self.options.lease / 8 * steps * self.failures;
+            self.quiet_until = self.now.instant + self.options.lease / 8 * steps * self.failures;
         }
     }
 

@@ -46,6 +46,8 @@ mod primary;
 mod recovery;
 mod serving;
 pub mod settings;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::collections::BTreeMap;
@@ -356,7 +358,10 @@ impl Replica {
     pub fn invariants(&self) {
         self.log.invariants();
         assert!(self.durable <= self.promised, "a promise was lowered");
-        assert!(self.matched <= self.log.last().seq, "matched behind the end");
+        assert!(
+            self.matched <= self.log.last().seq,
+            "matched behind the end"
+        );
         let office = match &self.office {
             Office::Replica => return,
             Office::Candidate(candidate) => candidate.epoch,

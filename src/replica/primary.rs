@@ -169,14 +169,7 @@ impl Replica {
         self.finishes.expect(self.promised, seq, token, tid);
     }
 
-    pub(super) fn on_ack(
-        &mut self,
-        from: Voter,
-        epoch: Epoch,
-        seq: Seq,
-        applied: Seq,
-        beat: u64,
-    ) {
+    pub(super) fn on_ack(&mut self, from: Voter, epoch: Epoch, seq: Seq, applied: Seq, beat: u64) {
         let members = self.log.settings().members.clone();
         let now = self.now.instant;
         let Office::Primary(primary) = &mut self.office else {
@@ -266,8 +259,8 @@ impl Replica {
             return;
         };
         primary.beat += 1;
-        let last = primary.beats.back();
-        if last.is_none_or(|(_, at)| now >= *at + noted_every) {
+        let noted = primary.beats.back();
+        if noted.is_none_or(|(_, at)| now >= *at + noted_every) {
             primary.beats.push_back((primary.beat, now));
         }
         if primary.beats.len() > BEATS_MAX {

@@ -8,7 +8,7 @@ use super::event::{Action, LogStart, Notice};
 use super::log::Log;
 use super::members::Voter;
 use super::message::{Fetch, Fetched, NodeKind, Position, Supply};
-use super::view::{Stated, View};
+use super::view::Stated;
 use super::{Office, Replica};
 use crate::entry::{Entry, Point};
 use crate::group::MemberId;
@@ -133,8 +133,7 @@ impl Replica {
     /// Another replica that follows the same primary and has the data.
     fn donor(&self, is_fit: impl Fn(&Stated) -> bool) -> Option<MemberId> {
         let leader = self.leader.as_ref()?;
-        let stated = self.view.iter().flat_map(View::stated);
-        let fit = stated.filter(|(member, stated)| {
+        let fit = self.stated().filter(|(member, stated)| {
             let state = &stated.state;
             !self.is_me(member)
                 && **member != leader.member
@@ -152,10 +151,11 @@ impl Replica {
 
     /// R6: what a voter that has promised has more than this candidate.
     pub(super) fn fetch_for_claim(&mut self, from: Voter) {
-        let stated = self.view.iter().flat_map(View::stated);
-        let mut found = stated.filter(|(_, stated)| stated.sender.voter() == from);
-        let member = found.next().map(|(member, _)| member.clone());
-        if let Some(member) = member
+        let found = self
+            .stated()
+            .find(|(_, stated)| stated.sender.voter() == from)
+            .map(|(member, _)| member.clone());
+        if let Some(member) = found
             && !self.recovery.is_busy()
         {
             self.fetch(member, true);
@@ -257,7 +257,12 @@ impl Replica {
         if let Some(fetch) = self.recovery.fetch.take_if(|fetch| fetch.id == id) {
             self.fail_fetch(&fetch);
         }
-        if self.recovery.copying.take_if(|copying| *copying == id).is_some() {
+        if self
+            .recovery
+            .copying
+            .take_if(|copying| *copying == id)
+            .is_some()
+        {
             self.recovery.failures += 1;
             self.recovery.retry_at = Some(self.now.instant + 5 * FETCH_RETRY);
         }
@@ -284,7 +289,12 @@ impl Replica {
 
     /// What the copy holds is committed. So it is in the log of whoever is primary, now or later.
     pub(super) fn on_copied(&mut self, id: u64, log: LogStart) {
-        if self.recovery.copying.take_if(|copying| *copying == id).is_none() {
+        if self
+            .recovery
+            .copying
+            .take_if(|copying| *copying == id)
+            .is_none()
+        {
             return;
         }
         self.recovery.forget();
@@ -335,9 +345,7 @@ impl Replica {
         let (what, entries) = match (limit, self.log.common(&fetch.ends)) {
             (None, _) => (Supply::Refused, None),
             (Some(_), None) => (Supply::Released, None),
-            (Some(_), Some(after)) if after.seq < self.log.before().seq => {
-                (Supply::Released, None)
-            }
+            (Some(_), Some(after)) if after.seq < self.log.before().seq => (Supply::Released, None),
             (Some(limit), Some(after)) => {
                 let entries = Vec::new();
                 let range = (after.seq.next(), limit.seq);

@@ -67,8 +67,7 @@ impl View {
 
     /// The member that goes by this name.
     pub(super) fn find(&self, node: NodeId) -> Option<(&MemberId, &Stated)> {
-        self.stated()
-            .find(|(_, stated)| stated.sender.node == node)
+        self.stated().find(|(_, stated)| stated.sender.node == node)
     }
 
     fn knows_all(&self) -> bool {
@@ -82,7 +81,9 @@ impl View {
 
 impl Replica {
     pub(super) fn on_view(&mut self, id: ViewId, members: Vec<MemberId>, me: MemberId) {
-        let members = members.into_iter().map(|member| (member, Member::default()));
+        let members = members
+            .into_iter()
+            .map(|member| (member, Member::default()));
         self.view = Some(View {
             id,
             me,
@@ -270,8 +271,8 @@ impl Replica {
         let others = stated.filter(|(member, stated)| {
             !self.is_me(member) && stated.state.kind != NodeKind::Observer
         });
-        let others = others
-            .map(|(_, stated)| stated.state.wall + now.saturating_duration_since(stated.at));
+        let others =
+            others.map(|(_, stated)| stated.state.wall + now.saturating_duration_since(stated.at));
         let mut clocks: Vec<_> = others.chain([self.now.wall]).collect();
         clocks.sort_unstable();
         clocks[(clocks.len() - 1) / 2]
