@@ -16,6 +16,8 @@ use crate::limits::{FETCH_ENDS_MAX, JOURNAL_EPOCHS_MAX};
 pub(super) struct Log {
     /// In front of what can be read.
     before: Position,
+    /// In front of the first entry of which the epoch is known.
+    known_after: Position,
     /// The last entry of each epoch, oldest first. The last one is the end of the log.
     ends: VecDeque<Position>,
     last: Point,
@@ -51,9 +53,11 @@ impl Log {
             changes,
             history_from,
         } = start;
+        let ends = ends.into_iter().filter(|end| end.seq > before.seq);
         let mut log = Self {
             before,
-            ends: ends.into(),
+            known_after: before,
+            ends: ends.collect(),
             last,
             last_tid,
             synced: last.seq,
@@ -131,13 +135,11 @@ impl Log {
 
     /// The epoch of an entry; `None` if there is none, or it was so long ago that nobody knows.
     pub(super) fn epoch_at(&self, seq: Seq) -> Option<Epoch> {
-        if seq == self.before.seq {
-            return Some(self.before.epoch);
+        if seq <= self.known_after.seq {
+            return (seq == self.known_after.seq).then_some(self.known_after.epoch);
         }
         let index = self.ends.partition_point(|end| end.seq < seq);
-        let is_known = index > 0 || seq > self.before.seq || index < self.ends.len();
-        let end = self.ends.get(index)?;
-        (is_known && seq > Seq::ZERO).then_some(end.epoch)
+        self.ends.get(index).map(|end| end.epoch)
     }
 
     /// Whether the log has this entry, and so all that is before it. Nothing is before the first.
@@ -152,7 +154,7 @@ impl Log {
                 return Some(*theirs);
             }
             let ours = self.ends.iter().rev();
-            let ours = ours.chain(std::iter::once(&self.before));
+            let ours = ours.chain(std::iter::once(&self.known_after));
             let mut ours = ours.filter(|ours| ours.epoch == theirs.epoch);
             let ours = ours.next()?;
             let seq = ours.seq.min(theirs.seq);
@@ -174,7 +176,7 @@ impl Log {
         uncommitted.chain(std::iter::once(committed)).collect()
     }
 
-    /// Where the log ends in or before this epoch.
+    /// An entry was appended.
     pub(super) fn push(&mut self, header: &EntryHeader, change: Option<Change>) {
         self.last = header.point();
         if header.tid != Tid::ZERO {
@@ -185,8 +187,10 @@ impl Log {
             Some(end) if end.epoch == last.epoch => *end = last,
             _ => self.ends.push_back(last),
         }
-        if self.ends.len() > JOURNAL_EPOCHS_MAX {
-            self.ends.pop_front();
+        if self.ends.len() > JOURNAL_EPOCHS_MAX
+            && let Some(oldest) = self.ends.pop_front()
+        {
+            self.known_after = oldest;
         }
         if let Some(change) = change {
             self.current = self.current.changed(&change, last.seq);
@@ -207,7 +211,7 @@ impl Log {
             self.ends.pop_back();
         }
         let last = Position { epoch, seq: after };
-        if after > self.before.seq && self.ends.back() != Some(&last) {
+        if after > self.known_after.seq && self.ends.back() != Some(&last) {
             self.ends.push_back(last);
         }
         self.last.epoch = epoch;
@@ -277,6 +281,13 @@ impl Log {
         }
     }
 
+    /// Of an arbiter: who is in sync, by an entry that it has not.
+    pub(super) fn put_on_record(&mut self, position: Position, members: Members) {
+        self.settled.members = members.clone();
+        self.current.members = members;
+        self.settled_members = position;
+    }
+
     /// Who is counted for which entries: the newest first, each from this entry on.
     pub(super) fn regimes(&self) -> Vec<(Seq, Members)> {
         let mut settings = self.settled.clone();
@@ -300,7 +311,7 @@ impl Log {
             ends.is_sorted_by(|a, b| a.epoch < b.epoch && a.seq < b.seq),
             "epochs end in another order than they began"
         );
-        let end = self.ends.back().map_or(self.before, |end| *end);
+        let end = self.ends.back().map_or(self.known_after, |end| *end);
         assert_eq!(end, self.last(), "the last epoch ends elsewhere");
     }
 }
