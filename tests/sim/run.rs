@@ -1,0 +1,263 @@
+//! A run from its beginning to its end: faults, then calm.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::checker::Checked;
+use crate::disk::{Model, SimDisk};
+use crate::entry::Point;
+use crate::ids::{DiskId, HistoryId, NodeId, Seq, Tid};
+use crate::marks::Marks;
+use crate::node::Node;
+use crate::plan::Plan;
+use crate::random::Random;
+use crate::replica::event::Writers;
+use crate::replica::members::{Arbiter, Members, Voter};
+use crate::replica::message::NodeKind;
+use crate::replica::settings::Settings;
+use crate::store::{Kept, Store};
+use crate::trace::Trace;
+use crate::users::{Hand, Users};
+use crate::world::{Happening, World};
+use standby::storage::journal::Identity;
+
+/// Time for all to be well again when faults have ended. A lease, a start, catch-up and an election
+/// or two, with time to spare.
+const CALM_TIME: Duration = Duration::from_secs(60);
+
+/// How a run went.
+pub(crate) struct Outcome {
+    pub(crate) problem: Option<Problem>,
+    pub(crate) steps: u64,
+    /// Of the simulation
+    pub(crate) time: Duration,
+    pub(crate) nodes: usize,
+    pub(crate) marks: Marks,
+    pub(crate) faults: Marks,
+}
+
+/// What went wrong, and when.
+#[derive(Clone, Debug)]
+pub(crate) struct Problem {
+    pub(crate) what: String,
+    pub(crate) at: Duration,
+    pub(crate) step: u64,
+}
+
+/// What is wanted of a run besides its outcome.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch {
+    /// Where the trace goes.
+    pub(crate) trace: Option<PathBuf>,
+    /// Whether everything is printed.
+    pub(crate) logs: bool,
+    /// It ends behind so many steps.
+    pub(crate) steps: Option<u64>,
+}
+
+/// Runs a plan.
+pub(crate) fn run(plan: &Plan, watch: &Watch) -> Outcome {
+    let mut world = build(plan.clone());
+    world.logs = watch.logs;
+    if let Some(path) = &watch.trace {
+        let file = std::fs::File::create(path).ok();
+        let trace = file.and_then(|file| Trace::new(std::io::BufWriter::new(file)).ok());
+        world.trace = trace;
+    }
+    let result = catch_unwind(AssertUnwindSafe(|| world.live()));
+    let result = result.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(format!("panic: {}", text.unwrap_or_default()))
+    });
+    let problem = result.err().map(|what| Problem { what, at: world.now, step: world.steps });
+    if let Some(problem) = &problem {
+        world.note(usize::MAX, "violation", || problem.what.clone());
+    }
+    if let Some(trace) = world.trace.take() {
+        let _ = trace.finish();
+    }
+    let mut marks = std::mem::take(&mut world.marks);
+    marks.merge(&world.users.marks());
+    Outcome {
+        problem,
+        steps: world.steps,
+        time: world.now,
+        nodes: world.nodes.len(),
+        marks,
+        faults: std::mem::take(&mut world.faults),
+    }
+}
+
+/// The cluster as it begins: all nodes are founded with the same members, and start.
+pub(crate) fn build(plan: Plan) -> World {
+    let mut history = [0x5b; 16];
+    history[8..].copy_from_slice(&plan.seed.to_be_bytes());
+    let history = HistoryId(history);
+    let users: Box<dyn Users> = users(&plan);
+    let mut world = World::empty(plan, users, history);
+    let mut voters = BTreeSet::new();
+    let mut arbiter = None;
+    for index in 0..world.plan.nodes.len() {
+        let plan = world.plan.nodes[index].clone();
+        let name = NodeId::new(&format!("n{}", index + 1)).expect("a short name");
+        world.disks += 1;
+        let mut disk = [0; 16];
+        disk[0] = index as u8 + 1;
+        let voter = Voter { node: name, disk: DiskId(disk) };
+        if plan.is_voter {
+            voters.insert(voter);
+        }
+        if plan.kind == NodeKind::Arbiter {
+            arbiter = Some(voter);
+        }
+        world.nodes.push(Node {
+            name,
+            history,
+            voter,
+            disk: SimDisk::new(Model::default(), None),
+            kept: Arc::new(Mutex::new(Kept::default())),
+            process: None,
+            paused_until: None,
+            inbox: [].into(),
+            wall_off: plan.wall_off * 1_000_000,
+            torn: crate::checker::Torn::default(),
+            is_damaged: false,
+            is_gone: false,
+            slow_disk_until: Duration::ZERO,
+            slow_links_until: Duration::ZERO,
+            is_full: false,
+            plan,
+        });
+    }
+    let arbiter = arbiter.map(|node| Arbiter { node, in_sync: voters.clone() });
+    let members = Members { voters, arbiter };
+    let settings = Settings { members, ..Settings::default() };
+    world.checker.begin(history, Point::start(history), settings.clone(), Tid::ZERO);
+    let sizes = world.sizes();
+    for index in 0..world.nodes.len() {
+        let node = &world.nodes[index];
+        let identity = Identity { history, node: node.name, disk: node.voter.disk };
+        Store::found(&node.disk, &node.kept, identity, settings.clone(), sizes)
+            .expect("a disk that has not failed yet");
+        let time = world.within(0, 200);
+        world.at(time, Happening::Start(index));
+        world.at(time, Happening::Checkpoint(index));
+    }
+    for index in 0..world.plan.faults.len() {
+        let at = world.plan.faults[index].at;
+        world.at(at, Happening::Fault(index));
+    }
+    world
+}
+
+fn users(plan: &Plan) -> Box<dyn Users> {
+    let random = Random::of_step(plan.seed, 5);
+    Box::new(Hand::new(plan.load, plan.nodes.len(), random))
+}
+
+impl World {
+    fn live(&mut self) -> Checked {
+        self.settle()?;
+        self.run_until(self.plan.calm_at)?;
+        self.calm()?;
+        let end = self.now + CALM_TIME;
+        loop {
+            let next = self.now + Duration::from_millis(100);
+            self.run_until(next)?;
+            match self.is_well() {
+                Ok(()) => break,
+                Err(what) if self.now >= end => return Err(what),
+                Err(_) => {}
+            }
+        }
+        self.end()
+    }
+
+    /// Faults end.
+    pub(crate) fn calm(&mut self) -> Checked {
+        self.note(usize::MAX, "calm", String::new);
+        self.is_calm = true;
+        self.plan.faults.clear();
+        self.daemon.calm();
+        self.cuts.clear();
+        for node in 0..self.nodes.len() {
+            let it = &mut self.nodes[node];
+            it.wall_off = 0;
+            it.is_full = false;
+            it.slow_disk_until = Duration::ZERO;
+            it.slow_links_until = Duration::ZERO;
+            let down = self.within(0, 500);
+            self.after(down, Happening::Start(node));
+            if let Some(until) = &mut self.nodes[node].paused_until {
+                *until = self.now;
+                self.after(Duration::ZERO, Happening::Resume(node));
+            }
+            if let Some(process) = self.nodes[node].process.as_ref().map(|process| process.id) {
+                let away = self.within(0, 500);
+                let same_name = false;
+                self.after(away, Happening::Join { node, process, same_name });
+            }
+        }
+        self.daemon.merge(self.now);
+        self.users.calm(self.now);
+        self.settle()
+    }
+
+    /// L1 and L2
+    fn is_well(&mut self) -> Checked {
+        let history = self.history;
+        let open = |node: &&Node| {
+            let process = node.process.as_ref();
+            process.is_some_and(|process| process.serving.writers == Writers::Open)
+        };
+        let primaries: Vec<NodeId> = self.nodes.iter().filter(open).map(|node| node.name).collect();
+        if primaries.len() != 1 {
+            return Err(format!("L1: {primaries:?} are open for writers"));
+        }
+        self.users.well(self.now).map_err(|error| format!("L1: {error}"))?;
+        let committed = self.checker.committed(history);
+        let tip = self.checker.committed_at(history, committed).map(|entry| entry.header().digest);
+        for node in &self.nodes {
+            if node.is_gone || node.history != history || node.plan.kind == NodeKind::Arbiter {
+                continue;
+            }
+            let Some(process) = &node.process else {
+                return Err(format!("L2: {} is down", node.name));
+            };
+            if process.applied != committed {
+                let applied = process.applied;
+                return Err(format!("L2: {} has applied {applied} of {committed}", node.name));
+            }
+            let stable = self.checker.stable(&node.place());
+            if stable.and_then(|log| log.last()) != tip {
+                return Err(format!("L2: {} has another log than is committed", node.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// All data hold what is committed, and all disks hold what they should.
+    fn end(&mut self) -> Checked {
+        for node in 0..self.nodes.len() {
+            let it = &self.nodes[node];
+            let Some(process) = &it.process else { continue };
+            if it.plan.kind == NodeKind::Arbiter {
+                continue;
+            }
+            for (at, entry) in process.store.applied().iter().enumerate() {
+                let seq = Seq(at as u64 + 1);
+                let committed = self.checker.committed_at(it.history, seq);
+                if committed.map(|entry| entry.header().digest) != Some(entry.header().digest) {
+                    return Err(format!("I10: {} has other data at {seq}", it.name));
+                }
+            }
+            self.check_disk(node)?;
+        }
+        self.checker.check_durable(self.history)?;
+        self.users.finish()
+    }
+}
