@@ -168,6 +168,7 @@ impl Plan {
         let shape = SHAPES[random.below(SHAPES.len())];
         let nodes = nodes(shape, random);
         let calm_at = seconds(random, 8, 16);
+        let lag_max = [50, 800, 3000][random.below(3)];
         let mut plan = Self {
             seed,
             lease: millis(random, 500, 2500),
@@ -179,7 +180,7 @@ impl Plan {
             },
             daemon: DaemonPlan {
                 latency: millis(random, 1, 20),
-                view_lag: millis(random, 5, [50, 800, 3000][random.below(3)]),
+                view_lag: millis(random, 5, lag_max),
                 lost: [0, 30, 80][random.below(3)],
                 repeats: [0, 20, 80][random.below(3)],
                 backlog: [40, 200, 1000][random.below(3)],
