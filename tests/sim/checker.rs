@@ -285,8 +285,14 @@ impl Checker {
         self.running.remove(place);
     }
 
-    /// A replica wants entries appended.
-    pub(crate) fn on_append(&mut self, place: Place, process: u64, entries: &[Entry]) -> Checked {
+    /// A replica wants entries appended; `office` is the epoch that it is primary of.
+    pub(crate) fn on_append(
+        &mut self,
+        place: Place,
+        process: u64,
+        entries: &[Entry],
+        office: Option<Epoch>,
+    ) -> Checked {
         let (history, who) = place;
         for entry in entries {
             self.learn(history, entry)?;
@@ -297,7 +303,7 @@ impl Checker {
             }
             log.push(entry);
             let is_first = Kind::from_number(header.kind) == Some(Kind::Barrier);
-            if is_first && header.epoch.node == who.node {
+            if is_first && office == Some(header.epoch) {
                 self.take_office(place, process, header.epoch, header.previous)?;
             }
         }
@@ -384,12 +390,31 @@ impl Checker {
         let lineage = &self.lineages[&history];
         let Some(held) = lineage.held.get(&epoch) else { return Ok(()) };
         let mut points: Vec<Point> = held.values().copied().collect();
+        // Who is counted for what is in front of a change of that is for itself.
+        for index in 0..points.len() {
+            let mut point = points[index];
+            while let Some(before) = self.before_regime(&point, lineage.len()) {
+                points.push(before);
+                point = before;
+            }
+        }
         points.sort_by_key(|point| std::cmp::Reverse(point.seq));
         let point = points.into_iter().find(|point| self.is_quorum(history, held, point));
         match point {
             Some(point) => self.commit(history, epoch, point),
             None => Ok(()),
         }
+    }
+
+    /// The last entry that others are counted for than for this one, if it is not committed.
+    fn before_regime(&self, point: &Point, committed: Seq) -> Option<Point> {
+        let regime = self.entries.get(&point.digest)?.regime;
+        let seq = Seq(regime.seq.0.checked_sub(1)?);
+        if seq <= committed {
+            return None;
+        }
+        let digest = self.ancestor(point.digest, seq)?;
+        Some(self.entries.get(&digest)?.entry.point()).filter(|it| it.epoch == point.epoch)
     }
 
     fn is_quorum(&self, history: HistoryId, held: &BTreeMap<Voter, Point>, point: &Point) -> bool {
@@ -530,6 +555,10 @@ impl Checker {
             return Err(format!("I1: {} says that {seq} is committed, and {len} is", place.1));
         }
         let Some(log) = self.running.get(place) else { return Ok(()) };
+        if log.record.is_some() {
+            // An arbiter has no entries.
+            return Ok(());
+        }
         let (mine, theirs) = (log.at(seq), lineage.at(seq));
         if seq.0 > log.base_seq() && seq > lineage.start.seq && mine != theirs {
             return Err(format!("I1: {} has another entry {seq} than is committed", place.1));

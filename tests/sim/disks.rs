@@ -254,6 +254,12 @@ impl World {
                 self.lose_disk(node);
                 return self.seed(node);
             }
+            Err(error) if error.contains(FAILED) => {
+                self.note(node, "disk", || error);
+                let time = self.within(10, 500);
+                self.after(time, Happening::Start(node));
+                return Ok(());
+            }
             Err(error) => return Err(format!("{} cannot start: {error}", it.name)),
         };
         it.is_damaged = false;
@@ -263,7 +269,7 @@ impl World {
             base: opened.store.before(),
             digests: digests.iter().map(|entry| entry.header().digest).collect(),
             promised: opened.start.promised,
-            record: None,
+            record: opened.record,
         };
         let torn = std::mem::take(&mut it.torn);
         let place = it.place();
@@ -402,6 +408,9 @@ impl World {
         disk.fail(Failure { step, kind: std::io::ErrorKind::Other, seed });
     }
 }
+
+/// What the disk says of a failure that was wanted.
+const FAILED: &str = "other error";
 
 fn cut_power(model: &Model, random: &mut crate::random::Random) -> SimDisk {
     let pick = match random.below(12) {

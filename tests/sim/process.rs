@@ -8,7 +8,7 @@ use crate::group::{Lane, MemberId, ViewId};
 use crate::ids::Seq;
 use crate::node::SeenView;
 use crate::replica::event::{Action, Event, Notice, Writers};
-use crate::replica::message::{Content, Fetch, Fetched, Message, Supply};
+use crate::replica::message::{Content, Fetch, Fetched, Message, Role, Supply};
 use crate::store::{Job, change_of};
 use crate::world::{Happening, World};
 
@@ -86,7 +86,9 @@ impl World {
                 self.after(time, what);
             }
             Action::Append(entries) => {
-                self.checker.on_append(place, id, &entries)?;
+                let is_primary = process.replica.role() == Role::Primary;
+                let office = is_primary.then(|| process.replica.promised());
+                self.checker.on_append(place, id, &entries, office)?;
                 self.push_job(node, Job::Append(entries));
             }
             Action::Promise(epoch) => self.push_job(node, Job::Promise(epoch)),

@@ -164,6 +164,11 @@ impl World {
         self.settle()?;
         self.run_until(self.plan.calm_at)?;
         self.calm()?;
+        if !self.can_be_led() {
+            self.marks.hit("nobody left who may lead");
+            self.run_until(self.now + Duration::from_secs(5))?;
+            return self.end();
+        }
         let end = self.now + CALM_TIME;
         loop {
             let next = self.now + Duration::from_millis(100);
@@ -205,6 +210,25 @@ impl World {
         self.daemon.merge(self.now);
         self.users.calm(self.now);
         self.settle()
+    }
+
+    /// Whether enough of those who are counted are left, and one of them who may lead.
+    fn can_be_led(&self) -> bool {
+        let settings = self.checker.settings(self.history);
+        let Members { voters, arbiter } = &settings.members;
+        let is_left = |voter: &Voter| self.nodes.iter().any(|node| node.voter == *voter && !node.is_gone);
+        let left: Vec<&Node> = self.nodes.iter().filter(|node| voters.contains(&node.voter)).collect();
+        let may_lead = |node: &&Node| {
+            let plan = &node.plan;
+            plan.priority > 0 && (settings.home.is_empty() || settings.home == plan.site)
+        };
+        let is_enough = match arbiter {
+            None => 2 * left.len() > voters.len(),
+            Some(arbiter) => {
+                left.len() + usize::from(is_left(&arbiter.node)) >= 2 && arbiter.in_sync.iter().any(is_left)
+            }
+        };
+        is_enough && left.iter().any(may_lead)
     }
 
     /// L1 and L2

@@ -41,6 +41,8 @@ pub(crate) struct Copy {
 pub(crate) struct Opened {
     pub(crate) store: Store,
     pub(crate) start: Start,
+    /// Of an arbiter.
+    pub(crate) record: Option<(Position, Members)>,
 }
 
 /// What stands on the disk besides the journal, or as if it did: it is written at once.
@@ -123,7 +125,8 @@ impl Store {
         let store = Self { journal, kept: kept.clone(), taken, is_full: false };
         let log = store.log_start()?;
         let start = Start { history: identity.history, me, promised: recovered.promised, log };
-        Ok(Opened { store, start })
+        let record = lock(kept).record.clone();
+        Ok(Opened { store, start, record })
     }
 
     fn log_start(&self) -> Result<LogStart, String> {
