@@ -204,7 +204,11 @@ impl Replica {
                     self.fail_fetch(&fetch);
                 }
             }
-            Supply::Released if fetch.is_claim => self.withdraw(),
+            // What the other has is committed, as far as it gives it away.
+            Supply::Released if fetch.is_claim => {
+                self.withdraw();
+                self.copy(&fetch);
+            }
             Supply::Released => self.copy(&fetch),
             Supply::Refused => self.fail_fetch(&fetch),
         }
