@@ -134,7 +134,7 @@ fn said_by_replicas() -> [Vec<Vec<u8>>; 2] {
         Content::Recorded(position),
         Content::Packing {
             epoch,
-            wanted: true,
+            stage: standby::replica::message::PackStage::Wanted,
         },
         Content::Pack {
             epoch,
