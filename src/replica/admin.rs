@@ -196,8 +196,8 @@ impl Replica {
     /// Hands out what is below the ceilings, and raises them in time.
     fn hand_out_oids(&mut self) {
         let ceilings = match mutant::is(Mutant::CeilingNotAwaited) {
-            true => self.log.settings().ceilings.clone(),
-            false => self.log.settled().ceilings.clone(),
+            true => &self.log.settings().ceilings,
+            false => &self.log.settled().ceilings,
         };
         let Office::Primary(primary) = &mut self.office else {
             return;

@@ -76,7 +76,10 @@ impl Replica {
     }
 
     pub(super) fn on_promised(&mut self, epoch: Epoch) {
-        self.durable = self.durable.max(epoch);
+        self.durable = match mutant::is(Mutant::PromiseOfLowerEpoch) {
+            true => epoch,
+            false => self.durable.max(epoch),
+        };
         if epoch != self.promised {
             return;
         }

@@ -28,11 +28,13 @@ pub(super) struct Log {
     applied: Seq,
     /// What was asked to be applied.
     applying: Seq,
-    /// As of what is committed.
+    /// As of the last entry that is committed, and on stable storage here: no disk takes that back.
     settled: Settings,
-    /// The entry that settled the members, at or before what is committed.
+    /// That entry.
+    settled_through: Seq,
+    /// The entry that settled the members, at or before that.
     settled_members: Position,
-    /// Behind what is committed.
+    /// Behind what is settled.
     changes: VecDeque<(Seq, Change)>,
     /// As of the end.
     current: Settings,
@@ -65,6 +67,7 @@ impl Log {
             applied,
             applying: applied,
             settled: settings.clone(),
+            settled_through: settled,
             settled_members: Position::default(),
             changes: changes.into(),
             current: settings,
@@ -123,12 +126,12 @@ impl Log {
         &self.current
     }
 
-    /// As of what is committed.
+    /// As of what is committed, and on stable storage here.
     pub(super) const fn settled(&self) -> &Settings {
         &self.settled
     }
 
-    /// The changes that are not committed.
+    /// The changes that are not settled.
     pub(super) fn changes(&self) -> impl DoubleEndedIterator<Item = &(Seq, Change)> {
         self.changes.iter()
     }
@@ -232,10 +235,14 @@ impl Log {
         self.last = last;
         self.last_tid = last_tid;
         self.synced = last.seq;
+        // What others have committed, and this disk had no room for, is to be learnt again.
+        self.committed = self.committed.min(last.seq);
+        self.settle();
     }
 
     pub(super) fn on_synced(&mut self, through: Seq) {
         self.synced = self.synced.max(through.min(self.last.seq));
+        self.settle();
     }
 
     /// All up to here is committed.
@@ -244,12 +251,18 @@ impl Log {
             return;
         }
         self.committed = through;
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let through = self.committed.min(self.synced);
+        self.settled_through = self.settled_through.max(through);
         while self.changes.front().is_some_and(|(seq, _)| *seq <= through) {
             let Some((seq, change)) = self.changes.pop_front() else {
                 break;
             };
             self.settled = self.settled.changed(&change, seq);
-            if matches!(change, Change::Barrier(_) | Change::Members(_)) {
+            if members_of(&change).is_some() {
                 let epoch = self.epoch_at(seq).unwrap_or_default();
                 self.settled_members = Position { epoch, seq };
             }
@@ -270,7 +283,7 @@ impl Log {
     /// The last entry that says who the members are.
     pub(super) fn record(&self) -> Record {
         let tail = self.changes.iter().rev();
-        let mut tail = tail.filter(|(_, change)| is_of_members(change));
+        let mut tail = tail.filter(|(_, change)| members_of(change).is_some());
         let position = tail.next().map_or(self.settled_members, |(seq, _)| {
             let epoch = self.epoch_at(*seq).unwrap_or_default();
             Position { epoch, seq: *seq }
@@ -289,23 +302,27 @@ impl Log {
     }
 
     /// Who is counted for which entries: the newest first, each from this entry on.
-    pub(super) fn regimes(&self) -> Vec<(Seq, Members)> {
-        let mut settings = self.settled.clone();
-        let mut regimes = vec![(self.committed, settings.members.clone())];
-        for (seq, change) in &self.changes {
-            settings = settings.changed(change, *seq);
-            if is_of_members(change) {
-                regimes.push((*seq, settings.members.clone()));
-            }
-        }
-        regimes.reverse();
-        regimes
+    pub(super) fn regimes(&self) -> impl Iterator<Item = (Seq, &Members)> {
+        let tail = self.changes.iter().rev();
+        let tail = tail.filter_map(|(seq, change)| Some((*seq, members_of(change)?)));
+        tail.chain([(self.settled_through, &self.settled.members)])
     }
 
     pub(super) fn invariants(&self) {
         assert!(self.applied <= self.applying, "applied before it was asked");
         assert!(self.committed <= self.last.seq, "committed behind the end");
         assert!(self.synced <= self.last.seq, "synced behind the end");
+        let settled = self.committed.min(self.synced);
+        assert!(
+            self.settled_through <= settled,
+            "settled behind what is committed"
+        );
+        assert!(
+            self.changes
+                .iter()
+                .all(|(seq, _)| *seq > self.settled_through),
+            "a settled change waits to be settled"
+        );
         let ends = self.ends.iter().copied();
         assert!(
             ends.is_sorted_by(|a, b| a.epoch < b.epoch && a.seq < b.seq),
@@ -316,6 +333,11 @@ impl Log {
     }
 }
 
-fn is_of_members(change: &Change) -> bool {
-    matches!(change, Change::Barrier(_) | Change::Members(_))
+/// The members, if this is what changes them.
+const fn members_of(change: &Change) -> Option<&Members> {
+    match change {
+        Change::Barrier(settings) => Some(&settings.members),
+        Change::Members(members) => Some(members),
+        Change::Ceiling { .. } | Change::Pack { .. } => None,
+    }
 }

@@ -204,7 +204,11 @@ impl Replica {
                     self.fail_fetch(&fetch);
                 }
             }
-            Supply::Released if fetch.is_claim => self.withdraw(),
+            // What the other has is committed, as far as it gives it away.
+            Supply::Released if fetch.is_claim => {
+                self.withdraw();
+                self.copy(&fetch);
+            }
             Supply::Released => self.copy(&fetch),
             Supply::Refused => self.fail_fetch(&fetch),
         }
@@ -278,12 +282,17 @@ impl Replica {
 
     /// The journals of others begin behind what is missing here.
     fn copy(&mut self, fetch: &Fetching) {
-        let is_whole = |stated: &Stated| stated.state.history_from == Tid::ZERO;
-        let from = self.donor(is_whole).unwrap_or_else(|| fetch.to.clone());
+        let newest_only = self.options.copies_newest_only;
+        let is_fit = |stated: &Stated| newest_only || stated.state.history_from == Tid::ZERO;
+        let from = self.donor(is_fit).unwrap_or_else(|| fetch.to.clone());
         self.recovery.last_id += 1;
         let id = self.recovery.last_id;
         self.recovery.copying = Some(id);
-        self.actions.push(Action::Copy { id, from });
+        self.actions.push(Action::Copy {
+            id,
+            from,
+            newest_only,
+        });
         self.tell(Notice::Copying);
     }
 

@@ -49,6 +49,7 @@ fn options(kind: NodeKind) -> Options {
         kind,
         site: "here".to_owned(),
         priority: 10,
+        copies_newest_only: false,
         leads_without_history: false,
         lease: Duration::from_secs(2),
     }
@@ -95,13 +96,19 @@ impl World {
         id[0] = self.views;
         let names = members.iter().map(|at| self.nodes[*at].member.clone());
         let names: Vec<MemberId> = names.collect();
+        // All are in it before anybody speaks.
+        let mut actions = Vec::new();
         for at in members {
             let event = Event::View {
                 id: ViewId(id),
                 members: names.clone(),
                 me: self.nodes[*at].member.clone(),
             };
-            self.queue.push_back((*at, event));
+            let now = self.now;
+            actions.push((*at, self.nodes[*at].replica.step(event, now)));
+        }
+        for (at, actions) in actions {
+            actions.into_iter().for_each(|action| self.act(at, action));
         }
         self.settle();
     }
@@ -145,10 +152,11 @@ impl World {
         nodes.position(|node| node.member == *member).unwrap()
     }
 
-    fn deliver(&mut self, from: usize, to: usize, message: &Message) {
-        let from = self.nodes[from].member.clone();
+    fn deliver(&mut self, sender: usize, to: usize, message: &Message) {
+        let from = self.nodes[sender].member.clone();
         let message = Message::decode_args(message);
-        if !self.deaf.contains(&to) {
+        let view = |at: usize| self.nodes[at].replica.view.as_ref().map(|view| view.id);
+        if !self.deaf.contains(&to) && view(to) == view(sender) {
             self.queue.push_back((to, Event::Message { from, message }));
         }
     }

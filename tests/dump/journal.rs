@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use standby::entry::{Entry, Point};
-use standby::ids::{DiskId, Epoch, HistoryId, NodeId, Oid, Seq, Tid};
+use standby::ids::{Digest, DiskId, Epoch, HistoryId, NodeId, Oid, Seq, Tid};
 use standby::replica::members::{Arbiter, Members, Voter};
 use standby::replica::message::{
     Content, Fetch, Fetched, Message, NodeKind, Position, Role, Sender, State, Supply,
@@ -17,6 +17,7 @@ use standby::replica::settings::{Change, Kind, Pack, Settings};
 use standby::storage::disk::Disk;
 use standby::storage::journal::{Create, Identity, Journal, Options};
 use standby::storage::memory::MemoryDisk;
+use standby::storage::transfer::{BlobName, Record, Transfer};
 
 use super::trace::Trace;
 use super::*;
@@ -62,6 +63,32 @@ fn settings() -> Settings {
     }
 }
 
+fn transfer() -> Transfer {
+    let record = |oid, data: Option<&'static [u8]>, same_as| Record {
+        oid: Oid(oid),
+        data: data.map(Bytes::from_static),
+        same_as,
+    };
+    let data = b"\x80\x03cpersistent.mapping\nPersistentMapping\nq\x01.}.";
+    Transfer {
+        storage: "main".to_owned(),
+        status: b' ',
+        user: Bytes::from_static(b"/ jim"),
+        description: Bytes::from_static(b"three objects"),
+        extension: Bytes::from_static(b"\x80\x03}X\x01\0\0\0aK\x05s."),
+        records: vec![
+            record(1, Some(data), None),
+            record(2, Some(data), Some(Tid(0x040d_276e_0000_0000))),
+            record(3, None, None),
+        ],
+        blobs: vec![BlobName {
+            oid: Oid(1),
+            len: 5,
+            digest: Digest([9; 32]),
+        }],
+    }
+}
+
 /// An entry of each kind, in two epochs.
 fn entries(after: Point) -> Vec<Entry> {
     let tid = Tid(0x040d_276e_e444_4444);
@@ -79,8 +106,12 @@ fn entries(after: Point) -> Vec<Entry> {
         change(first, Change::Barrier(Settings::default())),
         change(first, Change::Ceiling { storage, oid }),
     ];
-    let body = vec![Bytes::from_static(b"what only the storage knows")];
-    entries.push(next(first, Kind::Transaction, tid, body));
+    entries.push(next(
+        first,
+        Kind::Transaction,
+        tid,
+        transfer().encode().unwrap(),
+    ));
     let mut change = |epoch, change: Change| next(epoch, change.kind(), Tid::ZERO, change.encode());
     let storage = "main".to_owned();
     entries.push(change(first, Change::Members(members())));
@@ -204,6 +235,11 @@ fn entries_are_found_by_tid_and_by_oid() {
     let (text, _) = shown_of(&directory, &["--oid", "7530"]);
     assert_eq!(text.lines().count(), 1);
     assert!(text.contains("kind=ceiling"), "{text}");
+    // With the entry that it is in.
+    let (text, _) = shown_of(&directory, &["--oid", "2"]);
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.contains("kind=transaction"), "{text}");
+    assert!(text.contains("record oid=0000000000000002"), "{text}");
     let (text, _) = shown_of(&directory, &["--tid", "040d276ee4444444"]);
     let kinds = ["kind=transaction", "kind=pack", "kind=barrier"];
     assert!(kinds.iter().all(|kind| text.contains(kind)), "{text}");
@@ -266,7 +302,7 @@ fn damage_in_a_journal_is_named_and_the_rest_is_shown() {
     fs::remove_file(&path).unwrap();
     fs::remove_file(last_segment(&directory)).unwrap();
     let (text, status) = shown_of(&directory, &[]);
-    assert!(text.contains("missing after=0 through=4"), "{text}");
+    assert!(text.contains("missing after=0 through=3"), "{text}");
     assert_eq!(status, 1);
     // A file of the state.
     fs::write(directory.join("promised"), "standby-promised 1 of nobody\n").unwrap();
@@ -448,6 +484,26 @@ fn a_trace_of_a_simulation_is_shown_step_by_step() {
     assert_eq!(line["fields"]["epoch"], "8-n2");
     assert_eq!(line["fields"]["disk"], "01".repeat(16));
     assert_eq!(line["fields"]["step"], 2);
+}
+
+#[test]
+fn json_of_journals_and_traces_has_the_documented_keys() {
+    let place = Place::new("journal-json");
+    let directory = place.0.join("journal");
+    journal_at(&directory);
+    let file = place.file("a.trace", &trace());
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manual/zeodump.md");
+    let manual = fs::read_to_string(manual).unwrap();
+    let (text, _) = shown(&["-j", "-x", "-v", directory.to_str().unwrap(), &file]);
+    assert!(text.lines().count() > 30);
+    for line in text.lines() {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        let object = value.as_object().unwrap();
+        let kind = object["kind"].as_str().unwrap();
+        for word in object.keys().map(String::as_str).chain([kind]) {
+            assert!(manual.contains(&format!("`{word}`")), "{word}: {line}");
+        }
+    }
 }
 
 #[test]

@@ -12,7 +12,6 @@ use standby::storage::journal::format::{
 };
 
 use crate::failure::Failure;
-use crate::limits::ENTRY_BODY_LEN_MAX;
 use crate::message::{Field, Fields, Kind, Message};
 use crate::output::Output;
 use crate::replica;
@@ -78,7 +77,7 @@ struct Current {
     pos: u64,
     header: EntryHeader,
     is_checked: bool,
-    /// As far as it is kept.
+    /// As far as it has come.
     body: Vec<Bytes>,
 }
 
@@ -217,15 +216,13 @@ impl Reading<'_> {
                 Ok(())
             }
             Item::Body(piece) => {
-                if let Some(current) = &mut self.current
-                    && current.header.body_len <= ENTRY_BODY_LEN_MAX
-                {
+                if let Some(current) = &mut self.current {
                     current.body.push(piece);
                 }
                 Ok(())
             }
             Item::End { is_whole } => match self.current.take() {
-                Some(current) => out.put(current.message(is_whole)),
+                Some(current) => current.put(is_whole, out),
                 None => Ok(()),
             },
             Item::Zeros { pos, len } => {
@@ -321,7 +318,8 @@ impl Reading<'_> {
 }
 
 impl Current {
-    fn message(self, is_whole: bool) -> Message {
+    /// Shows it, and the records in it.
+    fn put(self, is_whole: bool, out: &mut Output<impl Write>) -> Result<(), Failure> {
         let header = &self.header;
         let time = Some(header.tid.unix_time()).filter(|time| !time.is_zero());
         let kind = if is_whole { Kind::Entry } else { Kind::Trouble };
@@ -331,11 +329,11 @@ impl Current {
         if !self.is_checked {
             message.fields.push(("place", "not checked".into()));
         }
+        let mut records = Vec::new();
         if is_whole {
-            message.fields.extend(match header.body_len {
-                0..=ENTRY_BODY_LEN_MAX => replica::body_fields(header, &self.body),
-                _ => Fields::new(),
-            });
+            let (fields, found) = replica::body(header, &self.body);
+            message.fields.extend(fields);
+            records = found;
         } else {
             let why = "header and body are not those of its digest, or it ends early";
             message.fields.push(("why", Field::from(why)));
@@ -343,7 +341,12 @@ impl Current {
         message = message.of_bytes(self.body.concat().into(), 0);
         let len = ENTRY_HEADER_LEN as u64 + header.body_len;
         message.len = usize::try_from(len).unwrap_or(usize::MAX);
-        message
+        out.put(message)?;
+        for fields in records {
+            let message = Message::new(time, Kind::Record, "record");
+            out.put(Message { fields, ..message })?;
+        }
+        Ok(())
     }
 }
 

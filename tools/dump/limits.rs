@@ -58,10 +58,6 @@ pub(crate) const CALLS_LEN_MAX: usize = 256 << 20;
 /// Calls without a reply that are shown for each connection when it ends; others are counted.
 pub(crate) const UNANSWERED_SHOWN_MAX: usize = 100;
 
-/// Bytes of the body of an entry of a journal that are looked at. Longer ones are shown by their
-/// length.
-pub(crate) const ENTRY_BODY_LEN_MAX: u64 = 4 << 20;
-
 /// Characters of a value in a line. Verbose output and JSON have more.
 pub(crate) const VALUE_CHARS_MAX: usize = 80;
 

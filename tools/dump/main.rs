@@ -1,5 +1,5 @@
 //! `zeodump`: shows what is on the wire between clients, servers and the group daemon, and what is
-//! in data files. It has no parser of its own for any of it: it uses the server's.
+//! in data files and journals. It has no parser of its own for any of it: it uses the server's.
 
 mod args;
 mod clock;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use standby::entry::{Entry, EntryHeader, Point};
 use standby::group::message::{Message as GroupMessage, MessageError};
 use standby::ids::{Epoch, Tid};
+use standby::pickle;
 use standby::replica::codec::CodecError;
 use standby::replica::members::{Arbiter, Members, Voter};
 use standby::replica::message::{
@@ -13,6 +14,7 @@ use standby::replica::message::{
     Role, Sender, State, Supply,
 };
 use standby::replica::settings::{Change, Kind as EntryKind, Settings};
+use standby::storage::transfer::{self, BlobName, Transfer};
 use standby::value::Value;
 
 use crate::message::{Field, Fields, Kind, Message};
@@ -212,7 +214,12 @@ fn fetched_fields(fetched: &Fetched) -> Fields {
 
 fn entry_fields(entry: &Entry) -> Fields {
     let mut fields = header_fields(entry.header());
-    fields.extend(body_fields(entry.header(), entry.body()));
+    let (body, records) = body(entry.header(), entry.body());
+    fields.extend(body);
+    if !records.is_empty() {
+        let records = records.into_iter().map(Field::Tree);
+        fields.push(("records", Field::List(records.collect())));
+    }
     fields
 }
 
@@ -233,17 +240,64 @@ pub(crate) fn header_fields(header: &EntryHeader) -> Fields {
     fields
 }
 
-/// What the body of an entry says, if it is no transaction.
-pub(crate) fn body_fields(header: &EntryHeader, body: &[Bytes]) -> Fields {
-    let change = match EntryKind::from_number(header.kind) {
-        Some(EntryKind::Transaction) => return Vec::new(),
-        Some(kind) => Change::decode(kind, body).map_err(|error| error.to_string()),
-        None => Err("of an unknown kind".to_owned()),
-    };
-    match change {
-        Ok(change) => change_fields(&change),
-        Err(why) => vec![("problem", why.into())],
+/// What the body of an entry says, and the records in it.
+pub(crate) fn body(header: &EntryHeader, body: &[Bytes]) -> (Fields, Vec<Fields>) {
+    let problem = |why: String| vec![("problem", Field::from(why))];
+    match EntryKind::from_number(header.kind) {
+        Some(EntryKind::Transaction) => match Transfer::decode(body) {
+            Ok(transfer) => {
+                let records = transfer.records.iter().map(record_of).collect();
+                (transfer_fields(&transfer), records)
+            }
+            Err(error) => (problem(error.to_string()), Vec::new()),
+        },
+        Some(kind) => match Change::decode(kind, body) {
+            Ok(change) => (change_fields(&change), Vec::new()),
+            Err(error) => (problem(error.to_string()), Vec::new()),
+        },
+        None => (problem("of an unknown kind".to_owned()), Vec::new()),
     }
+}
+
+fn transfer_fields(transfer: &Transfer) -> Fields {
+    let mut fields: Fields = vec![
+        ("storage", transfer.storage.as_str().into()),
+        ("user", transfer.user.clone().into()),
+        ("description", transfer.description.clone().into()),
+    ];
+    if transfer.status != b' ' {
+        fields.push(("status", format!("{:#04x}", transfer.status).into()));
+    }
+    if !transfer.extension.is_empty() {
+        fields.push(match pickle::decode(&transfer.extension) {
+            Ok(value) => ("extension", value.into()),
+            Err(error) => ("problem", error.to_string().into()),
+        });
+    }
+    if !transfer.blobs.is_empty() {
+        let blob = |blob: &BlobName| {
+            Field::Tree(vec![
+                ("oid", blob.oid.into()),
+                ("len", blob.len.into()),
+                ("digest", hex(&blob.digest.0)),
+            ])
+        };
+        let blobs = transfer.blobs.iter().map(blob);
+        fields.push(("blobs", Field::List(blobs.collect())));
+    }
+    fields
+}
+
+fn record_of(record: &transfer::Record) -> Fields {
+    let mut fields: Fields = vec![("oid", record.oid.into())];
+    if let Some(tid) = record.same_as {
+        fields.push(("same_as", tid.into()));
+    }
+    fields.push(match &record.data {
+        Some(data) => ("data", Field::record(data.clone())),
+        None => ("gone", true.into()),
+    });
+    fields
 }
 
 fn change_fields(change: &Change) -> Fields {
