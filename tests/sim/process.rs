@@ -8,7 +8,7 @@ use crate::group::{Lane, MemberId, ViewId};
 use crate::ids::Seq;
 use crate::node::SeenView;
 use crate::replica::event::{Action, Event, Notice, Writers};
-use crate::replica::message::{Content, Fetch, Fetched, Message, Role, Supply};
+use crate::replica::message::{Content, Fetch, Fetched, Message, NodeKind, Role, Supply};
 use crate::store::{Job, change_of};
 use crate::world::{Happening, World};
 
@@ -44,6 +44,7 @@ impl World {
                 }
             }
             Event::Applied { through } => process.applied = *through,
+            Event::Copied { log, .. } => process.applied = log.applied,
             _ => {}
         }
         let actions = process.replica.step(event, now);
@@ -54,7 +55,9 @@ impl World {
             }
             self.act(node, action)?;
         }
-        if let Some(process) = self.nodes[node].process.as_mut() {
+        // An arbiter knows of records, and not what is committed.
+        let has_data = self.nodes[node].plan.kind != NodeKind::Arbiter;
+        if let Some(process) = self.nodes[node].process.as_mut().filter(|_| has_data) {
             let known = process.replica.committed();
             if known > process.known {
                 process.known = known;
