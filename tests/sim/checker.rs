@@ -35,6 +35,8 @@ pub(crate) struct Checker {
     fresh: Vec<(HistoryId, Epoch, Entry)>,
     /// Who has proposed in an epoch.
     offices: BTreeMap<(HistoryId, Epoch), Office>,
+    /// What arbiters had on record in an epoch that they had promised, and no higher one.
+    records: BTreeMap<(Place, Epoch), Seq>,
     /// Bodies of finishes that were said to be lost.
     lost: BTreeSet<Digest>,
 }
@@ -355,12 +357,14 @@ impl Checker {
     }
 
     pub(crate) fn on_recorded(&mut self, place: Place, position: Position, members: Members) -> Checked {
-        self.stable.entry(place).or_default().record = Some((position, members));
-        let epochs: Vec<Epoch> = self.lineages[&place.0].held.keys().copied().collect();
-        for epoch in epochs.into_iter().rev().take(2) {
-            self.advance(place.0, epoch)?;
+        let log = self.stable.entry(place).or_default();
+        log.record = Some((position, members));
+        if position.epoch < log.promised {
+            return Ok(());
         }
-        Ok(())
+        let records = self.records.entry((place, position.epoch)).or_default();
+        *records = position.seq.max(*records);
+        self.advance(place.0, position.epoch)
     }
 
     fn note_held(&mut self, place: Place) -> Checked {
@@ -428,9 +432,9 @@ impl Checker {
                     let held = held.get(voter);
                     held.is_some_and(|held| held.seq >= known.regime.seq)
                 };
-                let record = self.stable.get(&(history, arbiter.node));
-                let record = record.and_then(|log| log.record.as_ref());
-                let is_on_record = record.is_some_and(|(position, _)| *position >= known.regime);
+                // An epoch begins with a barrier entry, which says who is counted.
+                let record = self.records.get(&((history, arbiter.node), known.regime.epoch));
+                let is_on_record = record.is_some_and(|seq| *seq >= known.regime.seq);
                 let records = members.voters.iter().filter(|it| has_record(it)).count();
                 arbiter.in_sync.iter().all(has) && records + usize::from(is_on_record) >= 2
             }

@@ -62,6 +62,10 @@ impl World {
         let Some(process) = it.process.as_mut() else { return Ok(()) };
         let Some(job) = process.running.take() else { return Ok(()) };
         it.disk.set_full(it.is_full);
+        if matches!(job, Job::Adopt { .. }) {
+            it.disk.fail(None);
+            it.disk.set_full(false);
+        }
         let done = process.store.run(job.clone());
         let event = match done {
             Ok(event) => event,
@@ -280,6 +284,7 @@ impl World {
             kind: it.plan.kind,
             site: it.plan.site.to_owned(),
             priority: it.plan.priority,
+            copies_newest_only: false,
             leads_without_history: false,
             lease: self.plan.lease,
         };
@@ -405,7 +410,7 @@ impl World {
         let seed = self.random.next();
         let disk = &self.nodes[node].disk;
         let step = disk.step_count() + after;
-        disk.fail(Failure { step, kind: std::io::ErrorKind::Other, seed });
+        disk.fail(Some(Failure { step, kind: std::io::ErrorKind::Other, seed }));
     }
 }
 

@@ -81,7 +81,7 @@ impl World {
             Action::SendOne(to, message) => self.send(node, Some(&to), &message)?,
             Action::Fetch { to, fetch } => self.fetch(node, &to, fetch),
             Action::Supply { to, answer, entries } => self.supply(node, &to, *answer, entries),
-            Action::Copy { id: request, from } => {
+            Action::Copy { id: request, from, .. } => {
                 self.marks.hit("catch-up by copy");
                 let from = self.node_of(&from).unwrap_or(usize::MAX);
                 let time = self.within(100, 3000);

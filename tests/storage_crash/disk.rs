@@ -635,9 +635,9 @@ impl SimDisk {
         self.state().is_full = is_full;
     }
 
-    /// Lets a step fail that has not been made yet.
-    pub(crate) fn fail(&self, failure: Failure) {
-        self.state().failure = Some(failure);
+    /// Lets a step fail that has not been made yet, or none.
+    pub(crate) fn fail(&self, failure: Option<Failure>) {
+        self.state().failure = failure;
     }
 
     /// Whether a power cut would leave what is shown below this directory.
