@@ -16,7 +16,7 @@ use clients::front::FrontMutant;
 use perfect::{Faults, Run};
 
 /// Of a sweep; the same each time.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 60;
 
 /// A mutant that lives longer than this is not caught.
 const MUTANT_SEEDS: u64 = 200;

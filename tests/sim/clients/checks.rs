@@ -294,6 +294,7 @@ impl Checks {
             ServerMessage::Finished(result) => self.on_finished(conn, *result),
             ServerMessage::Greeting
             | ServerMessage::Registered(None)
+            | ServerMessage::Info
             | ServerMessage::Voted(_)
             | ServerMessage::Aborted
             | ServerMessage::Pong(_) => Ok(()),

@@ -224,6 +224,26 @@ impl Client {
         self.is_operational && (is_writer || self.setup.mode == Mode::Reader)
     }
 
+    /// Where its connections are.
+    pub(crate) fn describe(&self) -> String {
+        let protos = self.protos.iter().map(|(id, proto)| {
+            let address = proto.address;
+            format!(
+                "{id}: {}/{:?} {:?}",
+                address.node, address.port, proto.state
+            )
+        });
+        let protos: Vec<String> = protos.collect();
+        format!(
+            "{:?}, chosen {:?}, lock {:?}, {} retries, {}",
+            self.setup.mode,
+            self.chosen,
+            self.lock,
+            self.retries.len(),
+            protos.join("; ")
+        )
+    }
+
     /// Where it is connected to.
     pub(crate) fn conn(&self) -> Option<Conn> {
         self.protos.get(&self.chosen?)?.conn
@@ -290,7 +310,8 @@ impl Client {
         match message {
             ServerMessage::Greeting => self.on_greeting(id, out),
             ServerMessage::Registered(tid) => self.on_registered(id, tid, now, out),
-            ServerMessage::Invalidations(list) => self.on_invalidations(id, list, now, out),
+            ServerMessage::Invalidations(list) => self.on_invalidations(id, list, out),
+            ServerMessage::Info => self.on_info(id, now, out),
             ServerMessage::Invalidate { tid, oids } => self.on_invalidate(id, tid, oids, out),
             message if self.chosen == Some(id) => self.on_reply(message, now, out),
             _ => {}
@@ -477,13 +498,13 @@ impl Client {
         let conn = self.conn().expect("it has registered");
         let last = self.cache.last();
         if self.cache.is_empty() {
-            self.verified(id, server, Verification::Empty, now, out);
+            self.verified(id, server, Verification::Empty, out);
         } else if last > server {
             out.facts.push(Fact::ServerBehind { conn, server });
             self.chosen = None;
             self.register_failed(id, now, out);
         } else if last == server {
-            self.verified(id, server, Verification::UpToDate, now, out);
+            self.verified(id, server, Verification::UpToDate, out);
         } else {
             self.protos.get_mut(&id).expect("it is chosen").state =
                 ProtoState::Verifying { server };
@@ -495,7 +516,6 @@ impl Client {
         &mut self,
         id: ProtoId,
         list: Option<(Tid, Vec<Oid>)>,
-        now: Instant,
         out: &mut ClientOut,
     ) {
         let state = self.protos.get(&id).map(|proto| proto.state);
@@ -505,21 +525,14 @@ impl Client {
         if let Some((tid, oids)) = list {
             oids.iter()
                 .for_each(|oid| self.cache.invalidate(*oid, None));
-            self.verified(id, tid, Verification::Quick, now, out);
+            self.verified(id, tid, Verification::Quick, out);
         } else {
             self.cache.clear();
-            self.verified(id, server, Verification::Cleared, now, out);
+            self.verified(id, server, Verification::Cleared, out);
         }
     }
 
-    fn verified(
-        &mut self,
-        id: ProtoId,
-        server: Tid,
-        how: Verification,
-        now: Instant,
-        out: &mut ClientOut,
-    ) {
+    fn verified(&mut self, id: ProtoId, server: Tid, how: Verification, out: &mut ClientOut) {
         self.set_last(server, out);
         let proto = self.protos.get_mut(&id).expect("it is chosen");
         proto.state = ProtoState::Ready;
@@ -528,11 +541,17 @@ impl Client {
         for (tid, oids) in queued.into_iter().filter(|(tid, _)| *tid > server) {
             self.invalidate(tid, &oids, out);
         }
-        self.is_operational = true;
         self.generation += 1;
         out.facts.push(Fact::Verified { conn, how });
-        self.unlock(id, out);
-        self.on_operational(now, out);
+        self.call(ClientMessage::GetInfo, out);
+    }
+
+    fn on_info(&mut self, id: ProtoId, now: Instant, out: &mut ClientOut) {
+        if self.chosen == Some(id) {
+            self.is_operational = true;
+            self.unlock(id, out);
+            self.on_operational(now, out);
+        }
     }
 
     fn on_invalidate(&mut self, id: ProtoId, tid: Tid, oids: Vec<Oid>, out: &mut ClientOut) {

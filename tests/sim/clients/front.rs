@@ -10,8 +10,9 @@ use super::message::{
     Applied, Attempt, ClientMessage, Conn, Port, Record, Refused, ServerMessage, Transaction,
     encode,
 };
-use crate::ids::{HistoryId, Oid, Tid};
+use crate::ids::{HistoryId, NodeId, Oid, Tid};
 use crate::replica::event::{Event, Outcome, Readers, Serving, Token, Writers};
+use crate::replica::settings::Kind;
 
 /// The one storage that there is.
 const STORAGE: &str = "1";
@@ -56,10 +57,12 @@ pub(crate) enum FrontMutant {
     StaleLoads,
     /// Writers may register while the node is not open for them.
     RegisteredTooEarly,
+    /// Who waits for its greeting waits for ever.
+    ParkedForEver,
 }
 
 impl FrontMutant {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::HistoryNotLookedAt,
         Self::ExposedAtFinish,
         Self::OidsFromTheFloor,
@@ -77,6 +80,7 @@ impl FrontMutant {
         Self::TimeoutForgotten,
         Self::StaleLoads,
         Self::RegisteredTooEarly,
+        Self::ParkedForEver,
     ];
 }
 
@@ -84,6 +88,13 @@ impl FrontMutant {
 pub(crate) struct FrontOptions {
     /// From the moment that a vote has its locks.
     pub(crate) transaction_timeout: Duration,
+    /// Who waits that long for a greeting is made to try all its addresses again. A stock client
+    /// whose connection ended before it was greeted does not come back to that address as long as
+    /// any other one is tried, or holds it; only a connection that it has registered with, and lost,
+    /// makes it begin anew.
+    pub(crate) parked_max: Duration,
+    /// Who reads though it wants to write comes back that often, to see whether it can.
+    pub(crate) fallback_max: Duration,
     /// Transactions that `getInvalidations` can tell of.
     pub(crate) queue_len_max: usize,
     pub(crate) mutant: Option<FrontMutant>,
@@ -114,6 +125,7 @@ impl FrontOut {
 
 pub(crate) struct Front {
     options: FrontOptions,
+    node: NodeId,
     history: HistoryId,
     token_last: u64,
     serving: Serving,
@@ -138,6 +150,8 @@ enum Asked {
 struct Session {
     port: Port,
     stage: Stage,
+    /// As of when it is at that stage.
+    since: Instant,
     txn: Option<Txn>,
     /// Invalidations that come behind the answer to a finish, or just before it.
     held: Vec<(Tid, Vec<Oid>)>,
@@ -148,6 +162,8 @@ enum Stage {
     /// Waits for the greeting.
     Parked,
     Greeted,
+    /// Greeted, to be disconnected when it has registered.
+    Bounced,
     /// Asked to write, and was told no.
     Refused,
     Writer,
@@ -197,6 +213,7 @@ impl Front {
     /// `incarnation` is another one for each front that there ever is.
     pub(crate) fn new(
         options: FrontOptions,
+        node: NodeId,
         incarnation: u64,
         history: HistoryId,
         applied: &[Applied],
@@ -204,6 +221,7 @@ impl Front {
         let database = Database::new(applied, options.queue_len_max);
         Self {
             options,
+            node,
             history,
             token_last: incarnation << 32,
             serving: Serving::default(),
@@ -247,11 +265,11 @@ impl Front {
             if !self.is(FrontMutant::FallbackKept) {
                 self.hang_up_where(out, |session| session.stage == Stage::Fallback);
             }
-            self.greet(Port::Writers, out);
+            self.greet(Port::Writers, now, out);
             self.on_locks_changed(now, out);
         }
         if serving.readers == Readers::Open && before.readers != Readers::Open {
-            self.greet(Port::Readers, out);
+            self.greet(Port::Readers, now, out);
         }
         if serving.writers != Writers::Draining {
             self.is_drained = false;
@@ -259,7 +277,10 @@ impl Front {
         self.look_if_drained(out);
     }
 
-    pub(crate) fn on_applied(&mut self, entry: &Applied, out: &mut FrontOut) {
+    pub(crate) fn on_applied(&mut self, entry: &Applied, now: Instant, out: &mut FrontOut) {
+        if entry.kind == Kind::Barrier.number() && entry.epoch.node != self.node {
+            self.on_other_primary(now, out);
+        }
         let Some(oids) = self.database.apply(entry) else {
             return;
         };
@@ -272,6 +293,21 @@ impl Front {
                 session.held.push((entry.tid, oids.clone()));
             } else if session.stage.is_registered() {
                 out.send(*conn, invalidate(entry.tid, oids.clone()));
+            }
+        }
+    }
+
+    /// Another node is in office. Who wants to write should be there, and must begin anew for it.
+    fn on_other_primary(&mut self, now: Instant, out: &mut FrontOut) {
+        if !self.is(FrontMutant::FallbackKept) {
+            self.hang_up_where(out, |session| session.stage == Stage::Fallback);
+        }
+        // Those who reach it have gone there soon.
+        let grace = Duration::from_secs(2).min(self.options.parked_max);
+        let since = now + grace - self.options.parked_max;
+        for session in self.sessions.values_mut() {
+            if session.stage == Stage::Parked && session.port == Port::Writers {
+                session.since = session.since.min(since);
             }
         }
     }
@@ -358,30 +394,47 @@ impl Front {
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let sessions = self.sessions.values();
-        let votes = sessions.filter_map(|session| match session.txn.as_ref()?.phase {
-            Phase::Voted { since } => Some(since + self.options.transaction_timeout),
-            _ => None,
-        });
-        votes
-            .min()
-            .filter(|_| !self.is(FrontMutant::TimeoutForgotten))
+        sessions.filter_map(|session| self.patience(session)).min()
+    }
+
+    /// Until when a session may stay as it is.
+    fn patience(&self, session: &Session) -> Option<Instant> {
+        let phase = session.txn.as_ref().map(|txn| txn.phase);
+        if let Some(Phase::Voted { since }) = phase {
+            let until = since + self.options.transaction_timeout;
+            return Some(until).filter(|_| !self.is(FrontMutant::TimeoutForgotten));
+        }
+        let max = match (session.stage, session.port) {
+            (Stage::Parked | Stage::Bounced, Port::Writers) => self.options.parked_max,
+            (Stage::Fallback, _) => self.options.fallback_max,
+            _ => return None,
+        };
+        let is_kept = match session.stage {
+            Stage::Fallback => self.is(FrontMutant::FallbackKept),
+            _ => self.is(FrontMutant::ParkedForEver),
+        };
+        Some(session.since + max).filter(|_| !is_kept)
     }
 
     pub(crate) fn on_timer(&mut self, now: Instant, out: &mut FrontOut) {
-        while self.deadline().is_some_and(|deadline| deadline <= now) {
-            let timeout = self.options.transaction_timeout;
-            self.hang_up_where(out, |session| {
-                let phase = session.txn.as_ref().map(|txn| txn.phase);
-                matches!(phase, Some(Phase::Voted { since }) if since + timeout <= now)
-            });
-            self.on_locks_changed(now, out);
+        let sessions = self.sessions.iter();
+        let due = sessions
+            .filter(|(_, session)| self.patience(session).is_some_and(|until| until <= now));
+        let due: Vec<(Conn, Stage)> = due.map(|(conn, session)| (*conn, session.stage)).collect();
+        for (conn, stage) in due {
+            if stage == Stage::Parked {
+                self.greet_one(conn, Stage::Bounced, now, out);
+            } else {
+                self.hang_up(conn, out);
+            }
         }
+        self.on_locks_changed(now, out);
     }
 }
 
 // What clients say.
 impl Front {
-    pub(crate) fn on_connect(&mut self, conn: Conn, port: Port, out: &mut FrontOut) {
+    pub(crate) fn on_connect(&mut self, conn: Conn, port: Port, now: Instant, out: &mut FrontOut) {
         let is_open = match port {
             Port::Writers => {
                 self.serving.writers == Writers::Open
@@ -393,12 +446,13 @@ impl Front {
         let session = Session {
             port,
             stage: Stage::Parked,
+            since: now,
             txn: None,
             held: Vec::new(),
         };
         self.sessions.insert(conn, session);
         if is_open {
-            self.greet_one(conn, out);
+            self.greet_one(conn, Stage::Greeted, now, out);
         }
     }
 
@@ -420,12 +474,13 @@ impl Front {
         };
         let is_writer = session.stage == Stage::Writer;
         match message {
-            ClientMessage::Register { read_only } => self.on_register(conn, read_only, out),
+            ClientMessage::Register { read_only } => self.on_register(conn, read_only, now, out),
             _ if !session.stage.is_registered() => self.hang_up(conn, out),
             ClientMessage::GetInvalidations { tid } => {
                 let list = self.invalidations_since(tid);
                 out.send(conn, ServerMessage::Invalidations(list));
             }
+            ClientMessage::GetInfo => out.send(conn, ServerMessage::Info),
             ClientMessage::LoadBefore { oid, tid } => self.on_load_before(conn, oid, tid, out),
             ClientMessage::Ping => self.on_ping(conn, out),
             _ if !is_writer => self.hang_up(conn, out),
@@ -448,12 +503,17 @@ impl Front {
         self.on_locks_changed(now, out);
     }
 
-    fn on_register(&mut self, conn: Conn, read_only: bool, out: &mut FrontOut) {
+    fn on_register(&mut self, conn: Conn, read_only: bool, now: Instant, out: &mut FrontOut) {
         let can_write = self.serving.writers == Writers::Open;
         let can_read = self.serving.readers == Readers::Open;
         let refuses = self.is(FrontMutant::WritersRefused);
         let is_early = self.is(FrontMutant::RegisteredTooEarly);
         let session = self.sessions.get_mut(&conn).expect("looked up before");
+        if session.stage == Stage::Bounced && !can_write {
+            out.send(conn, ServerMessage::Registered(Some(self.database.last())));
+            self.hang_up(conn, out);
+            return;
+        }
         let stage = match (session.port, session.stage, read_only) {
             (_, Stage::Parked | Stage::Writer | Stage::Reader | Stage::Fallback, _) => None,
             (Port::Writers, _, _) if !can_write && refuses => Some(Stage::Refused),
@@ -470,6 +530,7 @@ impl Front {
             return;
         };
         session.stage = stage;
+        session.since = now;
         let tid = stage.is_registered().then_some(self.database.last());
         out.send(conn, ServerMessage::Registered(tid));
     }
@@ -640,20 +701,21 @@ impl Front {
         txn.filter(|txn| txn.id == id)
     }
 
-    fn greet(&mut self, port: Port, out: &mut FrontOut) {
+    fn greet(&mut self, port: Port, now: Instant, out: &mut FrontOut) {
         let parked = self
             .sessions
             .iter()
             .filter(|(_, session)| session.port == port && session.stage == Stage::Parked);
         let parked: Vec<Conn> = parked.map(|(conn, _)| *conn).collect();
         for conn in parked {
-            self.greet_one(conn, out);
+            self.greet_one(conn, Stage::Greeted, now, out);
         }
     }
 
-    fn greet_one(&mut self, conn: Conn, out: &mut FrontOut) {
+    fn greet_one(&mut self, conn: Conn, stage: Stage, now: Instant, out: &mut FrontOut) {
         if let Some(session) = self.sessions.get_mut(&conn) {
-            session.stage = Stage::Greeted;
+            session.stage = stage;
+            session.since = now;
             out.send(conn, ServerMessage::Greeting);
         }
     }

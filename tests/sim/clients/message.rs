@@ -20,6 +20,7 @@ pub(crate) enum Port {
 pub(crate) enum ClientMessage {
     Register { read_only: bool },
     GetInvalidations { tid: Tid },
+    GetInfo,
     LoadBefore { oid: Oid, tid: Tid },
     NewOids,
     Begin { id: u64 },
@@ -36,6 +37,7 @@ pub(crate) enum ServerMessage {
     /// The last tid; `None` is ReadOnlyError.
     Registered(Option<Tid>),
     Invalidations(Option<(Tid, Vec<Oid>)>),
+    Info,
     /// `None` is POSKeyError.
     Loaded {
         oid: Oid,

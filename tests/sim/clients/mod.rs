@@ -199,10 +199,12 @@ impl Crowd {
         self.incarnations += 1;
         let options = FrontOptions {
             transaction_timeout: self.setup.transaction_timeout,
+            parked_max: Duration::from_secs(10),
+            fallback_max: Duration::from_secs(30),
             queue_len_max: self.setup.queue_len_max,
             mutant: self.setup.mutant,
         };
-        let front = Front::new(options, self.incarnations, history, applied);
+        let front = Front::new(options, node, self.incarnations, history, applied);
         let before = self.fronts.insert(node, front);
         assert!(before.is_none(), "{node} has a process already");
     }
@@ -285,7 +287,7 @@ impl Crowd {
     pub(crate) fn on_applied(&mut self, node: NodeId, entry: &Applied, now: Instant) {
         if let Some(front) = self.fronts.get_mut(&node) {
             let mut out = FrontOut::default();
-            front.on_applied(entry, &mut out);
+            front.on_applied(entry, now, &mut out);
             self.front_wants(node, out, now);
         }
     }
@@ -476,7 +478,7 @@ impl Crowd {
                 link.is_accepted = true;
                 let port = link.address.port;
                 self.checks.on_accepted(conn, front.history());
-                front.on_connect(conn, port, &mut out);
+                front.on_connect(conn, port, now, &mut out);
                 self.send(conn, Delivery::Connected, now);
             }
             (Delivery::Connect, None) => self.send(conn, Delivery::Refused, now),
@@ -716,7 +718,8 @@ impl Crowd {
                 return Err(format!("L1: client {} is stuck in vote", client.id));
             }
             if !client.is_content() {
-                return Err(format!("L1: client {} is not connected", client.id));
+                let what = client.describe();
+                return Err(format!("L1: client {} is not connected: {what}", client.id));
             }
             let is_writer = client.setup.mode != Mode::Reader;
             if is_writer && client.work.committed == committed {
