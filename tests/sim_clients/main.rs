@@ -78,6 +78,7 @@ const MARKS: &[&str] = &[
     "oids",
     "ping",
     "primary crashed",
+    "ReadOnlyError",
     "read",
     "server behind cache",
     "swap",
@@ -119,15 +120,19 @@ fn catch(mutant: FrontMutant) -> Option<(u64, String)> {
     })
 }
 
-/// M9 of the measurements: a planned swap, and a demotion, leave no outcome unknown.
+/// M9 of the measurements. A client whose finish meets the demotion on its way knows nothing; but
+/// then nothing was committed, and to try again is right.
 #[test]
-fn swaps_and_demotions_leave_no_outcome_unknown() {
-    for seed in 0..60 {
-        let mut run = Run::new(seed, Faults::Planned, None);
+fn demotions_commit_nothing_twice_and_swaps_leave_no_outcome_unknown() {
+    for seed in 0..40 {
+        let mut run = Run::new(seed, Faults::Demotions, None);
+        run.go()
+            .unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+        assert_eq!(run.crowd.duplicates(), 0, "seed {seed}");
+        let mut run = Run::new(seed, Faults::Swaps, None);
         run.go()
             .unwrap_or_else(|what| panic!("seed {seed}: {what}"));
         assert_eq!(run.crowd.unknowns(), 0, "seed {seed}");
-        assert_eq!(run.crowd.duplicates(), 0, "seed {seed}");
         assert!(run.swaps > 0, "seed {seed}: no swap");
     }
 }

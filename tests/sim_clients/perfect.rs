@@ -21,8 +21,10 @@ const CALM: Duration = Duration::from_secs(90);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Faults {
     All,
-    /// Nobody fails; the primary changes.
-    Planned,
+    /// Nobody fails; the primary changes, with or without a plan.
+    Demotions,
+    /// With a plan.
+    Swaps,
 }
 
 struct Node {
@@ -124,12 +126,20 @@ impl Run {
     }
 
     pub(crate) fn go(&mut self) -> Result<(), String> {
-        let turbulent = self.start + TURBULENCE;
+        let is_long = self.faults == Faults::All && self.seed.is_multiple_of(10);
+        let turbulent = self.start + TURBULENCE * if is_long { 4 } else { 1 };
         self.run_until(turbulent, false)?;
         self.turns.retain(|_, turn| !matches!(turn, Turn::Fault));
         self.crowd.calm(self.now);
         for node in 0..3 {
             self.start_node(node);
+        }
+        if self.faults == Faults::All && self.seed % 4 == 1 {
+            // One of them will not come back.
+            let dead = self.primary.unwrap_or(0);
+            self.stop_node(dead);
+            self.turns
+                .retain(|_, turn| !matches!(turn, Turn::Restart(node) if *node == dead));
         }
         self.run_until(turbulent + CALM, true)?;
         self.crowd.well()?;
@@ -382,7 +392,16 @@ impl Run {
     fn leave_office(&mut self) {
         self.primary = None;
         self.draining_for = None;
-        let wait = self.below(1500);
+        for node in 0..3 {
+            if self.nodes[node].serving.readers == Readers::Open {
+                self.serve(node, self.nodes[node].serving.writers, Readers::Kept);
+            }
+        }
+        // Now and then for longer than a client waits for a connection.
+        let wait = match self.below(30) {
+            0 => 35_000,
+            _ => self.below(1500),
+        };
         self.elect_at = Some(self.now + Duration::from_millis(wait));
     }
 
@@ -416,11 +435,10 @@ impl Run {
             self.crowd.inject(self.now);
             return;
         }
-        let planned = self.faults == Faults::Planned;
-        let kind = if planned {
-            self.below(3)
-        } else {
-            self.below(8)
+        let kind = match self.faults {
+            Faults::All => self.below(8),
+            Faults::Demotions => self.below(3),
+            Faults::Swaps => self.below(2) * 2,
         };
         let node = self.below(3) as usize;
         match (kind, self.primary) {

@@ -15,6 +15,8 @@ pub(crate) struct Checks {
     links: BTreeMap<Conn, Link>,
     /// Of all that there ever were.
     histories: BTreeMap<Conn, HistoryId>,
+    /// Of these, those that were registered for reading.
+    readers: BTreeSet<Conn>,
     clients: BTreeMap<u32, Seen>,
     oids: BTreeSet<Oid>,
     refused: BTreeSet<Attempt>,
@@ -228,6 +230,10 @@ impl Checks {
         if let Some(link) = self.links.get_mut(&conn) {
             link.since = Some(tid);
         }
+    }
+
+    pub(crate) fn on_asked_to_read(&mut self, conn: Conn) {
+        self.readers.insert(conn);
     }
 
     pub(crate) fn on_asked_vote(&mut self, conn: Conn, attempt: Attempt) {
@@ -469,7 +475,7 @@ impl Checks {
                 seen.histories.push(history.unwrap_or_default());
                 self.check_cache(client, cache);
             }
-            Fact::ServerBehind { .. } => self.mark("server behind cache"),
+            Fact::ServerBehind { conn, server } => self.on_behind(client, *conn, *server, cache),
             Fact::LastTidBack { from, to } => {
                 self.violated(format!(
                     "I12: client {client} was at {from}, and is told {to}"
@@ -511,8 +517,22 @@ impl Checks {
             Fact::Upgraded => self.mark("fallback upgraded"),
             Fact::OidsGot(_) => self.mark("oids"),
             Fact::TimedOut => self.mark("waited in vain"),
+            Fact::ReadOnly => self.mark("ReadOnlyError"),
             Fact::Conflict => self.mark("conflict"),
             Fact::Vanish => self.mark("vanished"),
+        }
+    }
+
+    /// Who asks to read is let in by who is level; then this cannot be, but in another history.
+    fn on_behind(&mut self, client: u32, conn: Conn, server: Tid, cache: &Cache) {
+        self.mark("server behind cache");
+        let history = self.histories.get(&conn).copied();
+        let is_same = history == Some(self.history_of(client));
+        if is_same && self.readers.contains(&conn) {
+            self.violated(format!(
+                "(c)4: client {client} has seen {}, and is let in to read at {server}",
+                cache.last()
+            ));
         }
     }
 

@@ -96,6 +96,8 @@ pub(crate) enum Fact {
     OidsGot(Vec<Oid>),
     /// It waited for a connection for too long.
     TimedOut,
+    /// It wanted to write where it can only read.
+    ReadOnly,
     /// A vote was refused.
     Conflict,
     /// The machine that it runs on is gone, as it was told to be at this point.

@@ -59,10 +59,12 @@ pub(crate) enum FrontMutant {
     RegisteredTooEarly,
     /// Who waits for its greeting waits for ever.
     ParkedForEver,
+    /// Readers are let in though they may have seen more elsewhere.
+    ReadersNotConfirmed,
 }
 
 impl FrontMutant {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::HistoryNotLookedAt,
         Self::ExposedAtFinish,
         Self::OidsFromTheFloor,
@@ -81,6 +83,7 @@ impl FrontMutant {
         Self::StaleLoads,
         Self::RegisteredTooEarly,
         Self::ParkedForEver,
+        Self::ReadersNotConfirmed,
     ];
 }
 
@@ -145,6 +148,8 @@ pub(crate) struct Front {
 enum Asked {
     Oids(Conn),
     Ping(Conn),
+    /// A reader that may have seen more elsewhere.
+    Greeting(Conn),
 }
 
 struct Session {
@@ -202,7 +207,7 @@ impl Session {
     /// Ends with the office of the node.
     fn is_for_writing(&self) -> bool {
         match self.port {
-            Port::Writers => self.stage != Stage::Parked,
+            Port::Writers => self.stage.is_registered(),
             Port::Readers => self.stage == Stage::Writer,
         }
     }
@@ -257,7 +262,7 @@ impl Front {
         if serving.readers == Readers::Closed && before.readers != Readers::Closed {
             self.hang_up_where(out, |session| {
                 session.port == Port::Readers
-                    && session.stage != Stage::Parked
+                    && session.stage.is_registered()
                     && !session.is_for_writing()
             });
         }
@@ -265,11 +270,16 @@ impl Front {
             if !self.is(FrontMutant::FallbackKept) {
                 self.hang_up_where(out, |session| session.stage == Stage::Fallback);
             }
-            self.greet(Port::Writers, now, out);
+            for conn in self.parked(Port::Writers) {
+                self.greet(conn, Stage::Greeted, now, out);
+            }
             self.on_locks_changed(now, out);
         }
         if serving.readers == Readers::Open && before.readers != Readers::Open {
-            self.greet(Port::Readers, now, out);
+            let conns = self.parked(Port::Readers);
+            conns
+                .into_iter()
+                .for_each(|conn| self.ask_before_greeting(conn, out));
         }
         if serving.writers != Writers::Draining {
             self.is_drained = false;
@@ -382,13 +392,32 @@ impl Front {
         }
     }
 
-    pub(crate) fn on_confirmed(&mut self, token: Token, is_sure: bool, out: &mut FrontOut) {
-        let Some(Asked::Ping(conn)) = self.asked.remove(&token) else {
-            out.wrong = Some(format!("{token:?} is confirmed, but has not asked"));
-            return;
-        };
-        if self.sessions.contains_key(&conn) {
-            out.send(conn, ServerMessage::Pong(is_sure));
+    pub(crate) fn on_confirmed(
+        &mut self,
+        token: Token,
+        is_sure: bool,
+        now: Instant,
+        out: &mut FrontOut,
+    ) {
+        match self.asked.remove(&token) {
+            Some(Asked::Ping(conn)) if self.sessions.contains_key(&conn) => {
+                out.send(conn, ServerMessage::Pong(is_sure));
+            }
+            Some(Asked::Greeting(conn)) => {
+                let is_parked = |session: &Session| session.stage == Stage::Parked;
+                let waits = self.sessions.get(&conn).is_some_and(is_parked);
+                match self.serving.readers {
+                    Readers::Open if waits && is_sure => {
+                        self.greet(conn, Stage::Greeted, now, out);
+                    }
+                    Readers::Open if waits => self.ask_before_greeting(conn, out),
+                    _ => {}
+                }
+            }
+            Some(Asked::Ping(_)) => {}
+            Some(Asked::Oids(_)) | None => {
+                out.wrong = Some(format!("{token:?} is confirmed, but has not asked"));
+            }
         }
     }
 
@@ -405,7 +434,7 @@ impl Front {
             return Some(until).filter(|_| !self.is(FrontMutant::TimeoutForgotten));
         }
         let max = match (session.stage, session.port) {
-            (Stage::Parked | Stage::Bounced, Port::Writers) => self.options.parked_max,
+            (Stage::Parked, _) => self.options.parked_max,
             (Stage::Fallback, _) => self.options.fallback_max,
             _ => return None,
         };
@@ -423,7 +452,7 @@ impl Front {
         let due: Vec<(Conn, Stage)> = due.map(|(conn, session)| (*conn, session.stage)).collect();
         for (conn, stage) in due {
             if stage == Stage::Parked {
-                self.greet_one(conn, Stage::Bounced, now, out);
+                self.greet(conn, Stage::Bounced, now, out);
             } else {
                 self.hang_up(conn, out);
             }
@@ -441,7 +470,9 @@ impl Front {
                     || self.is(FrontMutant::WritersRefused)
                     || self.is(FrontMutant::RegisteredTooEarly)
             }
-            Port::Readers => self.serving.readers == Readers::Open,
+            Port::Readers => {
+                self.serving.readers == Readers::Open && self.is(FrontMutant::ReadersNotConfirmed)
+            }
         };
         let session = Session {
             port,
@@ -452,7 +483,9 @@ impl Front {
         };
         self.sessions.insert(conn, session);
         if is_open {
-            self.greet_one(conn, Stage::Greeted, now, out);
+            self.greet(conn, Stage::Greeted, now, out);
+        } else if port == Port::Readers && self.serving.readers == Readers::Open {
+            self.ask_before_greeting(conn, out);
         }
     }
 
@@ -510,8 +543,7 @@ impl Front {
         let is_early = self.is(FrontMutant::RegisteredTooEarly);
         let session = self.sessions.get_mut(&conn).expect("looked up before");
         if session.stage == Stage::Bounced && !can_write {
-            out.send(conn, ServerMessage::Registered(Some(self.database.last())));
-            self.hang_up(conn, out);
+            self.bounce(conn, out);
             return;
         }
         let stage = match (session.port, session.stage, read_only) {
@@ -524,15 +556,22 @@ impl Front {
             (Port::Readers, Stage::Refused, true) => can_read.then_some(Stage::Fallback),
             (Port::Readers, _, true) => can_read.then_some(Stage::Reader),
         };
-        // It was let in a moment ago. A late answer would hold up its other connections.
+        // It was greeted a moment ago. A late answer would hold up its other connections.
         let Some(stage) = stage else {
-            self.hang_up(conn, out);
+            self.bounce(conn, out);
             return;
         };
         session.stage = stage;
         session.since = now;
         let tid = stage.is_registered().then_some(self.database.last());
         out.send(conn, ServerMessage::Registered(tid));
+    }
+
+    /// What ends before it is registered is not tried again by a stock client, as long as any other
+    /// address is. What ends behind that makes it begin anew, with all addresses.
+    fn bounce(&mut self, conn: Conn, out: &mut FrontOut) {
+        out.send(conn, ServerMessage::Registered(Some(self.database.last())));
+        self.hang_up(conn, out);
     }
 
     fn invalidations_since(&self, tid: Tid) -> Option<(Tid, Vec<Oid>)> {
@@ -701,23 +740,27 @@ impl Front {
         txn.filter(|txn| txn.id == id)
     }
 
-    fn greet(&mut self, port: Port, now: Instant, out: &mut FrontOut) {
-        let parked = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.port == port && session.stage == Stage::Parked);
-        let parked: Vec<Conn> = parked.map(|(conn, _)| *conn).collect();
-        for conn in parked {
-            self.greet_one(conn, Stage::Greeted, now, out);
-        }
+    fn parked(&self, port: Port) -> Vec<Conn> {
+        let sessions = self.sessions.iter();
+        let parked =
+            sessions.filter(|(_, session)| session.port == port && session.stage == Stage::Parked);
+        parked.map(|(conn, _)| *conn).collect()
     }
 
-    fn greet_one(&mut self, conn: Conn, stage: Stage, now: Instant, out: &mut FrontOut) {
+    fn greet(&mut self, conn: Conn, stage: Stage, now: Instant, out: &mut FrontOut) {
         if let Some(session) = self.sessions.get_mut(&conn) {
             session.stage = stage;
             session.since = now;
             out.send(conn, ServerMessage::Greeting);
         }
+    }
+
+    /// It may have seen more than this node has. A stock client that finds that out refuses the
+    /// server, and if it could have been content with reading, it may not come back to any.
+    fn ask_before_greeting(&mut self, conn: Conn, out: &mut FrontOut) {
+        let token = self.token();
+        self.asked.insert(token, Asked::Greeting(conn));
+        out.events.push(Event::Confirm { token });
     }
 
     /// [`Event::Drained`] is wanted when each that has voted has finished or gone.

@@ -276,7 +276,7 @@ impl Crowd {
             Action::Reply { token, outcome } => front.on_reply(*token, *outcome, now, &mut out),
             Action::Oids { token, oids } => front.on_oids(*token, oids.clone(), &mut out),
             Action::Confirmed { token, is_sure } => {
-                front.on_confirmed(*token, *is_sure, &mut out);
+                front.on_confirmed(*token, *is_sure, now, &mut out);
             }
             _ => return,
         }
@@ -486,6 +486,9 @@ impl Crowd {
                 match &message {
                     ClientMessage::GetInvalidations { tid } => {
                         self.checks.on_asked_since(conn, *tid);
+                    }
+                    ClientMessage::Register { read_only: true } => {
+                        self.checks.on_asked_to_read(conn);
                     }
                     ClientMessage::Vote { attempt, .. } => {
                         self.checks.on_asked_vote(conn, *attempt);

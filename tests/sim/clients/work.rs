@@ -264,6 +264,10 @@ impl Client {
             self.work.waiting = Some(now + WAIT_TIMEOUT);
             return;
         }
+        if self.work.step == Step::Allocating && !self.is_content() {
+            self.cannot_write(now, out);
+            return;
+        }
         if call == ClientMessage::Ping {
             out.facts.push(Fact::PingSent);
         }
@@ -352,6 +356,12 @@ impl Client {
         unread.take(REFS_MAX).collect()
     }
 
+    /// ReadOnlyError, by the client itself: nothing is sent.
+    fn cannot_write(&mut self, now: Instant, out: &mut ClientOut) {
+        out.facts.push(Fact::ReadOnly);
+        self.think(now, false);
+    }
+
     fn end_reading(&mut self, now: Instant, out: &mut ClientOut) {
         self.work.read += 1;
         out.facts.push(Fact::ReadAll);
@@ -374,6 +384,10 @@ impl Client {
         if !self.is_operational() {
             // tpc_begin does not wait.
             self.try_again(now);
+            return;
+        }
+        if !self.is_content() {
+            self.cannot_write(now, out);
             return;
         }
         let new = self.oids.split_off(self.oids.len() - needed);
