@@ -386,6 +386,10 @@ pub const JOURNAL_INDEX_STEP: u64 = 64 * 1024;
 
 const _: () = assert!(JOURNAL_EPOCHS_MAX as u64 * 100 < JOURNAL_STATE_LEN_MAX);
 
+/// Transactions that a data file gets from the log between two checkpoints: as many statuses as
+/// opening writes once more, since after a failed sync they may be shown and not be there.
+pub const APPLIED_COUNT_MAX: usize = 1000;
+
 /// Ends of epochs in a request for entries: a log that differs in more of its last epochs is
 /// fetched from what is committed on.
 pub const FETCH_ENDS_MAX: usize = 64;

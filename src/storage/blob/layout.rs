@@ -147,7 +147,7 @@ impl BlobDirectory {
 
     /// The directory of an object and those above it that are below the blob directory, which is
     /// what has to be durable before the name of a file in the first can be.
-    pub(super) fn directories_of(&self, oid: Oid) -> Vec<PathBuf> {
+    pub(in crate::storage) fn directories_of(&self, oid: Oid) -> Vec<PathBuf> {
         let directory = self.directory_of(oid);
         let below = |path: &&Path| **path != self.base;
         let all = directory.ancestors().take_while(below);
