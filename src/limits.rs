@@ -393,3 +393,24 @@ pub const APPLIED_COUNT_MAX: usize = 1000;
 /// Ends of epochs in a request for entries: a log that differs in more of its last epochs is
 /// fetched from what is committed on.
 pub const FETCH_ENDS_MAX: usize = 64;
+
+/// Entries in the answer to such a request: that their values are not too many for a message.
+pub const FETCHED_ENTRIES_MAX: usize = 4096;
+
+/// Pieces of the body of an entry that are values of their own in a message; of more the short ones
+/// are put together.
+pub const ENTRY_PIECES_MAX: usize = 16;
+
+/// Bytes of the name of a storage that nodes agree about.
+pub const STORAGE_NAME_LEN_MAX: usize = 255;
+
+/// Bytes of the name of a site.
+pub const SITE_LEN_MAX: usize = 40;
+
+// An entry is nine values and four containers or marks, and each piece one.
+const _: () = assert!(FETCHED_ENTRIES_MAX * (ENTRY_PIECES_MAX + 16) <= VALUES_PER_MESSAGE_MAX);
+// In the longest body a short piece may stand in front of each long one.
+const _: () = assert!(
+    2 * (JOURNAL_BODY_LEN_MAX as usize).div_ceil(SHARED_DATA_LEN_MIN) + 100
+        <= VALUES_PER_MESSAGE_MAX
+);

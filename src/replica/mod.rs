@@ -5,6 +5,7 @@
 //! files or threads in here; what travels how, what a transaction is, and what a disk is, others
 //! know. The rules and why they are so: [`replication`](crate::manual::replication).
 
+pub mod codec;
 pub mod event;
 pub mod members;
 pub mod message;
