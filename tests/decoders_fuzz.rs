@@ -6,6 +6,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "decoders_fuzz/replica.rs"]
+mod replica;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -296,6 +299,7 @@ fn nasty_inputs_are_decoded_or_refused() {
         };
         check_decoders(&input);
         check_frames(&mut random, &input);
+        replica::check(&Bytes::from(input.clone()));
     }
 }
 
@@ -421,7 +425,9 @@ fn mutated_journals_are_opened_or_refused_and_taken_apart() {
                 input: &bytes,
             };
             disk.replace(path, &[&bytes]).unwrap();
-            check_memory("a segment", 32 * 1024, || take_segment(&bytes));
+            for decoder in [Decoder::new(), Decoder::within_segment()] {
+                check_memory("a segment", 32 * 1024, || take_segment(decoder, &bytes));
+            }
         }
         // Three pieces of a megabyte that it is read and written in.
         check_memory("a journal", 5 << 20, || {
@@ -431,8 +437,7 @@ fn mutated_journals_are_opened_or_refused_and_taken_apart() {
 }
 
 /// Takes a segment apart, as tools do; nothing of it is left out.
-fn take_segment(bytes: &[u8]) {
-    let mut decoder = Decoder::new();
+fn take_segment(mut decoder: Decoder, bytes: &[u8]) {
     let mut len = 0;
     let mut pieces = bytes.chunks(4096);
     loop {

@@ -264,6 +264,8 @@ const TOOLS_MAY_USE: &[&str] = &[
     "zeo",
     "storage",
     "group",
+    "entry",
+    "replica",
     "args",
     "exit",
     "reactor",

@@ -110,6 +110,7 @@ mod tests {
         STORAGE_NAME_LEN_MAX,
     };
     use crate::replica::members::{Arbiter, Members, VOTERS_MAX, Voter};
+    use crate::replica::message::PackStage;
     use crate::replica::message::{
         Content, Fetch, Fetched, Message, NodeKind, Position, Record, Role, Sender, State, Supply,
     };
@@ -158,6 +159,7 @@ mod tests {
                 (String::new(), Oid(u64::MAX)),
             ]),
             packs: BTreeMap::from([("1".to_owned(), pack)]),
+            jump: Tid(5),
         }
     }
 
@@ -172,6 +174,7 @@ mod tests {
             home: "x".repeat(SITE_LEN_MAX),
             ceilings: BTreeMap::from([("y".repeat(STORAGE_NAME_LEN_MAX), Oid(1))]),
             packs: BTreeMap::new(),
+            jump: Tid::ZERO,
         };
         vec![
             Change::Barrier(Settings::default()),
@@ -234,7 +237,8 @@ mod tests {
         vec![
             Content::State(Box::new(state())),
             Content::State(Box::new(State { hears: Some(epoch), role: Role::Primary, ..state() })),
-            Content::State(Box::new(State { kind: NodeKind::Arbiter, role: Role::Replica, ..state() })),
+            Content::State(Box::new(State { kind: NodeKind::Arbiter, ..state() })),
+            Content::State(Box::new(State { role: Role::Replica, ..state() })),
             Content::Unblock { view: ViewId::default() },
             Content::Claim { epoch, handover: None },
             Content::Claim { epoch, handover: Some(Epoch::ZERO) },
@@ -250,8 +254,8 @@ mod tests {
             Content::Told { epoch, id: 8, committed: seq },
             Content::Record(record),
             Content::Recorded(last),
-            Content::Packing { epoch, wanted: true },
-            Content::Packing { epoch, wanted: false },
+            Content::Packing { epoch, stage: PackStage::Wanted },
+            Content::Packing { epoch, stage: PackStage::Done },
             Content::Pack { epoch, node: to },
         ]
     }

@@ -24,7 +24,7 @@ const LINK: u16 = 147;
 const PACKET_LEN_MAX: usize = 8 << 20;
 
 /// A trace in the making.
-pub struct Trace<W> {
+pub(crate) struct Trace<W> {
     to: W,
     time: Duration,
     step: u64,
@@ -32,7 +32,7 @@ pub struct Trace<W> {
 
 impl<W: Write> Trace<W> {
     /// Begins to write.
-    pub fn new(to: W) -> io::Result<Self> {
+    pub(crate) fn new(to: W) -> io::Result<Self> {
         let (time, step) = (Duration::ZERO, 0);
         let mut trace = Self { to, time, step };
         // Version 1.0, and a section of unknown length.
@@ -49,43 +49,48 @@ impl<W: Write> Trace<W> {
     }
 
     /// What is recorded from here on happens at this time and in this step.
-    pub fn at(&mut self, time: Duration, step: u64) {
+    pub(crate) fn at(&mut self, time: Duration, step: u64) {
         self.time = time;
         self.step = step;
     }
 
     /// Something has happened at a node; `event` is one word, which `zeodump -m` looks for.
-    pub fn note(&mut self, node: &str, event: &str, text: &str) -> io::Result<()> {
+    pub(crate) fn note(&mut self, node: &str, event: &str, text: &str) -> io::Result<()> {
         let args = [event, text].map(text_value);
         self.record("note", node, args)
     }
 
     /// A node has sent a message to another one, or to `all`.
-    pub fn sent(&mut self, node: &str, to: &str, message: &Message) -> io::Result<()> {
+    pub(crate) fn sent(&mut self, node: &str, to: &str, message: &Message) -> io::Result<()> {
         let (method, args) = message.encode();
         self.sent_bytes(node, to, &encode(method, args))
     }
 
     /// A message has come to a node.
-    pub fn received(&mut self, node: &str, from: &str, message: &Message) -> io::Result<()> {
+    pub(crate) fn received(&mut self, node: &str, from: &str, message: &Message) -> io::Result<()> {
         let (method, args) = message.encode();
         self.received_bytes(node, from, &encode(method, args))
     }
 
     /// As [`Self::sent`], of bytes in parts: a `Fetch`, a `Fetched`, or what a channel says.
-    pub fn sent_bytes(&mut self, node: &str, to: &str, parts: &[Bytes]) -> io::Result<()> {
+    pub(crate) fn sent_bytes(&mut self, node: &str, to: &str, parts: &[Bytes]) -> io::Result<()> {
         let message = Value::Bytes(parts.concat().into());
         self.record("sent", node, [text_value(to), message])
     }
 
     /// As [`Self::received`], of bytes in parts.
-    pub fn received_bytes(&mut self, node: &str, from: &str, parts: &[Bytes]) -> io::Result<()> {
+    pub(crate) fn received_bytes(
+        &mut self,
+        node: &str,
+        from: &str,
+        parts: &[Bytes],
+    ) -> io::Result<()> {
         let message = Value::Bytes(parts.concat().into());
         self.record("received", node, [text_value(from), message])
     }
 
     /// Where it was written to.
-    pub fn finish(mut self) -> io::Result<W> {
+    pub(crate) fn finish(mut self) -> io::Result<W> {
         self.to.flush()?;
         Ok(self.to)
     }

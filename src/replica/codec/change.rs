@@ -31,6 +31,7 @@ impl Change {
                 field::text_value(&settings.home),
                 field::by_name_value(&settings.ceilings),
                 field::by_name_value(&settings.packs),
+                settings.jump.to_value(),
             ]),
             Self::Ceiling { storage, oid } => {
                 parts.extend([field::text_value(storage), oid.to_value()]);
@@ -71,6 +72,7 @@ impl Change {
                 home: fields.next_by("home", field::site)?,
                 ceilings: fields.next_by("ceilings", field::by_name)?,
                 packs: fields.next_by("packs", field::by_name)?,
+                jump: fields.next("jump")?,
             }),
             Kind::Ceiling => Self::Ceiling {
                 storage: fields.next_by("storage", field::storage_name)?,
