@@ -240,7 +240,7 @@ impl World {
         let it = &mut self.nodes[node];
         it.inbox.clear();
         it.paused_until = None;
-        self.users.pause(node, false);
+        self.users.pause(node, false, self.now);
     }
 
     /// A process starts, if none is there.

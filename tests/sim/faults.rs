@@ -47,7 +47,7 @@ impl World {
                     return Ok(false);
                 }
                 it.paused_until = Some(now + time);
-                self.users.pause(node, true);
+                self.users.pause(node, true, now);
                 self.after(time, Happening::Resume(node));
                 if time > Duration::from_secs(3) && self.random.percent(50) {
                     self.daemon.kick(node, now);

@@ -5,6 +5,8 @@
 //! seed writes what `zeodump` reads, `SIM_LOG=1` prints all of it.
 
 mod checker;
+#[allow(dead_code, reason = "it has tests of its own")]
+mod clients;
 mod daemon;
 #[allow(dead_code, reason = "it is shared with the tests of the data file")]
 #[path = "../storage_crash/disk.rs"]
@@ -19,6 +21,7 @@ mod process;
 #[path = "../storage_crash/random.rs"]
 mod random;
 mod run;
+mod stock;
 mod store;
 mod sweep;
 #[allow(dead_code, unreachable_pub, reason = "not all of it is needed")]

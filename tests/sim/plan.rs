@@ -186,7 +186,7 @@ impl Plan {
                 backlog: [40, 200, 1000][random.below(3)],
             },
             has_storage: random.percent(25),
-            clients: 2 + random.below(4),
+            clients: if random.percent(50) { 1 } else { 0 },
             segment_len: [4096, 16_384, 1 << 20][random.below(3)],
             window_len: [8192, 65_536, 1 << 24][random.below(3)],
             nodes,
@@ -216,7 +216,7 @@ impl Plan {
                 backlog: 1000,
             },
             has_storage: false,
-            clients: 2,
+            clients: 0,
             segment_len: 16_384,
             window_len: 1 << 24,
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::checker::Checked;
+use crate::clients::Setup;
 use crate::disk::{Model, SimDisk};
 use crate::entry::Point;
 use crate::ids::{DiskId, HistoryId, NodeId, Seq, Tid};
@@ -18,6 +19,7 @@ use crate::replica::event::Writers;
 use crate::replica::members::{Arbiter, Members, Voter};
 use crate::replica::message::NodeKind;
 use crate::replica::settings::Settings;
+use crate::stock::Stock;
 use crate::store::{Kept, Store};
 use crate::trace::Trace;
 use crate::users::{Hand, Users};
@@ -103,7 +105,7 @@ pub(crate) fn build(plan: Plan) -> World {
     let mut arbiter = None;
     for index in 0..world.plan.nodes.len() {
         let plan = world.plan.nodes[index].clone();
-        let name = NodeId::new(&format!("n{}", index + 1)).expect("a short name");
+        let name = name(index);
         world.disks += 1;
         let mut disk = [0; 16];
         disk[0] = index as u8 + 1;
@@ -154,9 +156,21 @@ pub(crate) fn build(plan: Plan) -> World {
     world
 }
 
+fn name(index: usize) -> NodeId {
+    NodeId::new(&format!("n{}", index + 1)).expect("a short name")
+}
+
 fn users(plan: &Plan) -> Box<dyn Users> {
     let random = Random::of_step(plan.seed, 5);
-    Box::new(Hand::new(plan.load, plan.nodes.len(), random))
+    if plan.clients == 0 {
+        return Box::new(Hand::new(plan.load, plan.nodes.len(), random));
+    }
+    let names: Vec<NodeId> = (0..plan.nodes.len()).map(name).collect();
+    let nodes = names.iter().zip(&plan.nodes);
+    let nodes = nodes.filter(|(_, node)| node.kind != NodeKind::Arbiter);
+    let nodes: Vec<NodeId> = nodes.map(|(name, _)| *name).collect();
+    let setup = Setup::random(plan.seed, &nodes);
+    Box::new(Stock::new(setup, names))
 }
 
 impl World {
@@ -170,16 +184,49 @@ impl World {
             return self.end();
         }
         let end = self.now + CALM_TIME;
+        let mut goal = None;
         loop {
             let next = self.now + Duration::from_millis(100);
             self.run_until(next)?;
-            match self.is_well() {
+            match self.is_well(&mut goal) {
                 Ok(()) => break,
-                Err(what) if self.now >= end => return Err(what),
+                Err(what) if self.now >= end => return Err(format!("{what}{}", self.describe())),
                 Err(_) => {}
             }
         }
         self.end()
+    }
+
+    /// How things are with all nodes.
+    fn describe(&self) -> String {
+        let settings = self.checker.settings(self.history);
+        let mut text = format!("\n  {settings:?}");
+        for node in &self.nodes {
+            let it = node.process.as_ref();
+            let state = it.map_or_else(
+                || "down".to_owned(),
+                |it| {
+                    let replica = &it.replica;
+                    format!(
+                        "{:?} promised {} last {:?} committed {} applied {} view of {} {:?}",
+                        replica.role(),
+                        replica.promised(),
+                        replica.last(),
+                        replica.committed(),
+                        it.applied,
+                        it.view.as_ref().map_or(0, |view| view.members.len()),
+                        it.serving,
+                    )
+                },
+            );
+            let (name, plan) = (node.name, &node.plan);
+            let disk = node.voter.disk;
+            text.push_str(&format!(
+                "\n  {name} disk {disk} {:?} {} {}: {state}",
+                plan.kind, plan.site, plan.priority
+            ));
+        }
+        text
     }
 
     /// Faults end.
@@ -215,7 +262,11 @@ impl World {
     /// Whether enough of those who are counted are left, and one of them who may lead.
     fn can_be_led(&self) -> bool {
         let settings = self.checker.settings(self.history);
-        let Members { voters, arbiter } = &settings.members;
+        self.checker.all_members(self.history).iter().all(|it| self.can_lead(it, &settings))
+    }
+
+    fn can_lead(&self, members: &Members, settings: &Settings) -> bool {
+        let Members { voters, arbiter } = members;
         let is_left = |voter: &Voter| self.nodes.iter().any(|node| node.voter == *voter && !node.is_gone);
         let left: Vec<&Node> = self.nodes.iter().filter(|node| voters.contains(&node.voter)).collect();
         let may_lead = |node: &&Node| {
@@ -231,8 +282,8 @@ impl World {
         is_enough && left.iter().any(may_lead)
     }
 
-    /// L1 and L2
-    fn is_well(&mut self) -> Checked {
+    /// L1 and L2. `goal`: what was committed when all users were served, and has to get everywhere.
+    fn is_well(&mut self, goal: &mut Option<Seq>) -> Checked {
         let history = self.history;
         let open = |node: &&Node| {
             let process = node.process.as_ref();
@@ -242,8 +293,10 @@ impl World {
         if primaries.len() != 1 {
             return Err(format!("L1: {primaries:?} are open for writers"));
         }
-        self.users.well(self.now).map_err(|error| format!("L1: {error}"))?;
-        let committed = self.checker.committed(history);
+        if goal.is_none() {
+            self.users.well(self.now).map_err(|error| format!("L1: {error}"))?;
+        }
+        let committed = *goal.get_or_insert(self.checker.committed(history));
         let tip = self.checker.committed_at(history, committed).map(|entry| entry.header().digest);
         for node in &self.nodes {
             if node.is_gone || node.history != history || node.plan.kind == NodeKind::Arbiter {
@@ -252,12 +305,13 @@ impl World {
             let Some(process) = &node.process else {
                 return Err(format!("L2: {} is down", node.name));
             };
-            if process.applied != committed {
+            if process.applied < committed {
                 let applied = process.applied;
                 return Err(format!("L2: {} has applied {applied} of {committed}", node.name));
             }
             let stable = self.checker.stable(&node.place());
-            if stable.and_then(|log| log.last()) != tip {
+            let at = stable.and_then(|log| log.at(committed));
+            if at != tip && stable.is_none_or(|log| log.base_seq() <= committed.0) {
                 return Err(format!("L2: {} has another log than is committed", node.name));
             }
         }

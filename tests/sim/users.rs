@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::checker::Checked;
 use crate::entry::{Body, Entry};
-use crate::ids::{Epoch, HistoryId, Oid};
+use crate::ids::{Epoch, HistoryId, Oid, Seq};
 use crate::marks::Marks;
 use crate::plan::{Load, millis};
 use crate::random::Random;
@@ -19,11 +19,12 @@ pub(crate) trait Users {
     fn start(&mut self, node: usize, history: HistoryId, applied: Vec<(Epoch, Entry)>, now: Duration);
     fn stop(&mut self, node: usize, now: Duration);
     fn copied(&mut self, node: usize, history: HistoryId, applied: Vec<(Epoch, Entry)>, now: Duration);
-    fn pause(&mut self, node: usize, is_paused: bool);
+    fn pause(&mut self, node: usize, is_paused: bool, now: Duration);
     fn isolate(&mut self, node: usize, is_isolated: bool, now: Duration);
     fn on_action(&mut self, node: usize, action: &Action, now: Duration);
     fn on_applied(&mut self, node: usize, entry: &Entry, now: Duration);
     fn on_committed(&mut self, history: HistoryId, entry: &Entry);
+    fn on_forced(&mut self, old: HistoryId, new: HistoryId, after: Seq);
     fn deadline(&self) -> Option<Duration>;
     fn run(&mut self, now: Duration);
     fn take_events(&mut self) -> Vec<(usize, Event)>;
@@ -140,7 +141,7 @@ impl Users for Hand {
 
     fn copied(&mut self, _: usize, _: HistoryId, _: Vec<(Epoch, Entry)>, _: Duration) {}
 
-    fn pause(&mut self, _: usize, _: bool) {}
+    fn pause(&mut self, _: usize, _: bool, _: Duration) {}
 
     fn isolate(&mut self, _: usize, _: bool, _: Duration) {}
 
@@ -186,6 +187,8 @@ impl Users for Hand {
     fn on_applied(&mut self, _: usize, _: &Entry, _: Duration) {}
 
     fn on_committed(&mut self, _: HistoryId, _: &Entry) {}
+
+    fn on_forced(&mut self, _: HistoryId, _: HistoryId, _: Seq) {}
 
     fn deadline(&self) -> Option<Duration> {
         Some(self.next)

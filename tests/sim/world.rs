@@ -309,7 +309,7 @@ impl World {
             return Ok(());
         }
         it.paused_until = None;
-        self.users.pause(node, false);
+        self.users.pause(node, false, self.now);
         while let Some(event) = self.nodes[node].inbox.pop_front() {
             if self.nodes[node].paused_until.is_some() {
                 self.nodes[node].inbox.push_front(event);
