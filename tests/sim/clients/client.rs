@@ -158,6 +158,8 @@ pub(crate) struct Client {
     chosen: Option<ProtoId>,
     retries: Vec<Instant>,
     is_operational: bool,
+    /// Of this round, a connection was lost before it was registered, and by no server's will.
+    has_bad_luck: bool,
     pub(crate) is_up: bool,
     pub(crate) cache: Cache,
     /// `_oids`: survives reconnects.
@@ -183,6 +185,7 @@ impl Client {
             chosen: None,
             retries: Vec::new(),
             is_operational: false,
+            has_bad_luck: false,
             is_up: false,
             cache: Cache::default(),
             oids: Vec::new(),
@@ -224,6 +227,17 @@ impl Client {
         let chosen = self.chosen.and_then(|id| self.protos.get(&id));
         let is_writer = chosen.is_some_and(|proto| !proto.read_only);
         self.is_operational && (is_writer || self.setup.mode == Mode::Reader)
+    }
+
+    /// Stock clients do not come back to an address whose connection ended before it was registered,
+    /// as long as another one is tried. If nobody listens at that one, they never do, and no server
+    /// can do anything about it.
+    pub(crate) fn is_trapped(&self, is_down: impl Fn(Address) -> bool) -> bool {
+        let mut protos = self.protos.values();
+        self.has_bad_luck
+            && self.retries.is_empty()
+            && self.chosen.is_none()
+            && protos.all(|proto| is_down(proto.address))
     }
 
     /// Where its connections are.
@@ -291,8 +305,16 @@ impl Client {
         }
     }
 
-    pub(crate) fn on_hangup(&mut self, conn: Conn, now: Instant, out: &mut ClientOut) {
+    /// `is_accident`: it is not the server that has closed it.
+    pub(crate) fn on_hangup(
+        &mut self,
+        conn: Conn,
+        is_accident: bool,
+        now: Instant,
+        out: &mut ClientOut,
+    ) {
         if let Some(id) = self.proto_of(conn) {
+            self.has_bad_luck |= is_accident && self.chosen != Some(id);
             self.protos.get_mut(&id).expect("just found").conn = None;
             self.close(id, out);
             self.disconnected(id, now, out);
@@ -364,6 +386,7 @@ impl Client {
     /// Also while others are being tried, or one is connected: stock clients do not look.
     fn try_connecting(&mut self, out: &mut ClientOut) {
         self.current.clear();
+        self.has_bad_luck = false;
         for address in self.setup.addresses.clone() {
             self.proto_last += 1;
             let proto = Proto {

@@ -91,6 +91,9 @@ impl FrontMutant {
 pub(crate) struct FrontOptions {
     /// From the moment that a vote has its locks.
     pub(crate) transaction_timeout: Duration,
+    /// Who cannot be served yet is accepted and waits for its greeting; or else is not accepted, as if
+    /// nobody listened.
+    pub(crate) parks: bool,
     /// Who waits that long for a greeting is made to try all its addresses again. A stock client
     /// whose connection ended before it was greeted does not come back to that address as long as
     /// any other one is tried, or holds it; only a connection that it has registered with, and lost,
@@ -463,17 +466,23 @@ impl Front {
 
 // What clients say.
 impl Front {
-    pub(crate) fn on_connect(&mut self, conn: Conn, port: Port, now: Instant, out: &mut FrontOut) {
-        let is_open = match port {
+    /// Whether anybody listens.
+    pub(crate) fn accepts(&self, port: Port) -> bool {
+        self.options.parks || self.is_open(port)
+    }
+
+    fn is_open(&self, port: Port) -> bool {
+        match port {
             Port::Writers => {
                 self.serving.writers == Writers::Open
                     || self.is(FrontMutant::WritersRefused)
                     || self.is(FrontMutant::RegisteredTooEarly)
             }
-            Port::Readers => {
-                self.serving.readers == Readers::Open && self.is(FrontMutant::ReadersNotConfirmed)
-            }
-        };
+            Port::Readers => self.serving.readers == Readers::Open,
+        }
+    }
+
+    pub(crate) fn on_connect(&mut self, conn: Conn, port: Port, now: Instant, out: &mut FrontOut) {
         let session = Session {
             port,
             stage: Stage::Parked,
@@ -482,10 +491,12 @@ impl Front {
             held: Vec::new(),
         };
         self.sessions.insert(conn, session);
-        if is_open {
-            self.greet(conn, Stage::Greeted, now, out);
-        } else if port == Port::Readers && self.serving.readers == Readers::Open {
-            self.ask_before_greeting(conn, out);
+        match port {
+            _ if !self.is_open(port) => {}
+            Port::Readers if !self.is(FrontMutant::ReadersNotConfirmed) => {
+                self.ask_before_greeting(conn, out);
+            }
+            _ => self.greet(conn, Stage::Greeted, now, out),
         }
     }
 

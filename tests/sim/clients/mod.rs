@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     pub(crate) clients: Vec<ClientSetup>,
     /// Of the fronts.
     pub(crate) transaction_timeout: Duration,
+    /// Of the fronts: who cannot be served waits for a greeting, or finds a closed port.
+    pub(crate) parks: bool,
     /// Of the fronts: transactions that `getInvalidations` can tell of.
     pub(crate) queue_len_max: usize,
     pub(crate) mutant: Option<FrontMutant>,
@@ -63,6 +65,7 @@ impl Setup {
             seed,
             clients: clients.collect(),
             transaction_timeout: Duration::from_secs(5),
+            parks: random.percent(80),
             queue_len_max: [5, 50, 10_000][random.below(3)],
             mutant: None,
         }
@@ -137,13 +140,20 @@ enum Delivery {
     Connected,
     Refused,
     ToClient(ServerMessage),
-    /// The server has closed it, or is no more.
+    /// The server has closed it.
     Closed,
+    /// The server is no more.
+    Lost,
 }
 
 impl Delivery {
     fn is_for_front(&self) -> bool {
         matches!(self, Self::Connect | Self::ToFront(_) | Self::Gone)
+    }
+
+    /// Nothing of the connection is left at the server.
+    fn is_last(&self) -> bool {
+        matches!(self, Self::Closed | Self::Lost | Self::Refused)
     }
 }
 
@@ -199,6 +209,7 @@ impl Crowd {
         self.incarnations += 1;
         let options = FrontOptions {
             transaction_timeout: self.setup.transaction_timeout,
+            parks: self.setup.parks,
             parked_max: Duration::from_secs(10),
             fallback_max: Duration::from_secs(30),
             queue_len_max: self.setup.queue_len_max,
@@ -223,7 +234,7 @@ impl Crowd {
         for conn in ended {
             self.checks.on_gone(conn);
             self.links.get_mut(&conn).expect("just found").is_accepted = false;
-            self.send(conn, Delivery::Closed, now);
+            self.send(conn, Delivery::Lost, now);
         }
         self.release(now);
     }
@@ -454,16 +465,17 @@ impl Crowd {
             self.deliver_to_front(conn, delivery, now);
         } else if !link.is_dead {
             let number = link.client;
-            if matches!(delivery, Delivery::Closed | Delivery::Refused) {
+            if delivery.is_last() {
                 self.links.remove(&conn);
             }
             self.with_client(number, now, |client, out| match delivery {
                 Delivery::Connected => client.on_connected(conn),
                 Delivery::Refused => client.on_refused(conn, now),
                 Delivery::ToClient(message) => client.on_message(conn, message, now, out),
-                _ => client.on_hangup(conn, now, out),
+                Delivery::Lost => client.on_hangup(conn, true, now, out),
+                _ => client.on_hangup(conn, false, now, out),
             });
-        } else if matches!(delivery, Delivery::Closed | Delivery::Refused) {
+        } else if delivery.is_last() {
             self.links.remove(&conn);
         }
     }
@@ -474,14 +486,14 @@ impl Crowd {
         let is_accepted = link.is_accepted;
         let mut out = FrontOut::default();
         match (delivery, self.fronts.get_mut(&node)) {
-            (Delivery::Connect, Some(front)) => {
+            (Delivery::Connect, Some(front)) if front.accepts(link.address.port) => {
                 link.is_accepted = true;
                 let port = link.address.port;
                 self.checks.on_accepted(conn, front.history());
                 front.on_connect(conn, port, now, &mut out);
                 self.send(conn, Delivery::Connected, now);
             }
-            (Delivery::Connect, None) => self.send(conn, Delivery::Refused, now),
+            (Delivery::Connect, _) => self.send(conn, Delivery::Refused, now),
             (Delivery::ToFront(message), Some(front)) if is_accepted => {
                 match &message {
                     ClientMessage::GetInvalidations { tid } => {
@@ -689,7 +701,9 @@ impl Crowd {
             front.on_hangup(conn, now, &mut out);
             self.front_wants(node, out, now);
         }
-        self.with_client(number, now, |client, out| client.on_hangup(conn, now, out));
+        self.with_client(number, now, |client, out| {
+            client.on_hangup(conn, true, now, out)
+        });
     }
 
     /// Faults end: all clients run, and reach all that runs.
@@ -720,6 +734,9 @@ impl Crowd {
                 // It waits for the server to lose patience.
                 return Err(format!("L1: client {} is stuck in vote", client.id));
             }
+            if self.is_trapped(client) {
+                continue;
+            }
             if !client.is_content() {
                 let what = client.describe();
                 return Err(format!("L1: client {} is not connected: {what}", client.id));
@@ -735,6 +752,13 @@ impl Crowd {
         Ok(())
     }
 
+    fn is_trapped(&self, client: &Client) -> bool {
+        client.is_trapped(|address| {
+            let front = self.fronts.get(&address.node);
+            !front.is_some_and(|front| front.accepts(address.port))
+        })
+    }
+
     /// What is wrong, if anything ever was.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.checks.result()
@@ -742,7 +766,15 @@ impl Crowd {
 
     /// At the end of a run, in calm.
     pub(crate) fn finish(&mut self) -> Result<(), String> {
-        for client in &self.clients {
+        for number in 0..self.clients.len() {
+            let client = &self.clients[number];
+            if self.is_trapped(client) {
+                self.checks.mark(match self.setup.parks {
+                    true => "trapped, though servers accept all",
+                    false => "trapped, as servers accept few",
+                });
+            }
+            let client = &self.clients[number];
             if client.is_operational() {
                 self.checks.check_cache(client.id, &client.cache);
             }
