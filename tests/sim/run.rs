@@ -26,9 +26,9 @@ use crate::users::{Hand, Users};
 use crate::world::{Happening, World};
 use standby::storage::journal::Identity;
 
-/// Time for all to be well again when faults have ended. A lease, a start, catch-up and an election
-/// or two, with time to spare.
-const CALM_TIME: Duration = Duration::from_secs(60);
+/// Time for all to be well again when faults have ended: a lease, a start, catch-up and an election
+/// or two; most of it is for clients, which wait before they try again.
+const CALM_TIME: Duration = Duration::from_secs(90);
 
 /// How a run went.
 pub(crate) struct Outcome {

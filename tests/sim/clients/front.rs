@@ -344,6 +344,12 @@ impl Front {
                 Ok(self.database.last().next())
             }
             Outcome::Lost => Err(Refused::Lost),
+            Outcome::Unknown => {
+                self.unlock(conn);
+                self.hang_up(conn, out);
+                self.on_locks_changed(now, out);
+                return;
+            }
         };
         if let Ok(tid) = result
             && tid > self.database.last()
