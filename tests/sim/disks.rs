@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::checker::{Checked, NodeLog, Torn};
-use crate::disk::{EXTREMES, Failure, Model, Pick, SimDisk};
+use crate::disk::{EXTREMES, Failure, Files, Lie, Model, Pick, SimDisk};
 use crate::entry::Entry;
 use crate::ids::{DiskId, Epoch, Seq};
 use crate::node::Process;
@@ -202,7 +202,7 @@ impl World {
         let Some(process) = it.process.as_mut() else {
             if power {
                 let model = it.disk.model();
-                it.disk = cut_power(&model, &mut self.random);
+                it.disk = cut_power(&model, self.plan.lie, &mut self.random);
             }
             return;
         };
@@ -221,7 +221,7 @@ impl World {
         self.stop(node);
         let it = &mut self.nodes[node];
         it.disk = if power {
-            cut_power(&model, &mut self.random)
+            cut_power(&model, self.plan.lie, &mut self.random)
         } else {
             SimDisk::new(model, None)
         };
@@ -328,7 +328,7 @@ impl World {
         disk[8..].copy_from_slice(&self.disks.to_be_bytes());
         let it = &mut self.nodes[node];
         it.voter = Voter { node: it.name, disk: DiskId(disk) };
-        it.disk = SimDisk::new(Model::default(), None);
+        it.disk = SimDisk::new(Model::new(&Files::new(), self.plan.lie), None);
         it.kept = Arc::new(Mutex::new(Kept::default()));
         it.is_damaged = false;
         it.torn = Torn::default();
@@ -417,13 +417,13 @@ impl World {
 /// What the disk says of a failure that was wanted.
 const FAILED: &str = "other error";
 
-fn cut_power(model: &Model, random: &mut crate::random::Random) -> SimDisk {
+fn cut_power(model: &Model, lie: Option<Lie>, random: &mut crate::random::Random) -> SimDisk {
     let pick = match random.below(12) {
         at @ 0..6 => EXTREMES[at],
         _ => Pick::Random,
     };
     let files = model.cut_power(pick, random);
-    SimDisk::new(Model::new(&files, None), None)
+    SimDisk::new(Model::new(&files, lie), None)
 }
 
 /// What may be on the disk, or not, if this did not get to its end.

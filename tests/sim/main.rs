@@ -14,6 +14,8 @@ mod disk;
 mod disks;
 mod faults;
 mod marks;
+#[cfg(mutants)]
+mod mutants;
 mod node;
 mod plan;
 mod process;

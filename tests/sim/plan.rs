@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::clients::front::FrontMutant;
+use crate::disk::Lie;
 use crate::random::Random;
 use crate::replica::message::NodeKind;
 
@@ -22,6 +24,10 @@ pub(crate) struct Plan {
     pub(crate) has_storage: bool,
     /// Clients of the stock kind; else finishes are given to the replicas by hand.
     pub(crate) clients: usize,
+    /// What the servers do wrong on purpose.
+    pub(crate) front: Option<FrontMutant>,
+    /// What the disks do wrong on purpose.
+    pub(crate) lie: Option<Lie>,
     /// Bytes of a segment of the journals.
     pub(crate) segment_len: u64,
     /// Bytes of the journals that are kept.
@@ -187,6 +193,8 @@ impl Plan {
             },
             has_storage: random.percent(25),
             clients: if random.percent(50) { 1 } else { 0 },
+            front: None,
+            lie: None,
             segment_len: [4096, 16_384, 1 << 20][random.below(3)],
             window_len: [8192, 65_536, 1 << 24][random.below(3)],
             nodes,
@@ -217,6 +225,8 @@ impl Plan {
             },
             has_storage: false,
             clients: 0,
+            front: None,
+            lie: None,
             segment_len: 16_384,
             window_len: 1 << 24,
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::checker::Checked;
 use crate::clients::Setup;
-use crate::disk::{Model, SimDisk};
+use crate::disk::{Files, Model, SimDisk};
 use crate::entry::Point;
 use crate::ids::{DiskId, HistoryId, NodeId, Seq, Tid};
 use crate::marks::Marks;
@@ -101,6 +101,7 @@ pub(crate) fn build(plan: Plan) -> World {
     let history = HistoryId(history);
     let users: Box<dyn Users> = users(&plan);
     let mut world = World::empty(plan, users, history);
+    let lie = world.plan.lie;
     let mut voters = BTreeSet::new();
     let mut arbiter = None;
     for index in 0..world.plan.nodes.len() {
@@ -120,7 +121,7 @@ pub(crate) fn build(plan: Plan) -> World {
             name,
             history,
             voter,
-            disk: SimDisk::new(Model::default(), None),
+            disk: SimDisk::new(Model::new(&Files::new(), lie), None),
             kept: Arc::new(Mutex::new(Kept::default())),
             process: None,
             paused_until: None,
@@ -169,7 +170,7 @@ fn users(plan: &Plan) -> Box<dyn Users> {
     let nodes = names.iter().zip(&plan.nodes);
     let nodes = nodes.filter(|(_, node)| node.kind != NodeKind::Arbiter);
     let nodes: Vec<NodeId> = nodes.map(|(name, _)| *name).collect();
-    let setup = Setup::random(plan.seed, &nodes);
+    let setup = Setup { mutant: plan.front, ..Setup::random(plan.seed, &nodes) };
     Box::new(Stock::new(setup, names))
 }
 
