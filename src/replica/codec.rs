@@ -534,6 +534,64 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_follows_another_one_of_the_same_number_is_refused() {
+        let mut entries = chain(1);
+        let other = Point {
+            digest: chain(2)[1].point().digest,
+            ..entries[0].point()
+        };
+        let body = vec![Bytes::from_static(b"body")];
+        entries.push(Entry::new(&other, epoch(3, "n1"), 2, Tid(9), body).unwrap());
+        let fetched = Fetched {
+            sender: sender(),
+            id: 9,
+            epoch: epoch(3, "n1"),
+            what: Supply::Entries {
+                after: Position::default(),
+                entries,
+            },
+        };
+        let error = Fetched::decode(&fetched.encode().concat().into()).unwrap_err();
+        let expected = "entries: entries: they do not follow one another";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn a_number_has_no_sign_and_64_bits_at_most() {
+        for number in [0, 255, 1 << 31, i64::MAX as u64, 1 << 63, u64::MAX] {
+            assert_eq!(u64::from_value(&number.to_value()), Ok(number));
+        }
+        assert_eq!(u64::from_value(&Value::Int(-1)), Err("below zero"));
+        for bytes in [&[0, 0, 0, 0, 0, 0, 0, 0, 1][..], &[0xff; 9], &[1; 10]] {
+            let long = Value::Long(Bytes::copy_from_slice(bytes));
+            assert_eq!(u64::from_value(&long), Err("no number of 64 bits"));
+        }
+        assert_eq!(
+            u32::from_value(&(1_u64 << 32).to_value()),
+            Err("more than 32 bits")
+        );
+        assert_eq!(u8::from_value(&Value::Int(256)), Err("more than 8 bits"));
+    }
+
+    #[test]
+    fn names_in_no_order_or_twice_are_refused() {
+        for names in [["b", "a"], ["a", "a"]] {
+            let ceilings = names.map(|name| (Value::text(name), Oid(1).to_value()));
+            let parts = vec![
+                CHANGE_FORMAT.to_value(),
+                Members::default().to_value(),
+                Value::text(""),
+                Value::Dict(ceilings.to_vec()),
+            ];
+            let mut bytes = Vec::new();
+            crate::pickle::encode(&mut bytes, &Value::Tuple(parts));
+            let error = Change::decode(Kind::Barrier, &[bytes.into()]).unwrap_err();
+            let expected = "barrier: ceilings: names are not in order";
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+
+    #[test]
     fn requests_with_too_many_ends_are_refused() {
         let fetch = Fetch {
             sender: sender(),
