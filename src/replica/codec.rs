@@ -110,6 +110,7 @@ mod tests {
         STORAGE_NAME_LEN_MAX,
     };
     use crate::replica::members::{Arbiter, Members, VOTERS_MAX, Voter};
+    use crate::replica::message::PackStage;
     use crate::replica::message::{
         Content, Fetch, Fetched, Message, NodeKind, Position, Record, Role, Sender, State, Supply,
     };
@@ -253,8 +254,8 @@ mod tests {
             Content::Told { epoch, id: 8, committed: seq },
             Content::Record(record),
             Content::Recorded(last),
-            Content::Packing { epoch, wanted: true },
-            Content::Packing { epoch, wanted: false },
+            Content::Packing { epoch, stage: PackStage::Wanted },
+            Content::Packing { epoch, stage: PackStage::Done },
             Content::Pack { epoch, node: to },
         ]
     }

@@ -58,8 +58,7 @@ pub struct LogStart {
     pub last: Point,
     /// The tid of the last transaction in it, or in front of it.
     pub last_tid: Tid,
-    /// The ends of its epochs: the last entry of each, oldest first, the last being that of `last`.
-    /// At least those behind `committed`, and the one that `committed` belongs to.
+    /// The last entry of each epoch behind `before`, oldest first, the last being `last`.
     pub ends: Vec<Position>,
     /// What is known to be committed.
     pub committed: Seq,
@@ -342,6 +341,8 @@ pub enum Outcome {
     },
     /// It is not committed, and never will be.
     Lost,
+    /// Nobody can tell: the connection ends without an answer.
+    Unknown,
 }
 
 /// What clients may do.

@@ -10,8 +10,8 @@ use standby::pickle;
 use standby::replica::codec::CodecError;
 use standby::replica::members::{Arbiter, Members, Voter};
 use standby::replica::message::{
-    Content, Fetch, Fetched, Message as ReplicaMessage, NodeKind, Position, Record, Role, Sender,
-    State, Supply,
+    Content, Fetch, Fetched, Message as ReplicaMessage, NodeKind, PackStage, Position, Record,
+    Role, Sender, State, Supply,
 };
 use standby::replica::settings::{Change, Kind as EntryKind, Settings};
 use standby::storage::transfer::{self, BlobName, Transfer};
@@ -147,8 +147,8 @@ fn content_fields(content: &Content) -> Fields {
         ],
         Content::Record(record) => record_fields(record),
         Content::Recorded(place) => vec![("position", position(*place))],
-        Content::Packing { epoch: e, wanted } => {
-            vec![("epoch", epoch(*e)), ("wanted", (*wanted).into())]
+        Content::Packing { epoch: e, stage } => {
+            vec![("epoch", epoch(*e)), ("stage", stage_name(*stage).into())]
         }
         Content::Pack { epoch: e, node } => {
             vec![("epoch", epoch(*e)), ("to_node", node.to_string().into())]
@@ -353,4 +353,12 @@ fn voter(voter: &Voter) -> Field {
         ("node", voter.node.to_string().into()),
         ("disk", hex(&voter.disk.0)),
     ])
+}
+
+const fn stage_name(stage: PackStage) -> &'static str {
+    match stage {
+        PackStage::Wanted => "wanted",
+        PackStage::Begun => "begun",
+        PackStage::Done => "done",
+    }
 }

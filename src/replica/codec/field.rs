@@ -12,7 +12,7 @@ use crate::group::ViewId;
 use crate::ids::{Digest, DiskId, Epoch, HistoryId, NodeId, Oid, Seq, Tid};
 use crate::limits::{ENTRY_PIECES_MAX, SHARED_DATA_LEN_MIN, SITE_LEN_MAX, STORAGE_NAME_LEN_MAX};
 use crate::replica::members::{Arbiter, Members, VOTERS_MAX, Voter};
-use crate::replica::message::{NodeKind, Position, Record, Role};
+use crate::replica::message::{NodeKind, PackStage, Position, Record, Role};
 use crate::replica::settings::{Pack, StorageName};
 use crate::value::Value;
 
@@ -429,6 +429,7 @@ macro_rules! words {
     };
 }
 
+words!(PackStage { Wanted "wanted" Begun "begun" Done "done" });
 words!(Role { Replica "replica" Candidate "candidate" Primary "primary" });
 words!(NodeKind { Data "data" Observer "observer" Arbiter "arbiter" });
 

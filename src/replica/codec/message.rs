@@ -137,8 +137,8 @@ fn encode_content(content: &Content, args: &mut Vec<Value>) {
             args.extend([record.position.to_value(), record.members.to_value()]);
         }
         Content::Recorded(position) => args.push(position.to_value()),
-        Content::Packing { epoch, wanted } => {
-            args.extend([epoch.to_value(), wanted.to_value()]);
+        Content::Packing { epoch, stage } => {
+            args.extend([epoch.to_value(), stage.to_value()]);
         }
         Content::Pack { epoch, node } => args.extend([epoch.to_value(), node.to_value()]),
     }
@@ -214,7 +214,7 @@ fn decode_content(method: &str, fields: &mut Fields<'_>) -> Result<Option<Conten
         "recorded" => Content::Recorded(fields.next("position")?),
         "packing" => Content::Packing {
             epoch: fields.next("epoch")?,
-            wanted: fields.next("wanted")?,
+            stage: fields.next("stage")?,
         },
         "pack" => Content::Pack {
             epoch: fields.next("epoch")?,
