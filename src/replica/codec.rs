@@ -255,6 +255,7 @@ mod tests {
             Content::Record(record),
             Content::Recorded(last),
             Content::Packing { epoch, stage: PackStage::Wanted },
+            Content::Packing { epoch, stage: PackStage::Begun },
             Content::Packing { epoch, stage: PackStage::Done },
             Content::Pack { epoch, node: to },
         ]
