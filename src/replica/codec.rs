@@ -106,8 +106,8 @@ mod tests {
     use crate::group::{self, ViewId};
     use crate::ids::{DiskId, Epoch, HistoryId, NodeId, Oid, Seq, Tid};
     use crate::limits::{
-        ENTRY_PIECES_MAX, FETCH_ENDS_MAX, JOURNAL_BODY_LEN_MAX, SHARED_DATA_LEN_MIN, SITE_LEN_MAX,
-        STORAGE_NAME_LEN_MAX,
+        ENTRY_PIECES_MAX, FETCH_ENDS_MAX, FETCHED_ENTRIES_MAX, FETCHED_LEN_MAX,
+        JOURNAL_BODY_LEN_MAX, SHARED_DATA_LEN_MIN, SITE_LEN_MAX, STORAGE_NAME_LEN_MAX,
     };
     use crate::replica::members::{Arbiter, Members, VOTERS_MAX, Voter};
     use crate::replica::message::PackStage;
@@ -556,6 +556,40 @@ mod tests {
         let error = Fetched::decode(&fetched.encode().concat().into()).unwrap_err();
         let expected = "entries: entries: they do not follow one another";
         assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn an_answer_of_any_entries_up_to_the_bounds_can_be_read() {
+        let len = usize::try_from(FETCHED_LEN_MAX).unwrap() / FETCHED_ENTRIES_MAX;
+        let long = Bytes::from(vec![1; SHARED_DATA_LEN_MIN]);
+        let pair = [Bytes::from_static(b"a"), long];
+        let bodies: [Vec<Bytes>; 2] = [
+            vec![Bytes::from_static(b"a"); ENTRY_PIECES_MAX],
+            pair.iter()
+                .cycle()
+                .take(len / (SHARED_DATA_LEN_MIN + 1) * 2)
+                .cloned()
+                .collect(),
+        ];
+        for body in bodies {
+            let mut after = Point::start(HistoryId([0xaa; 16]));
+            let entries = (0..FETCHED_ENTRIES_MAX).map(|_| {
+                let entry = Entry::new(&after, epoch(3, "n1"), 2, Tid(9), body.clone()).unwrap();
+                after = entry.point();
+                entry
+            });
+            let fetched = Fetched {
+                sender: sender(),
+                id: u64::MAX,
+                epoch: epoch(3, "n1"),
+                what: Supply::Entries {
+                    after: Position::default(),
+                    entries: entries.collect(),
+                },
+            };
+            let read = Fetched::decode(&fetched.encode().concat().into());
+            assert_eq!(read, Ok(fetched));
+        }
     }
 
     #[test]
