@@ -152,6 +152,7 @@ impl LogDisk {
         let next = Next {
             identity: *self.identity(),
             promised: self.journal.positions().promised,
+            is_retiring: false,
             epochs: snapshot.epochs.clone(),
             settled: snapshot.settled.clone(),
         };
@@ -206,6 +207,7 @@ impl LogDisk {
         let next = Next {
             identity: *identity,
             promised: snapshot.point().epoch,
+            is_retiring: false,
             epochs: snapshot.epochs.clone(),
             settled: snapshot.settled.clone(),
         };

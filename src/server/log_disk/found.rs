@@ -63,6 +63,7 @@ impl LogDisk {
         let mut next = Next {
             identity: *identity,
             promised: Epoch::ZERO,
+            is_retiring: false,
             epochs: Vec::new(),
             settled: Settled {
                 point: start,
@@ -103,13 +104,18 @@ pub(super) fn complete(
     options: &Options,
 ) -> Result<(), LogDiskError> {
     let path = &directories.journal;
-    let Some((next, _)) = Next::load(&**disk, path, None)? else {
+    let Some((mut next, _)) = Next::load(&**disk, path, None)? else {
         return discard_copies(&**disk, directories);
     };
     let identity = next.identity;
     match Identity::load(&**disk, path, None)? {
         Some((old, _)) if old != identity => {
-            apply_all(disk, directories, options)?;
+            if !next.is_retiring {
+                apply_all(disk, directories, options)?;
+                // From here on it is not opened any more.
+                next.is_retiring = true;
+                next.save(&**disk, path, identity.disk)?;
+            }
             Journal::retire(&**disk, path, Next::NAME)?;
         }
         _ => {}
