@@ -29,6 +29,9 @@ pub struct Options {
     pub site: String,
     /// See [`State::priority`](super::message::State::priority).
     pub priority: u32,
+    /// If it needs a copy of the database, the newest revisions are enough. It lacks the old ones
+    /// then, and so does not undo, and is no primary, unless:
+    pub copies_newest_only: bool,
     /// It may be primary though it lacks old revisions.
     pub leads_without_history: bool,
     /// How long a primary is believed to be there without a sign of life, and how long it serves
@@ -260,6 +263,8 @@ pub enum Action {
         id: u64,
         /// From whom
         from: MemberId,
+        /// Old revisions are not wanted: [`LogStart::history_from`].
+        newest_only: bool,
     },
 
     // With the disk, one after the other.

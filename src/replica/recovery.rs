@@ -282,12 +282,17 @@ impl Replica {
 
     /// The journals of others begin behind what is missing here.
     fn copy(&mut self, fetch: &Fetching) {
-        let is_whole = |stated: &Stated| stated.state.history_from == Tid::ZERO;
-        let from = self.donor(is_whole).unwrap_or_else(|| fetch.to.clone());
+        let newest_only = self.options.copies_newest_only;
+        let is_fit = |stated: &Stated| newest_only || stated.state.history_from == Tid::ZERO;
+        let from = self.donor(is_fit).unwrap_or_else(|| fetch.to.clone());
         self.recovery.last_id += 1;
         let id = self.recovery.last_id;
         self.recovery.copying = Some(id);
-        self.actions.push(Action::Copy { id, from });
+        self.actions.push(Action::Copy {
+            id,
+            from,
+            newest_only,
+        });
         self.tell(Notice::Copying);
     }
 

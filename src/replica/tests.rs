@@ -49,6 +49,7 @@ fn options(kind: NodeKind) -> Options {
         kind,
         site: "here".to_owned(),
         priority: 10,
+        copies_newest_only: false,
         leads_without_history: false,
         lease: Duration::from_secs(2),
     }
