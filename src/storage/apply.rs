@@ -16,11 +16,11 @@
 //!
 //! The second sync also brings a *stop* to where the next transaction begins: a header with status
 //! `'c'` and nothing behind it. That transaction takes its place, with the same status; so whatever
-//! sectors of what follows a crash keeps, whoever reads the file from its beginning is stopped there.
-//! ZODB would take some of what a crash leaves for damage otherwise.
+//! sectors of what follows a crash keeps, whoever reads the file from its beginning is stopped
+//! there. ZODB would take some of what a crash leaves for damage otherwise.
 //!
-//! Nothing is *witnessed* here (`witness`): whoever proposed the transaction has chosen its tid, and
-//! it may look like one that is. So there is no witness beside the file.
+//! Nothing is *witnessed* here (`witness`): whoever proposed the transaction has chosen its tid,
+//! and it may look like one that is. So there is no witness beside the file.
 //!
 //! All calls may wait for the disk.
 
@@ -203,8 +203,8 @@ impl Applier {
     }
 
     /// Appends a committed transaction. Loads find it when this returns; a crash may take it back.
-    /// The files of its blobs are in the directory `staged`, named by their digests, complete and on
-    /// stable storage; they stay there.
+    /// The files of its blobs are in the directory `staged`, named by their digests, complete and
+    /// on stable storage; they stay there.
     ///
     /// # Errors
     ///
@@ -593,8 +593,11 @@ mod tests {
         Applier::open(disk, Path::new(DATA), None, &mut |_| ()).unwrap()
     }
 
-    fn transfer(records: &[(u64, Option<&[u8]>, Option<u64>)]) -> Transfer {
-        let record = |(oid, data, same_as): &(u64, Option<&[u8]>, Option<u64>)| Record {
+    /// An oid, data, and the tid that has the same.
+    type Row<'a> = (u64, Option<&'a [u8]>, Option<u64>);
+
+    fn transfer(records: &[Row<'_>]) -> Transfer {
+        let record = |(oid, data, same_as): &Row<'_>| Record {
             oid: Oid(*oid),
             data: data.map(Bytes::copy_from_slice),
             same_as: same_as.map(Tid),

@@ -423,7 +423,10 @@ impl Driver {
     fn run(&mut self, action: &DiskAction) -> Result<Event, Stop> {
         for _ in 0..2 {
             match self.log().run(action.clone()) {
-                Ok(Some(Event::NoRoom { .. })) => self.ledger.seen.no_room += 1,
+                Ok(Some(Event::NoRoom { last, .. })) => {
+                    self.ledger.seen.no_room += 1;
+                    self.append_too_late(last)?;
+                }
                 Ok(Some(event)) => return Ok(event),
                 Ok(None) => return wrong("nothing was done".to_owned()),
                 Err(error) if error.is_refusal() => self.ledger.seen.refused += 1,
@@ -431,6 +434,20 @@ impl Driver {
             }
         }
         wrong(format!("refused twice: {action:?}"))
+    }
+
+    /// What was asked for before it was known that there is no room is dropped.
+    fn append_too_late(&mut self, last: Point) -> Result<(), Stop> {
+        let late = Point {
+            seq: last.seq.next(),
+            digest: Digest([9; 32]),
+            ..last
+        };
+        let entry = Entry::new(&late, last.epoch, 1, Tid::ZERO, Vec::new()).expect("short");
+        match self.log().run(DiskAction::Append(vec![entry]))? {
+            None => Ok(()),
+            Some(event) => wrong(format!("{event:?} of what came too late")),
+        }
     }
 
     /// Appends so many entries of all kinds.
@@ -509,7 +526,11 @@ impl Driver {
                 digest: sha,
             };
             // What has failed may be done again.
-            if self.log().put_blob(blob, &[content.clone()]).is_err() {
+            if self
+                .log()
+                .put_blob(blob, std::slice::from_ref(&content))
+                .is_err()
+            {
                 self.log().put_blob(blob, &[content])?;
             }
             self.ledger.seen.blobs += 1;
