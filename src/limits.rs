@@ -395,8 +395,8 @@ pub const APPLIED_COUNT_MAX: usize = 1000;
 /// after a crash.
 pub const APPLIED_LEN_DEFAULT: u64 = 64 << 20;
 
-/// Transactions that were applied and that nobody has asked for: as many as are kept for clients that
-/// come back. Of what was before them it is only told that there was something.
+/// Transactions that were applied and that nobody has asked for: as many as are kept for clients
+/// that come back. Of what was before them it is only told that there was something.
 pub const APPLIED_TOLD_MAX: usize = 10_000;
 
 /// Ends of epochs in a request for entries: a log that differs in more of its last epochs is

@@ -14,8 +14,13 @@
 //! A status that has come to the disk says that all bytes are there, since these were synced before
 //! it was written. What is cut is applied again.
 //!
-//! Nothing is *witnessed* here (`witness`): whoever proposed the transaction has chosen its tid, and
-//! it may look like one that is. So there is no witness beside the file.
+//! The second sync also brings a *stop* to where the next transaction begins: a header with status
+//! `'c'` and nothing behind it. That transaction takes its place, with the same status; so whatever
+//! sectors of what follows a crash keeps, whoever reads the file from its beginning is stopped
+//! there. ZODB would take some of what a crash leaves for damage otherwise.
+//!
+//! Nothing is *witnessed* here (`witness`): whoever proposed the transaction has chosen its tid,
+//! and it may look like one that is. So there is no witness beside the file.
 //!
 //! All calls may wait for the disk.
 
@@ -116,7 +121,7 @@ impl Applier {
             .map_err(StorageError::io("remove", &witness_path))?;
         let blobs = blob_dir.map(|path| BlobDirectory::open(&*disk, path, true));
         let file_id = { opened.file.id() }.map_err(StorageError::io("identify", path))?;
-        Ok(Self {
+        let applier = Self {
             blobs: blobs.transpose()?,
             ceiling: oids::load(&*disk, path)?,
             disk,
@@ -134,7 +139,10 @@ impl Applier {
             allocated_end: opened.tail,
             index_saved: opened.index_pos,
             failed: None,
-        })
+        };
+        applier.put_stop()?;
+        applier.sync()?;
+        Ok(applier)
     }
 
     /// The data file.
@@ -195,8 +203,8 @@ impl Applier {
     }
 
     /// Appends a committed transaction. Loads find it when this returns; a crash may take it back.
-    /// The files of its blobs are in the directory `staged`, named by their digests, complete and on
-    /// stable storage; they stay there.
+    /// The files of its blobs are in the directory `staged`, named by their digests, complete and
+    /// on stable storage; they stay there.
     ///
     /// # Errors
     ///
@@ -436,13 +444,35 @@ impl Applier {
                 .sync_directory_of(path)
                 .map_err(StorageError::io("sync the directory of", path))?;
         }
-        self.file.sync().map_err(io("sync"))?;
+        self.sync()?;
         for (pos, status) in &self.unsealed {
             self.file
                 .write_at(&mut [IoSlice::new(&[status.to_byte()])], pos + STATUS_POS)
                 .map_err(io("write"))?;
         }
-        self.file.sync().map_err(io("sync"))
+        self.put_stop()?;
+        self.sync()
+    }
+
+    /// Writes a header that nobody reads over, where the next transaction begins.
+    fn put_stop(&self) -> Result<(), StorageError> {
+        let header = TxnHeader {
+            // ZODB takes the tid of what it cuts for the last one.
+            tid: self.last_tid,
+            len: TXN_HEADER_LEN as u64,
+            status: Status::Voted,
+            user_len: 0,
+            descr_len: 0,
+            ext_len: 0,
+        };
+        self.file
+            .write_at(&mut [IoSlice::new(&header.encode())], self.tail)
+            .map_err(StorageError::io("write", &self.path))
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        let synced = self.file.sync();
+        synced.map_err(StorageError::io("sync", &self.path))
     }
 
     /// Oids below this may have been handed out: who serves the file alone later must not hand them
@@ -466,11 +496,10 @@ impl Applier {
     /// As of [`Self::checkpoint`].
     pub fn close(mut self) -> Result<(), StorageError> {
         self.checkpoint()?;
-        if self.allocated_end > self.tail {
-            // Gives back the space that was reserved ahead.
-            let cut = self.file.set_len(self.tail);
-            cut.map_err(StorageError::io("cut", &self.path))?;
-        }
+        // Without the stop, and what was reserved ahead.
+        let cut = self.file.set_len(self.tail);
+        cut.map_err(StorageError::io("cut", &self.path))?;
+        self.sync()?;
         if self.tail > self.index_saved {
             self.save_index();
         }
@@ -564,8 +593,11 @@ mod tests {
         Applier::open(disk, Path::new(DATA), None, &mut |_| ()).unwrap()
     }
 
-    fn transfer(records: &[(u64, Option<&[u8]>, Option<u64>)]) -> Transfer {
-        let record = |(oid, data, same_as): &(u64, Option<&[u8]>, Option<u64>)| Record {
+    /// An oid, data, and the tid that has the same.
+    type Row<'a> = (u64, Option<&'a [u8]>, Option<u64>);
+
+    fn transfer(records: &[Row<'_>]) -> Transfer {
+        let record = |(oid, data, same_as): &Row<'_>| Record {
             oid: Oid(*oid),
             data: data.map(Bytes::copy_from_slice),
             same_as: same_as.map(Tid),

@@ -1,8 +1,8 @@
 //! A transaction on its way to other nodes, and through their journals: the body of an entry.
 //!
-//! It names no position, so that its bytes are the same on all nodes, whatever their files are like.
-//! All data are in it: also those of an undo, which a data file may hold already. Where these are
-//! is told by a tid, and each node sees for itself whether it has them there.
+//! It names no position, so that its bytes are the same on all nodes, whatever their files are
+//! like. All data are in it: also those of an undo, which a data file may hold already. Where these
+//! are is told by a tid, and each node sees for itself whether it has them there.
 //!
 //! The manual has the format: [`journal`](crate::manual::journal).
 

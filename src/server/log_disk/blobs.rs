@@ -132,8 +132,8 @@ impl LogDisk {
     ///
     /// # Errors
     ///
-    /// [`LogDiskError::WrongBlob`]: it is not what its name says, and was removed. Otherwise the disk
-    /// has failed.
+    /// [`LogDiskError::WrongBlob`]: it is not what its name says, and was removed. Otherwise the
+    /// disk has failed.
     pub fn end_blob(&self, blob: IncomingBlob) -> Result<(), LogDiskError> {
         let IncomingBlob {
             name,

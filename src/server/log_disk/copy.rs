@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::{Next, Settled};
-use super::found::{COPY, begin_behind, common, complete, settle, switch_data};
+use super::found::{COPY, begin_behind, clip, common, complete, settle, switch_data};
 use super::start::{Scan, open_data};
 use super::{Directories, LogDisk, LogDiskError, Options, create_directory};
 use crate::entry::Point;
@@ -77,14 +77,8 @@ impl LogDisk {
         let last_tid = self.settled.tids.values().copied().max();
         let mut epochs = self.journal.epochs().rows().to_vec();
         epochs.retain(|row| row.first <= point.seq);
-        if let Some(row) = epochs.last_mut() {
-            // It goes on behind the copy.
-            let last_tid = last_tid.unwrap_or_default();
-            let within = |(first, last): (Tid, Tid)| {
-                (first <= last_tid).then(|| (first, last.min(last_tid)))
-            };
-            row.tids = row.tids.and_then(within);
-        }
+        // The last one goes on behind the copy.
+        clip(&mut epochs, last_tid.unwrap_or_default());
         let storages = self.appliers.iter().map(|(name, applier)| {
             let (file, len) = applier.data_file();
             let blobs = applier.blobs().cloned();
@@ -152,6 +146,7 @@ impl LogDisk {
         let next = Next {
             identity: *self.identity(),
             promised: self.journal.positions().promised,
+            is_retiring: false,
             epochs: snapshot.epochs.clone(),
             settled: snapshot.settled.clone(),
         };
@@ -174,8 +169,8 @@ impl LogDisk {
         self.log_start(Scan::empty())
     }
 
-    /// Makes a node out of a copy: a new one, or one whose disk was lost. What stands in the place of
-    /// its data files is replaced.
+    /// Makes a node out of a copy: a new one, or one whose disk was lost. What stands in the place
+    /// of its data files is replaced.
     ///
     /// # Errors
     ///
@@ -206,6 +201,7 @@ impl LogDisk {
         let next = Next {
             identity: *identity,
             promised: snapshot.point().epoch,
+            is_retiring: false,
             epochs: snapshot.epochs.clone(),
             settled: snapshot.settled.clone(),
         };

@@ -93,6 +93,8 @@ pub(super) struct Next {
     pub(super) identity: Identity,
     /// At least this is promised.
     pub(super) promised: Epoch,
+    /// The old journal has been applied as a whole, and may be on its way to where it is kept.
+    pub(super) is_retiring: bool,
     /// The log begins behind `settled.point`, with these epochs in front.
     pub(super) epochs: Vec<EpochRow>,
     /// The data that are there, or in copies that are to become them.
@@ -105,6 +107,9 @@ impl State for Next {
     fn write(&self, text: &mut String) {
         self.identity.write(text);
         put_line(text, format_args!("promised {}", show(self.promised)));
+        if self.is_retiring {
+            put_line(text, RETIRING);
+        }
         self.settled.write(text);
         self.epochs.iter().for_each(|row| put_row(text, row));
     }
@@ -113,6 +118,10 @@ impl State for Next {
         let identity = Identity::parse(words)?;
         (words.next()? == "promised").then_some(())?;
         let promised = words.epoch()?;
+        let is_retiring = words.peek() == Some(RETIRING);
+        if is_retiring {
+            words.next();
+        }
         let settled = Settled::parse(words)?;
         let mut epochs = Vec::new();
         while words.peek().is_some() {
@@ -121,11 +130,15 @@ impl State for Next {
         Some(Self {
             identity,
             promised,
+            is_retiring,
             epochs,
             settled,
         })
     }
 }
+
+/// The line that says that the old journal is on its way.
+const RETIRING: &str = "retiring";
 
 /// Adds what an entry would say, in hexadecimal digits.
 fn put_change(text: &mut String, change: &Change) {
@@ -272,6 +285,7 @@ mod tests {
                 disk: DISK,
             },
             promised: epoch(3),
+            is_retiring: true,
             epochs: vec![row(1, 1, None), row(3, 5, Some((Tid(1), Tid(9))))],
             settled: settled(),
         });

@@ -1,9 +1,9 @@
-//! How a node comes by a journal, and what is to become of a directory: the file `next` says it, and
-//! from then on opening completes it, whatever comes in between.
+//! How a node comes by a journal, and what is to become of a directory: the file `next` says it,
+//! and from then on opening completes it, whatever comes in between.
 //!
 //! | to do | because of |
 //! |---|---|
-//! | what the old journal has is applied, all of it; the old journal is kept as history | a forced promotion |
+//! | all that the old journal has is applied, and it is kept as history | a forced promotion |
 //! | copies of data files get their names | `copy` |
 //! | what the journal has beyond the copy is cut and kept; it begins behind it | `copy` |
 //! | a journal is made | a new node, a new history |
@@ -63,6 +63,7 @@ impl LogDisk {
         let mut next = Next {
             identity: *identity,
             promised: Epoch::ZERO,
+            is_retiring: false,
             epochs: Vec::new(),
             settled: Settled {
                 point: start,
@@ -81,7 +82,11 @@ impl LogDisk {
                 let (old, _) = Self::open_complete(disk.clone(), directories, options)?;
                 let last = old.positions().last;
                 next.promised = last.epoch;
+                // Of what is behind nobody knows whether it was committed. Clients that have seen
+                // another one of the same tid must not be told that it is ours.
+                let known = old.tids().into_values().max().unwrap_or_default();
                 next.epochs = old.journal.epochs().rows().to_vec();
+                clip(&mut next.epochs, known);
                 next.settled.history_from = old.settled.history_from;
                 // No entry of one history continues another.
                 next.settled.point = Point {
@@ -103,13 +108,18 @@ pub(super) fn complete(
     options: &Options,
 ) -> Result<(), LogDiskError> {
     let path = &directories.journal;
-    let Some((next, _)) = Next::load(&**disk, path, None)? else {
+    let Some((mut next, _)) = Next::load(&**disk, path, None)? else {
         return discard_copies(&**disk, directories);
     };
     let identity = next.identity;
     match Identity::load(&**disk, path, None)? {
         Some((old, _)) if old != identity => {
-            apply_all(disk, directories, options)?;
+            if !next.is_retiring {
+                apply_all(disk, directories, options)?;
+                // From here on it is not opened any more.
+                next.is_retiring = true;
+                next.save(&**disk, path, identity.disk)?;
+            }
             Journal::retire(&**disk, path, Next::NAME)?;
         }
         _ => {}
@@ -192,6 +202,14 @@ pub(super) fn common(journal: &Journal, epochs: &[EpochRow], last: Seq) -> Seq {
         Some(end.min(same.1))
     });
     ends.max().unwrap_or_default()
+}
+
+/// Forgets transactions behind `last`.
+pub(super) fn clip(rows: &mut [EpochRow], last: Tid) {
+    for row in rows {
+        let within = |(from, to): (Tid, Tid)| (from <= last).then(|| (from, to.min(last)));
+        row.tids = row.tids.and_then(within);
+    }
 }
 
 /// Each epoch with its last entry.

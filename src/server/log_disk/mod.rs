@@ -24,6 +24,8 @@ mod error;
 mod files;
 mod found;
 mod start;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};

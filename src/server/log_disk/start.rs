@@ -93,13 +93,13 @@ impl LogDisk {
             self.staged.extend(blobs::named_by(&entry)?);
             match content(&entry)? {
                 Content::Transaction(transfer) => {
-                    scan.transaction(header.seq, header.tid, &transfer.storage)?;
+                    let storages = std::iter::once(&transfer.storage);
+                    scan.transaction(header.seq, header.tid, storages)?;
                 }
                 Content::Change(change) => {
                     if matches!(change, Change::Barrier(_)) && header.tid != Tid::ZERO {
-                        for storage in self.directories.storages.keys() {
-                            scan.transaction(header.seq, header.tid, storage)?;
-                        }
+                        let storages = self.directories.storages.keys();
+                        scan.transaction(header.seq, header.tid, storages)?;
                     }
                     scan.changes.push((header.seq, change));
                 }
@@ -250,16 +250,24 @@ impl Scan {
         Ok(scan)
     }
 
-    fn transaction(&mut self, seq: Seq, tid: Tid, storage: &str) -> Result<(), LogDiskError> {
-        let Some((last, is_met)) = self.ends.get_mut(storage) else {
-            return Err(LogDiskError::Unknown(storage.to_owned()));
-        };
-        if tid > *last {
-            self.is_missing = true;
-            return Ok(());
+    /// The entry of a transaction that is of these storages.
+    fn transaction<'a>(
+        &mut self,
+        seq: Seq,
+        tid: Tid,
+        storages: impl Iterator<Item = &'a StorageName>,
+    ) -> Result<(), LogDiskError> {
+        for storage in storages {
+            let Some((last, is_met)) = self.ends.get_mut(storage) else {
+                return Err(LogDiskError::Unknown(storage.clone()));
+            };
+            if tid <= *last {
+                *is_met |= tid == *last;
+                self.seen = seq;
+            } else {
+                self.is_missing = true;
+            }
         }
-        *is_met |= tid == *last;
-        self.seen = seq;
         if !self.is_missing {
             self.complete = seq;
         }

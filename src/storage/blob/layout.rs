@@ -145,8 +145,8 @@ impl BlobDirectory {
             .join(format!("{}.blob", short_hex(tid.0)))
     }
 
-    /// All committed blobs, in any order: whose they are, of which transactions, and where. What has
-    /// no such name is passed over.
+    /// All committed blobs, in any order: whose they are, of which transactions, and where. What
+    /// has no such name is passed over.
     pub fn walk<'a>(
         &'a self,
         disk: &'a dyn Disk,
