@@ -59,6 +59,8 @@ struct Lineage {
     /// Who has what of an epoch: the last entry.
     held: BTreeMap<Epoch, BTreeMap<Voter, Point>>,
     last_tid: Tid,
+    /// What is in front of `start`.
+    inherited: Vec<Entry>,
 }
 
 /// A log, as far as a journal goes back.
@@ -140,6 +142,7 @@ impl Checker {
             committed: Vec::new(),
             held: BTreeMap::new(),
             last_tid: tid,
+            inherited: Vec::new(),
         };
         self.lineages.insert(history, lineage);
     }
@@ -152,6 +155,16 @@ impl Checker {
     pub(crate) fn committed_at(&self, history: HistoryId, seq: Seq) -> Option<&Entry> {
         let digest = self.lineages.get(&history)?.at(seq)?;
         self.entries.get(&digest).map(|known| &known.entry)
+    }
+
+    /// All that is committed, up to there, those of the histories before included.
+    pub(crate) fn history_of(&self, history: HistoryId, through: Seq) -> Option<Vec<&Entry>> {
+        let lineage = self.lineages.get(&history)?;
+        let len = through.0.checked_sub(lineage.start.seq.0)? as usize;
+        let own = lineage.committed.get(..len)?.iter();
+        let mut all: Vec<&Entry> = lineage.inherited.iter().collect();
+        all.extend(own.filter_map(|(digest, _)| Some(&self.entries.get(digest)?.entry)));
+        Some(all)
     }
 
     /// As of what is committed.
@@ -241,6 +254,14 @@ impl Checker {
     /// A process has opened its disk and found this. `torn`: what was being done when it ended.
     pub(crate) fn opened(&mut self, place: Place, found: NodeLog, torn: &Torn) -> Checked {
         let who = place.1;
+        let is_new = found.digests.is_empty() && found.base == torn.adopted && found.base.is_some();
+        if is_new && let Some(base) = torn.adopted {
+            let promised = self.stable.get(&place).map_or(found.promised, |old| old.promised);
+            if found.promised < promised {
+                return Err(format!("I5: {who} had promised {promised}, and forgot it for a copy"));
+            }
+            return self.copied(place, base, found.promised);
+        }
         if let Some(old) = self.stable.get(&place) {
             if found.promised < old.promised {
                 let (was, is) = (old.promised, found.promised);
@@ -648,6 +669,8 @@ impl Checker {
 pub(crate) struct Torn {
     pub(crate) appended: BTreeSet<Digest>,
     pub(crate) cut_after: Option<Seq>,
+    /// The copy that was being taken over.
+    pub(crate) adopted: Option<Point>,
 }
 
 fn body_key(body: &[bytes::Bytes]) -> Digest {

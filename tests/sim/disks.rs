@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use crate::checker::{Checked, NodeLog, Torn};
 use crate::disk::{EXTREMES, Failure, Files, Lie, Model, Pick, SimDisk};
+use crate::clients::message::Applied;
 use crate::entry::Entry;
 use crate::ids::{DiskId, Epoch, Seq};
 use crate::node::Process;
+use crate::plan::Plan;
 use crate::replica::Replica;
 use crate::replica::event::{Event, Options, Serving};
 use crate::replica::members::Voter;
 use crate::replica::message::NodeKind;
 use crate::replica::settings::Settings;
-use crate::store::{Copy, JOURNAL, Job, Kept, Sizes, Store, lock};
+use crate::store::{Copy, JOURNAL, Job, Kept, Sizes, Sort, Store, lock, unwrap, written};
 use crate::world::{Happening, World};
 use standby::storage::journal::Identity;
 
@@ -82,10 +84,9 @@ impl World {
         if let Some(event) = event {
             self.job_done(node, &job, &event)?;
             self.check_settled(node)?;
-            for (epoch, entry) in self.applied_now(node) {
+            for entry in self.applied_now(node) {
                 self.exposed = self.exposed.max(entry.header().seq.0);
-                self.users.on_applied(node, &entry, self.now);
-                let _ = epoch;
+                self.users.on_applied(node, &plain(&entry), self.now);
             }
             self.arrive(node, event)?;
         } else {
@@ -95,10 +96,9 @@ impl World {
         Ok(())
     }
 
-    fn applied_now(&mut self, node: usize) -> Vec<(Epoch, Entry)> {
+    fn applied_now(&mut self, node: usize) -> Vec<Entry> {
         let process = self.nodes[node].process.as_mut();
-        let applied = process.map(|process| process.store.take_applied()).unwrap_or_default();
-        applied.into_iter().map(|entry| (entry.header().epoch, entry)).collect()
+        process.map(|process| process.store.take_applied()).unwrap_or_default()
     }
 
     /// Tells the checker what stands on the disk now.
@@ -117,7 +117,7 @@ impl World {
             (Job::Adopt { .. }, Event::Copied { log, .. }) => {
                 let promised = self.checker.stable(&place).map_or(Epoch::ZERO, |log| log.promised);
                 self.checker.copied(place, log.last, promised)?;
-                let applied = self.all_applied(node);
+                let applied = self.all_applied(node)?;
                 let _ = self.applied_now(node);
                 self.users.copied(node, self.nodes[node].history, applied, self.now);
                 self.marks.hit("copy adopted");
@@ -134,14 +134,25 @@ impl World {
                 self.marks.hit("S2 barrier committed old");
             }
             self.marks.hit("committed");
-            self.users.on_committed(history, &entry);
+            self.users.on_committed(history, &plain(&entry));
         }
     }
 
-    fn all_applied(&self, node: usize) -> Vec<(Epoch, Entry)> {
-        let process = self.nodes[node].process.as_ref();
-        let applied = process.map(|process| process.store.applied()).unwrap_or_default();
-        applied.into_iter().map(|entry| (entry.header().epoch, entry)).collect()
+    /// All that the data of a node hold. I10: that is what is committed, up to there.
+    pub(crate) fn all_applied(&self, node: usize) -> Result<Vec<Applied>, String> {
+        let it = &self.nodes[node];
+        let Some(process) = &it.process else { return Ok(Vec::new()) };
+        if it.plan.kind == NodeKind::Arbiter {
+            return Ok(Vec::new());
+        }
+        let applied = process.store.applied();
+        let all = self.checker.history_of(it.history, applied);
+        let all = all.ok_or_else(|| format!("I10: {} has applied {applied}", it.name))?;
+        let found = process.store.written().map_err(|error| format!("I10: {}: {error}", it.name))?;
+        if !all.iter().filter_map(|entry| written(entry)).eq(found) {
+            return Err(format!("I10: the data of {} are not what is committed", it.name));
+        }
+        Ok(all.into_iter().map(plain).collect())
     }
 
     /// What was told to be on stable storage is.
@@ -159,7 +170,7 @@ impl World {
         let files = it.disk.model().cut_power(Pick::Nothing, &mut self.random);
         let disk = SimDisk::new(Model::new(&files, None), None);
         let kept = Arc::new(Mutex::new(lock(&it.kept).clone()));
-        let opened = Store::open(&disk, &kept, self.sizes());
+        let opened = Store::open(&disk, &kept, self.sort(node));
         let opened = opened.map_err(|error| format!("I2: {} without power: {error}", it.name))?;
         let Some(stable) = self.checker.stable(&it.place()) else { return Ok(()) };
         let last = opened.store.ends().1;
@@ -174,8 +185,13 @@ impl World {
         Ok(())
     }
 
-    pub(crate) const fn sizes(&self) -> Sizes {
-        Sizes { segment_len: self.plan.segment_len, window_len: self.plan.window_len }
+    pub(crate) fn sort(&self, node: usize) -> Sort {
+        let Plan { segment_len, window_len, has_storage, .. } = self.plan;
+        Sort {
+            is_real: has_storage,
+            has_data: self.nodes[node].plan.kind != NodeKind::Arbiter,
+            sizes: Sizes { segment_len, window_len },
+        }
     }
 
     pub(crate) fn checkpoint(&mut self, node: usize) -> Checked {
@@ -209,7 +225,7 @@ impl World {
         let job = process.running.take();
         it.torn = job.as_ref().map(torn).unwrap_or_default();
         let mut model = it.disk.model();
-        if let Some(job) = job.filter(is_divisible) {
+        if let Some(job) = job.filter(|job| process.store.is_divisible(job)) {
             let before = it.disk.step_count();
             // How it ends is of no importance: nobody hears of it.
             let _ = process.store.run(job);
@@ -248,9 +264,9 @@ impl World {
         if self.nodes[node].is_up() || self.nodes[node].is_gone {
             return Ok(());
         }
-        let sizes = self.sizes();
+        let sort = self.sort(node);
         let it = &mut self.nodes[node];
-        let opened = match Store::open(&it.disk, &it.kept, sizes) {
+        let opened = match Store::open(&it.disk, &it.kept, sort) {
             Ok(opened) => opened,
             Err(error) if it.is_damaged => {
                 self.note(node, "damaged", || error);
@@ -270,7 +286,7 @@ impl World {
         let (first, last) = opened.store.ends();
         let digests = opened.store.entries(first, last.seq, u64::MAX).unwrap_or_default();
         let found = NodeLog {
-            base: opened.store.before(),
+            base: Some(opened.store.base()),
             digests: digests.iter().map(|entry| entry.header().digest).collect(),
             promised: opened.start.promised,
             record: opened.record,
@@ -310,7 +326,7 @@ impl World {
             promoted: None,
             applied,
         });
-        let all = self.all_applied(node);
+        let all = self.all_applied(node)?;
         let _ = self.applied_now(node);
         self.users.start(node, self.nodes[node].history, all, self.now);
         let time = self.within(1, 300);
@@ -342,10 +358,10 @@ impl World {
             disk: self.nodes[node].voter.disk,
         };
         self.nodes[node].history = self.history;
-        let sizes = self.sizes();
+        let sort = self.sort(node);
         if self.nodes[node].plan.kind == NodeKind::Arbiter {
             let it = &self.nodes[node];
-            Store::found(&it.disk, &it.kept, identity, Settings::default(), sizes)?;
+            Store::found(&it.disk, &it.kept, identity, Settings::default(), sort)?;
         } else {
             let Some(copy) = self.any_copy(node) else {
                 let time = self.within(100, 1000);
@@ -354,9 +370,9 @@ impl World {
                 return Ok(());
             };
             let it = &self.nodes[node];
-            Store::seed(&it.disk, &it.kept, identity, &copy, sizes)?;
+            Store::seed(&it.disk, &it.kept, identity, &copy, sort)?;
             let place = it.place();
-            self.checker.copied(place, copy.last, Epoch::ZERO)?;
+            self.checker.copied(place, copy.last(), Epoch::ZERO)?;
         }
         self.marks.hit("re-seeded");
         self.start(node)
@@ -414,6 +430,18 @@ impl World {
     }
 }
 
+/// An entry as users know it.
+pub(crate) fn plain(entry: &Entry) -> Applied {
+    let header = entry.header();
+    Applied {
+        seq: header.seq,
+        epoch: header.epoch,
+        kind: header.kind,
+        tid: header.tid,
+        body: unwrap(entry),
+    }
+}
+
 /// What the disk says of a failure that was wanted.
 const FAILED: &str = "other error";
 
@@ -431,14 +459,15 @@ fn torn(job: &Job) -> Torn {
     match job {
         Job::Append(entries) => Torn {
             appended: entries.iter().map(|entry| entry.header().digest).collect(),
-            cut_after: None,
+            ..Torn::default()
         },
         Job::Cut { after, .. } => Torn { cut_after: Some(*after), ..Torn::default() },
+        // What is not in the copy is cut first.
+        Job::Adopt { copy, .. } => Torn {
+            cut_after: Some(Seq::ZERO),
+            adopted: Some(copy.last()),
+            ..Torn::default()
+        },
         _ => Torn::default(),
     }
-}
-
-/// Whether some of it may be done, and some not.
-const fn is_divisible(job: &Job) -> bool {
-    !matches!(job, Job::Adopt { .. } | Job::Apply { .. } | Job::Record(..))
 }

@@ -22,6 +22,8 @@ mod process;
 #[allow(dead_code, reason = "it is shared with the tests of the data file")]
 #[path = "../storage_crash/random.rs"]
 mod random;
+#[cfg(not(mutants))]
+mod real;
 mod run;
 mod stock;
 mod store;

@@ -140,11 +140,11 @@ pub(crate) fn build(plan: Plan) -> World {
     let members = Members { voters, arbiter };
     let settings = Settings { members, ..Settings::default() };
     world.checker.begin(history, Point::start(history), settings.clone(), Tid::ZERO);
-    let sizes = world.sizes();
     for index in 0..world.nodes.len() {
+        let sort = world.sort(index);
         let node = &world.nodes[index];
         let identity = Identity { history, node: node.name, disk: node.voter.disk };
-        Store::found(&node.disk, &node.kept, identity, settings.clone(), sizes)
+        Store::found(&node.disk, &node.kept, identity, settings.clone(), sort)
             .expect("a disk that has not failed yet");
         let time = world.within(0, 200);
         world.at(time, Happening::Start(index));
@@ -327,13 +327,8 @@ impl World {
             if it.plan.kind == NodeKind::Arbiter {
                 continue;
             }
-            for (at, entry) in process.store.applied().iter().enumerate() {
-                let seq = Seq(at as u64 + 1);
-                let committed = self.checker.committed_at(it.history, seq);
-                if committed.map(|entry| entry.header().digest) != Some(entry.header().digest) {
-                    return Err(format!("I10: {} has other data at {seq}", it.name));
-                }
-            }
+            let _ = process;
+            self.all_applied(node)?;
             self.check_disk(node)?;
         }
         self.checker.check_durable(self.history)?;

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use crate::checker::Checked;
 use crate::clients::message::Applied;
 use crate::clients::{Crowd, Setup};
-use crate::entry::Entry;
-use crate::ids::{Epoch, HistoryId, NodeId, Seq};
+use crate::ids::{HistoryId, NodeId, Seq};
 use crate::marks::Marks;
 use crate::replica::event::{Action, Event, Outcome};
 use crate::users::Users;
@@ -39,24 +38,9 @@ fn instant(now: Duration) -> Instant {
     crate::base() + now
 }
 
-fn applied(entry: &Entry) -> Applied {
-    let header = entry.header();
-    Applied {
-        seq: header.seq,
-        epoch: header.epoch,
-        kind: header.kind,
-        tid: header.tid,
-        body: entry.body().to_vec(),
-    }
-}
-
-fn all_applied(entries: &[(Epoch, Entry)]) -> Vec<Applied> {
-    entries.iter().map(|(_, entry)| applied(entry)).collect()
-}
-
 impl Users for Stock {
-    fn start(&mut self, node: usize, history: HistoryId, all: Vec<(Epoch, Entry)>, _: Duration) {
-        self.crowd.start_front(self.names[node], history, &all_applied(&all));
+    fn start(&mut self, node: usize, history: HistoryId, all: Vec<Applied>, _: Duration) {
+        self.crowd.start_front(self.names[node], history, &all);
     }
 
     fn stop(&mut self, node: usize, now: Duration) {
@@ -64,8 +48,8 @@ impl Users for Stock {
         self.crowd.stop_front(self.names[node], instant(now));
     }
 
-    fn copied(&mut self, node: usize, history: HistoryId, all: Vec<(Epoch, Entry)>, _: Duration) {
-        self.crowd.on_copied(self.names[node], history, &all_applied(&all));
+    fn copied(&mut self, node: usize, history: HistoryId, all: Vec<Applied>, _: Duration) {
+        self.crowd.on_copied(self.names[node], history, &all);
     }
 
     fn pause(&mut self, node: usize, is_paused: bool, now: Duration) {
@@ -86,12 +70,12 @@ impl Users for Stock {
         self.crowd.on_action(self.names[node], action, instant(now));
     }
 
-    fn on_applied(&mut self, node: usize, entry: &Entry, now: Duration) {
-        self.crowd.on_applied(self.names[node], &applied(entry), instant(now));
+    fn on_applied(&mut self, node: usize, entry: &Applied, now: Duration) {
+        self.crowd.on_applied(self.names[node], entry, instant(now));
     }
 
-    fn on_committed(&mut self, history: HistoryId, entry: &Entry) {
-        self.crowd.on_committed(history, &applied(entry));
+    fn on_committed(&mut self, history: HistoryId, entry: &Applied) {
+        self.crowd.on_committed(history, entry);
     }
 
     fn on_forced(&mut self, old: HistoryId, new: HistoryId, after: Seq) {

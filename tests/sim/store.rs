@@ -1,4 +1,5 @@
-//! What executes a replica's disk actions.
+//! What executes a replica's disk actions: the server's own part, or a journal with a list for the
+//! data, which is faster and which mutants of the core can be run on.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -7,12 +8,17 @@ use bytes::Bytes;
 
 use crate::disk::SimDisk;
 use crate::entry::{Entry, Point};
-use crate::ids::{Epoch, Seq, Tid};
+use crate::ids::{Epoch, Oid, Seq, Tid};
+#[cfg(not(mutants))]
+use crate::real::RealStore;
 use crate::replica::event::{Event, LogStart, Start};
 use crate::replica::members::{Members, Voter};
 use crate::replica::message::Position;
 use crate::replica::settings::{Change, Kind, Settings};
+#[cfg(not(mutants))]
+use standby::server::log_disk::Snapshot;
 use standby::storage::disk::Disk;
+use standby::storage::transfer::{Record, Transfer};
 use standby::storage::journal::{Create, EpochRow, Identity, Journal, JournalError, Options};
 
 /// The directory of a node's journal.
@@ -31,8 +37,15 @@ pub(crate) enum Job {
 
 /// A copy of a database.
 #[derive(Debug)]
-pub(crate) struct Copy {
-    pub(crate) last: Point,
+pub(crate) enum Copy {
+    List(ListCopy),
+    #[cfg(not(mutants))]
+    Real(Snapshot),
+}
+
+#[derive(Debug)]
+pub(crate) struct ListCopy {
+    last: Point,
     epochs: Vec<EpochRow>,
     kept: Kept,
 }
@@ -43,6 +56,224 @@ pub(crate) struct Opened {
     pub(crate) start: Start,
     /// Of an arbiter.
     pub(crate) record: Option<(Position, Members)>,
+}
+
+/// A transaction in the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) tid: Tid,
+    pub(crate) data: Vec<Bytes>,
+}
+
+/// Of whom, and how, a directory is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sort {
+    /// The server's own.
+    pub(crate) is_real: bool,
+    /// Not that of an arbiter.
+    pub(crate) has_data: bool,
+    pub(crate) sizes: Sizes,
+}
+
+impl Copy {
+    /// The last entry that is in it.
+    pub(crate) fn last(&self) -> Point {
+        match self {
+            Self::List(copy) => copy.last,
+            #[cfg(not(mutants))]
+            Self::Real(snapshot) => snapshot.point(),
+        }
+    }
+
+    #[cfg(not(mutants))]
+    pub(crate) const fn real(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Real(snapshot) => Some(snapshot),
+            Self::List(_) => None,
+        }
+    }
+}
+
+/// Either of them.
+pub(crate) enum Store {
+    List(Box<ListStore>),
+    #[cfg(not(mutants))]
+    Real(Box<RealStore>),
+}
+
+impl Store {
+    /// Makes the directory of a new node.
+    pub(crate) fn found(
+        disk: &SimDisk,
+        kept: &Arc<Mutex<Kept>>,
+        identity: Identity,
+        settings: Settings,
+        sort: Sort,
+    ) -> Result<(), String> {
+        #[cfg(not(mutants))]
+        if sort.is_real {
+            return RealStore::found(disk, identity, settings, sort.has_data, sort.sizes);
+        }
+        ListStore::found(disk, kept, identity, settings, sort.sizes)
+    }
+
+    /// Makes the directory of a new node from a copy.
+    pub(crate) fn seed(
+        disk: &SimDisk,
+        kept: &Arc<Mutex<Kept>>,
+        identity: Identity,
+        copy: &Copy,
+        sort: Sort,
+    ) -> Result<(), String> {
+        match copy {
+            Copy::List(copy) => ListStore::seed(disk, kept, identity, copy, sort.sizes),
+            #[cfg(not(mutants))]
+            Copy::Real(snapshot) => RealStore::seed(disk, identity, snapshot, sort.sizes),
+        }
+    }
+
+    pub(crate) fn open(
+        disk: &SimDisk,
+        kept: &Arc<Mutex<Kept>>,
+        sort: Sort,
+    ) -> Result<Opened, String> {
+        #[cfg(not(mutants))]
+        if sort.is_real {
+            let (store, start) = RealStore::open(disk, sort.has_data, sort.sizes)?;
+            let log = &start.log;
+            let position = Position { epoch: log.last.epoch, seq: log.last.seq };
+            let record = (!sort.has_data).then(|| (position, log.settings.members.clone()));
+            let store = Self::Real(Box::new(store));
+            return Ok(Opened { store, start, record });
+        }
+        let (store, start) = ListStore::open(disk, kept, sort.sizes)?;
+        let record = lock(kept).record.clone();
+        Ok(Opened { store: Self::List(Box::new(store)), start, record })
+    }
+
+    /// Does it. `None`: what was to be appended does not follow any more, as there was no room.
+    pub(crate) fn run(&mut self, job: Job) -> Result<Option<Event>, String> {
+        match self {
+            Self::List(store) => store.run(job),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.run(job),
+        }
+    }
+
+    /// Whether a crash may leave some of it done, and some not. What the list does is done at once.
+    pub(crate) const fn is_divisible(&self, job: &Job) -> bool {
+        match self {
+            Self::List(_) => !matches!(job, Job::Adopt { .. } | Job::Apply { .. } | Job::Record(..)),
+            #[cfg(not(mutants))]
+            Self::Real(_) => true,
+        }
+    }
+
+    /// What is applied is brought to the disk, and the journal gives up what it need not have.
+    pub(crate) fn checkpoint(&mut self) -> Result<(), String> {
+        match self {
+            Self::List(store) => store.checkpoint(),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.checkpoint(),
+        }
+    }
+
+    pub(crate) fn entries(&self, from: Seq, to: Seq, len_max: u64) -> Option<Vec<Entry>> {
+        match self {
+            Self::List(store) => store.entries(from, to, len_max),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.entries(from, to, len_max),
+        }
+    }
+
+    /// What was applied since it was asked last.
+    pub(crate) fn take_applied(&mut self) -> Vec<Entry> {
+        match self {
+            Self::List(store) => store.take_applied(),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.take_applied(),
+        }
+    }
+
+    pub(crate) fn applied(&self) -> Seq {
+        match self {
+            Self::List(store) => store.applied(),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.applied(),
+        }
+    }
+
+    /// All transactions in the data.
+    pub(crate) fn written(&self) -> Result<Vec<Written>, String> {
+        match self {
+            Self::List(store) => Ok(store.written()),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.written(),
+        }
+    }
+
+    /// Where the log can be read from, and where it ends.
+    pub(crate) fn ends(&self) -> (Seq, Point) {
+        match self {
+            Self::List(store) => store.ends(),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.ends(),
+        }
+    }
+
+    /// In front of the first entry that can be read.
+    pub(crate) fn base(&self) -> Point {
+        match self {
+            Self::List(store) => store.base(),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.base(),
+        }
+    }
+
+    pub(crate) fn snapshot(&mut self) -> Result<Copy, String> {
+        match self {
+            Self::List(store) => store.snapshot().map(Copy::List),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.snapshot().map(Copy::Real),
+        }
+    }
+}
+
+/// What users want to be committed, as a transaction that the storage understands.
+pub(crate) fn wrap(body: &[Bytes]) -> Vec<Bytes> {
+    let data = Bytes::from(body.concat());
+    let oid = Oid(data.iter().take(8).map(|byte| u64::from(*byte)).sum());
+    let record = Record { oid, data: Some(data), same_as: None };
+    let transfer = Transfer {
+        storage: "1".to_owned(),
+        status: b' ',
+        user: Bytes::new(),
+        description: Bytes::new(),
+        extension: Bytes::new(),
+        records: vec![record],
+        blobs: Vec::new(),
+    };
+    transfer.encode().expect("it is short")
+}
+
+/// What was wrapped.
+pub(crate) fn unwrap(entry: &Entry) -> Vec<Bytes> {
+    if Kind::from_number(entry.header().kind) != Some(Kind::Transaction) {
+        return entry.body().to_vec();
+    }
+    let transfer = Transfer::decode(entry.body()).expect("nothing else was proposed");
+    transfer.records.into_iter().filter_map(|record| record.data).collect()
+}
+
+/// As it has to be in the data; `None` if nothing is written for it.
+pub(crate) fn written(entry: &Entry) -> Option<Written> {
+    let tid = entry.header().tid;
+    match Kind::from_number(entry.header().kind)? {
+        Kind::Transaction => Some(Written { tid, data: unwrap(entry) }),
+        // The jump of a forced promotion.
+        Kind::Barrier if tid != Tid::ZERO => Some(Written { tid, data: Vec::new() }),
+        _ => None,
+    }
 }
 
 /// What stands on the disk besides the journal, or as if it did: it is written at once.
@@ -56,7 +287,7 @@ pub(crate) struct Kept {
 }
 
 /// A journal, and a list for the data.
-pub(crate) struct Store {
+pub(crate) struct ListStore {
     journal: Journal,
     kept: Arc<Mutex<Kept>>,
     taken: usize,
@@ -74,7 +305,7 @@ fn options(sizes: Sizes) -> Options {
     Options { create: None, segment_len, window_len }
 }
 
-impl Store {
+impl ListStore {
     /// Makes the directory of a new node.
     pub(crate) fn found(
         disk: &SimDisk,
@@ -98,7 +329,7 @@ impl Store {
         disk: &SimDisk,
         kept: &Arc<Mutex<Kept>>,
         identity: Identity,
-        copy: &Copy,
+        copy: &ListCopy,
         sizes: Sizes,
     ) -> Result<(), String> {
         disk.create_directories(Path::new(JOURNAL)).map_err(|error| error.to_string())?;
@@ -115,7 +346,7 @@ impl Store {
         disk: &SimDisk,
         kept: &Arc<Mutex<Kept>>,
         sizes: Sizes,
-    ) -> Result<Opened, String> {
+    ) -> Result<(Self, Start), String> {
         let disk = Arc::new(disk.clone());
         let opened = Journal::open(disk, Path::new(JOURNAL), options(sizes));
         let (journal, recovered) = opened.map_err(|error| error.to_string())?;
@@ -125,8 +356,7 @@ impl Store {
         let store = Self { journal, kept: kept.clone(), taken, is_full: false };
         let log = store.log_start()?;
         let start = Start { history: identity.history, me, promised: recovered.promised, log };
-        let record = lock(kept).record.clone();
-        Ok(Opened { store, start, record })
+        Ok((store, start))
     }
 
     fn log_start(&self) -> Result<LogStart, String> {
@@ -207,7 +437,7 @@ impl Store {
                 lock(&self.kept).record = Some((position, members));
                 Event::Recorded(position)
             }
-            Job::Adopt { id, copy } => match self.adopt(&copy) {
+            Job::Adopt { id, copy } => match self.adopt_any(&copy) {
                 Ok(log) => Event::Copied { id, log: Box::new(log) },
                 Err(_) => Event::FetchFailed { id },
             },
@@ -289,13 +519,12 @@ impl Store {
         applied
     }
 
-    /// All that was applied.
-    pub(crate) fn applied(&self) -> Vec<Entry> {
-        lock(&self.kept).applied.clone()
+    pub(crate) fn applied(&self) -> Seq {
+        Seq(lock(&self.kept).applied.len() as u64)
     }
 
-    pub(crate) fn promised(&self) -> Epoch {
-        self.journal.positions().promised
+    fn written(&self) -> Vec<Written> {
+        lock(&self.kept).applied.iter().filter_map(written).collect()
     }
 
     /// Where the log can be read from, and where it ends.
@@ -304,13 +533,12 @@ impl Store {
         (positions.first, positions.last)
     }
 
-    /// In front of the first entry that can be read.
-    pub(crate) fn before(&self) -> Option<Point> {
-        let first = self.journal.positions().first;
-        self.journal.point_at(Seq(first.0 - 1)).ok().flatten()
+    fn base(&self) -> Point {
+        let (first, last) = self.ends();
+        self.journal.point_at(Seq(first.0 - 1)).ok().flatten().unwrap_or(last)
     }
 
-    pub(crate) fn snapshot(&mut self) -> Result<Copy, String> {
+    pub(crate) fn snapshot(&mut self) -> Result<ListCopy, String> {
         let kept = lock(&self.kept).clone();
         let applied = Seq(kept.applied.len() as u64);
         let last = self.journal.point_at(applied).map_err(|error| error.to_string())?;
@@ -325,10 +553,27 @@ impl Store {
             }
         }
         kept.settled = applied;
-        Ok(Copy { last, epochs, kept })
+        Ok(ListCopy { last, epochs, kept })
     }
 
-    fn adopt(&mut self, copy: &Copy) -> Result<LogStart, String> {
+    fn adopt_any(&mut self, copy: &Copy) -> Result<LogStart, String> {
+        match copy {
+            Copy::List(copy) => self.adopt(copy),
+            #[cfg(not(mutants))]
+            Copy::Real(_) => Err("a copy of another sort".to_owned()),
+        }
+    }
+
+    fn adopt(&mut self, copy: &ListCopy) -> Result<LogStart, String> {
+        let (_, last) = self.ends();
+        if copy.last.seq < Seq(lock(&self.kept).applied.len() as u64) {
+            return Err("the copy is older".to_owned());
+        }
+        if self.journal.point_at(copy.last.seq).ok().flatten() != Some(copy.last) || copy.last.seq < last.seq {
+            // What is not applied is not known to be in the copy: it is kept in a file.
+            let applied = Seq(lock(&self.kept).applied.len() as u64);
+            self.journal.cut_after(applied, applied).map_err(|error| error.to_string())?;
+        }
         let behind = self.journal.begin_behind(copy.last, &copy.epochs);
         behind.map_err(|error| error.to_string())?;
         *lock(&self.kept) = copy.kept.clone();

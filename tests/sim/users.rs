@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::checker::Checked;
-use crate::entry::{Body, Entry};
-use crate::ids::{Epoch, HistoryId, Oid, Seq};
+use crate::clients::message::Applied;
+use crate::entry::Body;
+use crate::ids::{HistoryId, Oid, Seq};
 use crate::marks::Marks;
 use crate::plan::{Load, millis};
 use crate::random::Random;
@@ -16,14 +17,14 @@ use crate::replica::event::{Action, Event, Outcome, Token, Writers};
 /// What the world tells those who use the cluster, and asks them for.
 pub(crate) trait Users {
     /// A process serves: with all that its data hold.
-    fn start(&mut self, node: usize, history: HistoryId, applied: Vec<(Epoch, Entry)>, now: Duration);
+    fn start(&mut self, node: usize, history: HistoryId, applied: Vec<Applied>, now: Duration);
     fn stop(&mut self, node: usize, now: Duration);
-    fn copied(&mut self, node: usize, history: HistoryId, applied: Vec<(Epoch, Entry)>, now: Duration);
+    fn copied(&mut self, node: usize, history: HistoryId, applied: Vec<Applied>, now: Duration);
     fn pause(&mut self, node: usize, is_paused: bool, now: Duration);
     fn isolate(&mut self, node: usize, is_isolated: bool, now: Duration);
     fn on_action(&mut self, node: usize, action: &Action, now: Duration);
-    fn on_applied(&mut self, node: usize, entry: &Entry, now: Duration);
-    fn on_committed(&mut self, history: HistoryId, entry: &Entry);
+    fn on_applied(&mut self, node: usize, entry: &Applied, now: Duration);
+    fn on_committed(&mut self, history: HistoryId, entry: &Applied);
     fn on_forced(&mut self, old: HistoryId, new: HistoryId, after: Seq);
     fn deadline(&self) -> Option<Duration>;
     fn run(&mut self, now: Duration);
@@ -129,7 +130,7 @@ impl Hand {
 }
 
 impl Users for Hand {
-    fn start(&mut self, node: usize, _: HistoryId, _: Vec<(Epoch, Entry)>, _: Duration) {
+    fn start(&mut self, node: usize, _: HistoryId, _: Vec<Applied>, _: Duration) {
         self.serving[node] = Writers::Closed;
     }
 
@@ -139,7 +140,7 @@ impl Users for Hand {
         self.events.retain(|(to, _)| *to != node);
     }
 
-    fn copied(&mut self, _: usize, _: HistoryId, _: Vec<(Epoch, Entry)>, _: Duration) {}
+    fn copied(&mut self, _: usize, _: HistoryId, _: Vec<Applied>, _: Duration) {}
 
     fn pause(&mut self, _: usize, _: bool, _: Duration) {}
 
@@ -184,9 +185,9 @@ impl Users for Hand {
         let _ = now;
     }
 
-    fn on_applied(&mut self, _: usize, _: &Entry, _: Duration) {}
+    fn on_applied(&mut self, _: usize, _: &Applied, _: Duration) {}
 
-    fn on_committed(&mut self, _: HistoryId, _: &Entry) {}
+    fn on_committed(&mut self, _: HistoryId, _: &Applied) {}
 
     fn on_forced(&mut self, _: HistoryId, _: HistoryId, _: Seq) {}
 

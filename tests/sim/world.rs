@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::checker::{Checked, Checker};
 use crate::daemon::{Daemon, What};
+use crate::entry::Body;
 use crate::group::MemberId;
 use crate::ids::HistoryId;
 use crate::marks::Marks;
@@ -14,6 +15,7 @@ use crate::node::Node;
 use crate::plan::{Plan, millis};
 use crate::random::Random;
 use crate::replica::event::{Event, Now};
+use crate::store::wrap;
 use crate::trace::Trace;
 use crate::users::Users;
 
@@ -154,6 +156,13 @@ impl World {
                 break;
             }
             for (node, event) in events {
+                let event = match event {
+                    Event::Finish { token, body, tid, oids } => {
+                        let body = Body::new(wrap(body.pieces())).expect("it is short");
+                        Event::Finish { token, body, tid, oids }
+                    }
+                    event => event,
+                };
                 if let Event::Confirm { token } = &event {
                     self.confirms.insert(token.0, self.exposed);
                 }
@@ -161,7 +170,7 @@ impl World {
             }
         }
         for body in self.users.take_lost() {
-            self.checker.on_lost(&body)?;
+            self.checker.on_lost(&wrap(&body))?;
         }
         self.users.check()?;
         let wanted = self.users.deadline();
