@@ -58,7 +58,7 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) now: Duration,
     pub(crate) steps: u64,
-    queue: BTreeMap<(Duration, u64), Happening>,
+    queue: BTreeMap<(Duration, u64), Box<Happening>>,
     serial: u64,
     pub(crate) random: Random,
     pub(crate) nodes: Vec<Node>,
@@ -118,7 +118,7 @@ impl World {
 
     pub(crate) fn at(&mut self, at: Duration, what: Happening) {
         self.serial += 1;
-        self.queue.insert((at.max(self.now), self.serial), what);
+        self.queue.insert((at.max(self.now), self.serial), Box::new(what));
     }
 
     pub(crate) fn after(&mut self, time: Duration, what: Happening) {
@@ -137,7 +137,7 @@ impl World {
             }
             let ((at, _), what) = entry.remove_entry();
             self.now = at;
-            self.happen(what)?;
+            self.happen(*what)?;
             self.settle()?;
             if self.steps > STEPS_MAX {
                 return Err(format!("L1: {STEPS_MAX} steps are not enough"));
@@ -230,6 +230,10 @@ impl World {
                 Ok(())
             }
             Happening::Users => {
+                if self.users_at.is_none_or(|at| at > self.now) {
+                    // They have been asked since, and want something later.
+                    return Ok(());
+                }
                 self.users_at = None;
                 self.users.run(self.now);
                 Ok(())
