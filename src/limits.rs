@@ -391,7 +391,8 @@ const _: () = assert!(JOURNAL_EPOCHS_MAX as u64 * 100 < JOURNAL_STATE_LEN_MAX);
 pub const FETCH_ENDS_MAX: usize = 64;
 
 /// How long a member of a view waits for the others to say their states: longer than a busy one
-/// takes, and no longer than a lease, or writers would be turned away because of a member that hangs.
+/// takes, and no longer than a lease, or writers would be turned away because of a member that
+/// hangs.
 pub const UNBLOCK_MAX: Duration = Duration::from_secs(2);
 
 /// How often a replica says again how things are, while no primary is there.
@@ -467,3 +468,6 @@ pub const SWAP_MAX: Duration = Duration::from_secs(10);
 
 /// How long a node is believed to pack without a word of it.
 pub const PACK_TURN_MAX: Duration = Duration::from_secs(5);
+
+/// No epoch that somebody has claimed has a larger counter: there must always be a higher one.
+pub const EPOCH_COUNTER_MAX: u64 = 1 << 63;

@@ -301,6 +301,7 @@ fn start(number: usize, members: &Members) -> Start {
             settings,
             changes: Vec::new(),
             history_from: Tid::ZERO,
+            packed: BTreeMap::new(),
         },
     }
 }
