@@ -36,6 +36,9 @@ struct World {
     deaf: BTreeSet<usize>,
     /// The first cannot fetch from the second: there is no direct way.
     no_way: BTreeSet<(usize, usize)>,
+    /// What is fetched by these comes later.
+    slow: BTreeSet<usize>,
+    held: Vec<(usize, Event)>,
 }
 
 fn voter(number: usize) -> Voter {
@@ -83,6 +86,8 @@ impl World {
             views: 0,
             deaf: BTreeSet::new(),
             no_way: BTreeSet::new(),
+            slow: BTreeSet::new(),
+            held: Vec::new(),
         }
     }
 
@@ -199,7 +204,10 @@ impl World {
                     entries.extend(log.filter(within).cloned());
                 }
                 let to = self.find(&to);
-                self.queue.push_back((to, Event::Fetched(*answer)));
+                match self.slow.contains(&to) {
+                    true => self.held.push((to, Event::Fetched(*answer))),
+                    false => self.queue.push_back((to, Event::Fetched(*answer))),
+                }
             }
             Action::Append(entries) => {
                 let node = &mut self.nodes[at];
