@@ -238,7 +238,11 @@ impl World {
                 self.nodes[at].applied = through;
                 self.queue.push_back((at, Event::Applied { through }));
             }
-            Action::Record(position, _) => self.queue.push_back((at, Event::Recorded(position))),
+            Action::Record(position, members) => {
+                let action = Action::Record(position, members);
+                self.nodes[at].told.push(action);
+                self.queue.push_back((at, Event::Recorded(position)));
+            }
             Action::Serve(serving) => {
                 self.nodes[at].serving = serving;
                 self.nodes[at].told.push(Action::Serve(serving));

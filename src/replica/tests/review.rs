@@ -516,7 +516,10 @@ fn a_pack_that_was_ordered_is_done_after_a_restart() {
     let others = 3 - waiting - busy;
     world.give(others, Event::Packed);
     world.pass(Duration::from_secs(60));
-    assert!(world.nodes[waiting].told.iter().any(packs), "it never packs");
+    assert!(
+        world.nodes[waiting].told.iter().any(packs),
+        "it never packs"
+    );
 }
 
 /// review-12
@@ -578,4 +581,28 @@ fn a_full_disk_and_a_cut_at_the_same_time() {
         last,
         last_tid: Tid::ZERO,
     });
+}
+
+/// review-13
+#[test]
+fn an_arbiter_writes_nothing_for_a_commit() {
+    let set: BTreeSet<Voter> = (0..2).map(voter).collect();
+    let members = Members {
+        voters: set.clone(),
+        arbiter: Some(Arbiter {
+            node: voter(2),
+            in_sync: set,
+        }),
+    };
+    let kinds = [NodeKind::Data, NodeKind::Data, NodeKind::Arbiter];
+    let mut world = World::new(&kinds, &members);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(2));
+    world.nodes[2].told.clear();
+    for token in 0..50 {
+        world.finish(0, token);
+    }
+    let records = |action: &&Action| matches!(action, Action::Record(..));
+    let count = world.nodes[2].told.iter().filter(records).count();
+    assert!(count <= 1, "{count} records for 50 commits");
 }
