@@ -415,6 +415,9 @@ pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(30);
 /// Entries in the answer to such a request: that their values are not too many for a message.
 pub const FETCHED_ENTRIES_MAX: usize = 4096;
 
+/// Bytes of the bodies of such entries together, if there is more than one; for the same reason.
+pub const FETCHED_LEN_MAX: u64 = 16 << 20;
+
 /// Pieces of the body of an entry that are values of their own in a message; of more the short ones
 /// are put together.
 pub const ENTRY_PIECES_MAX: usize = 16;
@@ -425,8 +428,13 @@ pub const STORAGE_NAME_LEN_MAX: usize = 255;
 /// Bytes of the name of a site.
 pub const SITE_LEN_MAX: usize = 40;
 
-// An entry is nine values and four containers or marks, and each piece one.
-const _: () = assert!(FETCHED_ENTRIES_MAX * (ENTRY_PIECES_MAX + 16) <= VALUES_PER_MESSAGE_MAX);
+// An entry is less than sixteen values and marks, and each piece one. Of more pieces than
+// `ENTRY_PIECES_MAX` a short one may stand in front of each long one.
+const _: () = assert!(
+    FETCHED_ENTRIES_MAX * (ENTRY_PIECES_MAX + 16)
+        + 2 * (FETCHED_LEN_MAX as usize).div_ceil(SHARED_DATA_LEN_MIN)
+        <= VALUES_PER_MESSAGE_MAX
+);
 // In the longest body a short piece may stand in front of each long one.
 const _: () = assert!(
     2 * (JOURNAL_BODY_LEN_MAX as usize).div_ceil(SHARED_DATA_LEN_MIN) + 100

@@ -403,7 +403,13 @@ impl Replica {
                 }
             }
         }
-        Ok(members)
+        let Office::Primary(primary) = &self.office else {
+            return Err(Refusal::NotPrimary);
+        };
+        // Else the change would be the last: nobody could commit it, nor take it back.
+        let lease = self.options.lease;
+        let is_here = self.is_majority_of(&members, primary, lease);
+        is_here.then_some(members).ok_or(Refusal::NoQuorum)
     }
 
     fn is_changing_members(&self) -> bool {
@@ -433,10 +439,13 @@ impl Replica {
             return Err(Refusal::NotPrimary);
         };
         let acked = primary.acks.get(&voter);
-        let acked = acked.map_or(Seq::ZERO, |acked| acked.seq);
-        let lag = self.log.last().seq.0.saturating_sub(acked.0);
+        let seq = acked.map_or(Seq::ZERO, |acked| acked.seq);
+        let (now, lease) = (self.now.instant, self.options.lease);
+        let is_moving = acked.is_some_and(|acked| now < acked.progress + lease);
+        let is_level = seq >= self.log.committed() || is_moving;
+        let lag = self.log.last().seq.0.saturating_sub(seq.0);
         match kind {
-            NodeKind::Data if lag > LEVEL_COUNT => Err(Refusal::Behind(node, lag)),
+            NodeKind::Data if lag > LEVEL_COUNT || !is_level => Err(Refusal::Behind(node, lag)),
             _ => Ok(voter),
         }
     }
@@ -449,7 +458,7 @@ impl Replica {
         };
         let (now, lease) = (self.now.instant, self.options.lease);
         let is_changing = self.is_changing_members();
-        let last = self.log.last().seq;
+        let (last, committed) = (self.log.last().seq, self.log.committed());
         let Some(primary) = self.open_or_alone() else {
             return;
         };
@@ -457,10 +466,10 @@ impl Replica {
             let Some(acked) = primary.acks.get(voter) else {
                 return false;
             };
-            let is_level = last.0.saturating_sub(acked.seq.0) <= LEVEL_COUNT;
+            let is_moving = acked.seq >= last || now < acked.progress + 2 * lease;
             match arbiter.in_sync.contains(voter) {
-                true => now < acked.contact + lease * 3 / 4,
-                false => is_level && now < acked.contact + lease / 2,
+                true => is_moving && now < acked.contact + lease * 3 / 4,
+                false => acked.seq >= committed && now < acked.contact + lease / 2,
             }
         };
         let voters = members.voters.iter().copied();

@@ -106,8 +106,8 @@ mod tests {
     use crate::group::{self, ViewId};
     use crate::ids::{DiskId, Epoch, HistoryId, NodeId, Oid, Seq, Tid};
     use crate::limits::{
-        ENTRY_PIECES_MAX, FETCH_ENDS_MAX, JOURNAL_BODY_LEN_MAX, SHARED_DATA_LEN_MIN, SITE_LEN_MAX,
-        STORAGE_NAME_LEN_MAX,
+        ENTRY_PIECES_MAX, FETCH_ENDS_MAX, FETCHED_ENTRIES_MAX, FETCHED_LEN_MAX,
+        JOURNAL_BODY_LEN_MAX, SHARED_DATA_LEN_MIN, SITE_LEN_MAX, STORAGE_NAME_LEN_MAX,
     };
     use crate::replica::members::{Arbiter, Members, VOTERS_MAX, Voter};
     use crate::replica::message::PackStage;
@@ -255,6 +255,7 @@ mod tests {
             Content::Record(record),
             Content::Recorded(last),
             Content::Packing { epoch, stage: PackStage::Wanted },
+            Content::Packing { epoch, stage: PackStage::Begun },
             Content::Packing { epoch, stage: PackStage::Done },
             Content::Pack { epoch, node: to },
         ]
@@ -532,6 +533,98 @@ mod tests {
         assert_eq!(answer(position(3, 1), entries.clone()), error);
         let hole = vec![entries[0].clone(), entries[2].clone()];
         assert_eq!(answer(Position::default(), hole), error);
+    }
+
+    #[test]
+    fn an_entry_that_follows_another_one_of_the_same_number_is_refused() {
+        let mut entries = chain(1);
+        let other = Point {
+            digest: chain(2)[1].point().digest,
+            ..entries[0].point()
+        };
+        let body = vec![Bytes::from_static(b"body")];
+        entries.push(Entry::new(&other, epoch(3, "n1"), 2, Tid(9), body).unwrap());
+        let fetched = Fetched {
+            sender: sender(),
+            id: 9,
+            epoch: epoch(3, "n1"),
+            what: Supply::Entries {
+                after: Position::default(),
+                entries,
+            },
+        };
+        let error = Fetched::decode(&fetched.encode().concat().into()).unwrap_err();
+        let expected = "entries: entries: they do not follow one another";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn an_answer_of_any_entries_up_to_the_bounds_can_be_read() {
+        let len = usize::try_from(FETCHED_LEN_MAX).unwrap() / FETCHED_ENTRIES_MAX;
+        let long = Bytes::from(vec![1; SHARED_DATA_LEN_MIN]);
+        let pair = [Bytes::from_static(b"a"), long];
+        let bodies: [Vec<Bytes>; 2] = [
+            vec![Bytes::from_static(b"a"); ENTRY_PIECES_MAX],
+            pair.iter()
+                .cycle()
+                .take(len / (SHARED_DATA_LEN_MIN + 1) * 2)
+                .cloned()
+                .collect(),
+        ];
+        for body in bodies {
+            let mut after = Point::start(HistoryId([0xaa; 16]));
+            let entries = (0..FETCHED_ENTRIES_MAX).map(|_| {
+                let entry = Entry::new(&after, epoch(3, "n1"), 2, Tid(9), body.clone()).unwrap();
+                after = entry.point();
+                entry
+            });
+            let fetched = Fetched {
+                sender: sender(),
+                id: u64::MAX,
+                epoch: epoch(3, "n1"),
+                what: Supply::Entries {
+                    after: Position::default(),
+                    entries: entries.collect(),
+                },
+            };
+            let read = Fetched::decode(&fetched.encode().concat().into());
+            assert_eq!(read, Ok(fetched));
+        }
+    }
+
+    #[test]
+    fn a_number_has_no_sign_and_64_bits_at_most() {
+        for number in [0, 255, 1 << 31, i64::MAX as u64, 1 << 63, u64::MAX] {
+            assert_eq!(u64::from_value(&number.to_value()), Ok(number));
+        }
+        assert_eq!(u64::from_value(&Value::Int(-1)), Err("below zero"));
+        for bytes in [&[0, 0, 0, 0, 0, 0, 0, 0, 1][..], &[0xff; 9], &[1; 10]] {
+            let long = Value::Long(Bytes::copy_from_slice(bytes));
+            assert_eq!(u64::from_value(&long), Err("no number of 64 bits"));
+        }
+        assert_eq!(
+            u32::from_value(&(1_u64 << 32).to_value()),
+            Err("more than 32 bits")
+        );
+        assert_eq!(u8::from_value(&Value::Int(256)), Err("more than 8 bits"));
+    }
+
+    #[test]
+    fn names_in_no_order_or_twice_are_refused() {
+        for names in [["b", "a"], ["a", "a"]] {
+            let ceilings = names.map(|name| (Value::text(name), Oid(1).to_value()));
+            let parts = vec![
+                CHANGE_FORMAT.to_value(),
+                Members::default().to_value(),
+                Value::text(""),
+                Value::Dict(ceilings.to_vec()),
+            ];
+            let mut bytes = Vec::new();
+            crate::pickle::encode(&mut bytes, &Value::Tuple(parts));
+            let error = Change::decode(Kind::Barrier, &[bytes.into()]).unwrap_err();
+            let expected = "barrier: ceilings: names are not in order";
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

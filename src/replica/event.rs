@@ -403,6 +403,8 @@ pub enum Refusal {
     Behind(NodeId, u64),
     /// There would be too many voters, or none, or not two beside an arbiter.
     VoterCount,
+    /// Of the members as they would be there is no quorum here.
+    NoQuorum,
     /// It took too long.
     TimedOut,
 }
@@ -490,6 +492,7 @@ impl fmt::Display for Refusal {
             Self::NotEligible(node) => write!(f, "{node} cannot be that"),
             Self::Behind(node, count) => write!(f, "{node} lacks {count} entries"),
             Self::VoterCount => f.write_str("not with so many voters"),
+            Self::NoQuorum => f.write_str("a quorum of those members is not here"),
             Self::TimedOut => f.write_str("it took too long"),
         }
     }

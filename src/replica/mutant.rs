@@ -42,6 +42,7 @@ pub enum Mutant {
     ReadersNotHeldBack,
     FateGuessed,
     ArbiterCounted,
+    RecordedEarly,
     JumpForgotten,
     PackUnordered,
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::admin::Duties;
 use super::event::{Action, Notice, Outcome, Token};
-use super::members::Voter;
+use super::members::{Members, Voter};
 use super::message::{Content, Position, Record};
 use super::mutant::{self, Mutant};
 use super::settings::{Change, Kind, Settings, StorageName};
@@ -28,6 +28,8 @@ pub(super) struct Primary {
     pub(super) beat: u64,
     /// What the arbiter has on record.
     pub(super) recorded: Position,
+    /// What it was asked to put on record.
+    record_said: Position,
     /// A member has promised a higher epoch, since then.
     outdone_since: Option<Instant>,
     pub(super) duties: Duties,
@@ -41,6 +43,8 @@ pub(super) struct Acked {
     pub(super) beat: u64,
     /// It obeyed at this time.
     pub(super) contact: Instant,
+    /// It had all, or got more, at this time.
+    pub(super) progress: Instant,
 }
 
 impl Primary {
@@ -88,6 +92,7 @@ impl Replica {
             beats: VecDeque::new(),
             beat: 0,
             recorded: Position::default(),
+            record_said: Position::default(),
             outdone_since: None,
             duties,
         }));
@@ -172,6 +177,7 @@ impl Replica {
     pub(super) fn on_ack(&mut self, from: Voter, epoch: Epoch, seq: Seq, applied: Seq, beat: u64) {
         let members = self.log.settings().members.clone();
         let now = self.now.instant;
+        let last = self.log.last().seq;
         let Office::Primary(primary) = &mut self.office else {
             return;
         };
@@ -191,6 +197,9 @@ impl Replica {
         let contact = sent.map(|(_, at)| *at);
         let acked = primary.acks.entry(from);
         let acked = acked.or_insert_with(|| Acked::none(contact.unwrap_or(now)));
+        if seq > acked.seq || seq >= last {
+            acked.progress = now;
+        }
         acked.seq = acked.seq.max(seq);
         acked.applied = acked.applied.max(applied);
         acked.beat = acked.beat.max(beat);
@@ -217,11 +226,7 @@ impl Replica {
         if self.durable != primary.epoch {
             return;
         }
-        let synced = |voter: &Voter| match *voter == self.me {
-            true if mutant::is(Mutant::OwnSyncNotAwaited) => self.log.last().seq,
-            true => self.log.synced(),
-            false => primary.acks.get(voter).map_or(Seq::ZERO, |acked| acked.seq),
-        };
+        let synced = |voter: &Voter| self.synced_at(primary, voter);
         let committed = self.log.committed();
         let mut end = self.log.last().seq;
         let mut reached = committed;
@@ -241,12 +246,16 @@ impl Replica {
             }
             end = Seq(first.0.saturating_sub(1));
         }
+        let has_arbiter = self.log.settings().members.arbiter.is_some();
         let is_own = reached >= primary.barrier || mutant::is(Mutant::OldEntriesCounted);
         if reached > committed && is_own {
             self.log.commit(reached);
             if self.is_unblocked() {
                 self.announce();
             }
+        }
+        if has_arbiter && self.is_unblocked() {
+            self.say_record();
         }
     }
 
@@ -282,20 +291,48 @@ impl Replica {
             return;
         }
         self.announce();
-        let record = self.log.record();
-        if let Office::Primary(primary) = &self.office
-            && primary.recorded < record.position
-        {
-            self.say_record(record);
+        if let Office::Primary(primary) = &mut self.office {
+            primary.record_said = primary.recorded;
+        }
+        self.say_record();
+    }
+
+    fn synced_at(&self, primary: &Primary, voter: &Voter) -> Seq {
+        match *voter == self.me {
+            true if mutant::is(Mutant::OwnSyncNotAwaited) => self.log.last().seq,
+            true => self.log.synced(),
+            false => primary.acks.get(voter).map_or(Seq::ZERO, |acked| acked.seq),
         }
     }
 
-    fn say_record(&mut self, record: Record) {
-        let arbiter = record.members.arbiter.as_ref().map(|it| it.node.node);
+    /// Asks the arbiter to put on record who is in sync, when they have synced that. Before, one
+    /// who is to be in sync, and lacks what is committed, would be taken for one that has it.
+    fn say_record(&mut self) {
+        let Office::Primary(primary) = &self.office else {
+            return;
+        };
+        let said = primary.record_said;
+        let ready = self.log.regimes().find(|(first, members)| {
+            let synced = members.quorum_seq(|voter| self.synced_at(primary, voter));
+            synced >= *first || mutant::is(Mutant::RecordedEarly)
+        });
+        let Some((seq, members)) = ready else {
+            return;
+        };
+        let epoch = self.log.epoch_at(seq).unwrap_or_default();
+        let position = Position { epoch, seq };
+        let arbiter = members.arbiter.as_ref().map(|arbiter| arbiter.node.node);
+        if position <= said || epoch != primary.epoch {
+            return;
+        }
+        let members = members.clone();
         let view = self.view.as_ref();
         let found = arbiter.and_then(|node| view?.find(node));
         if let Some(member) = found.map(|(member, _)| member.clone()) {
-            self.send_one(&member, Content::Record(record));
+            self.send_one(&member, Content::Record(Record { position, members }));
+        }
+        if let Office::Primary(primary) = &mut self.office {
+            primary.record_said = position;
         }
     }
 
@@ -309,8 +346,17 @@ impl Replica {
 
     /// Whether enough have obeyed within this time.
     pub(super) fn has_lease(&self, primary: &Primary, within: Duration) -> bool {
+        self.is_majority_of(&self.log.settings().members, primary, within)
+    }
+
+    /// Whether a quorum of these members has obeyed within this time.
+    pub(super) fn is_majority_of(
+        &self,
+        members: &Members,
+        primary: &Primary,
+        within: Duration,
+    ) -> bool {
         let now = self.now.instant;
-        let members = &self.log.settings().members;
         members.is_majority(|voter| {
             let acked = primary.acks.get(voter);
             *voter == self.me || acked.is_some_and(|acked| now < acked.contact + within)
@@ -356,6 +402,7 @@ impl Acked {
             applied: Seq::ZERO,
             beat: 0,
             contact,
+            progress: contact,
         }
     }
 }

@@ -9,7 +9,8 @@ use standby::ids::Seq;
 use standby::replica::codec::METHODS;
 use standby::replica::members::{Arbiter, Members, Voter};
 use standby::replica::message::{
-    Content, Fetch, Fetched, Message, NodeKind, Position, Record, Role, Sender, State, Supply,
+    Content, Fetch, Fetched, Message, NodeKind, PackStage, Position, Record, Role, Sender, State,
+    Supply,
 };
 use standby::replica::settings::{Change, Kind, Pack, Settings};
 
@@ -134,7 +135,7 @@ fn said_by_replicas() -> [Vec<Vec<u8>>; 2] {
         Content::Recorded(position),
         Content::Packing {
             epoch,
-            stage: standby::replica::message::PackStage::Wanted,
+            stage: PackStage::Begun,
         },
         Content::Pack {
             epoch,

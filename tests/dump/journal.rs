@@ -314,6 +314,22 @@ fn damage_in_a_journal_is_named_and_the_rest_is_shown() {
 }
 
 #[test]
+fn segments_that_are_gone_are_missed() {
+    let place = Place::new("journal-gone");
+    let directory = place.0.join("journal");
+    journal_at(&directory);
+    let segment = |first: u64| directory.join(format!("{first:016x}.segment"));
+    fs::remove_file(segment(4)).unwrap();
+    let (text, _) = shown_of(&directory, &["-e"]);
+    let order = "order file=JOURNAL/0000000000000006.segment pos=0 why=";
+    assert!(text.contains(order), "{text}");
+    assert!(!text.contains("missing"), "{text}");
+    fs::remove_file(segment(6)).unwrap();
+    let (text, _) = shown_of(&directory, &["-e"]);
+    assert!(text.contains("missing after=3 through=5"), "{text}");
+}
+
+#[test]
 fn an_empty_directory_is_no_journal() {
     let place = Place::new("no-journal");
     let output = run(&[place.0.to_str().unwrap()]);

@@ -8,6 +8,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
 
+mod arbiter;
 mod barrier;
 mod explorer;
 mod liveness;

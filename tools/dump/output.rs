@@ -21,7 +21,8 @@ pub(crate) struct Output<W: Write> {
     to: io::BufWriter<W>,
     /// What introduces connections of which nothing was shown yet.
     waiting: BTreeMap<u64, Message>,
-    /// A transaction, or an entry with one, that did not pass, and of which no record was shown yet.
+    /// A transaction, or an entry with one, that did not pass, and of which no record was shown
+    /// yet.
     transaction: Option<Message>,
     first: Option<Duration>,
     /// Messages that tell of something missing or wrong.

@@ -49,7 +49,8 @@ impl Fetch {
 
 impl Fetched {
     /// Its bytes, in parts. The bodies of entries are not copied. There must be no more of them
-    /// than [`FETCHED_ENTRIES_MAX`].
+    /// than [`FETCHED_ENTRIES_MAX`] and, unless it is one,
+    /// [`FETCHED_LEN_MAX`](crate::limits::FETCHED_LEN_MAX): a longer answer may be refused.
     pub fn encode(&self) -> Vec<Bytes> {
         let mut args = beginning(&self.sender);
         args.extend([self.id.to_value(), self.epoch.to_value()]);
