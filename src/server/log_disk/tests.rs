@@ -494,11 +494,17 @@ fn a_copy_takes_the_place_of_what_a_node_has_and_promises_stay() {
     donor.apply();
 
     node.log.run(DiskAction::Apply { through: Seq(3) }).unwrap();
+    // So that there is an index, which is not that of the copy.
+    node.log.close().unwrap();
+    let index = with_suffix(Path::new("main.fs"), ".index");
+    assert!(node.disk.identify(&index).is_ok());
+    let mut node = Node::open(node.disk, node.directories).unwrap();
     // Of another epoch than what the donor has.
     node.epoch = epoch(2);
     node.store("main", 106, b"diverged");
     node.log.run(DiskAction::Promise(epoch(7))).unwrap();
     let log = node.log.adopt(&snapshot).unwrap();
+    assert!(node.disk.identify(&index).is_err());
     assert_eq!(log.last, snapshot.point());
     assert_eq!((log.applied, log.committed), (Seq(11), Seq(11)));
     assert_eq!((log.last_tid, log.ends.len()), (Tid(11), 0));
