@@ -96,8 +96,10 @@ pub struct Applied {
 }
 
 impl Applier {
-    /// Opens or creates a data file. Blocks until that is done. What a crash has left behind the
-    /// last checkpoint may have been cut: [`Self::last_tid`] says what is there.
+    /// Opens or creates a data file: with [`Access::Applied`], or with [`Access::ReadWrite`] if
+    /// another server may have written to it, so that what that has not finished is kept. Blocks
+    /// until that is done. What a crash has left behind the last checkpoint may have been cut:
+    /// [`Self::last_tid`] says what is there.
     ///
     /// # Errors
     ///
@@ -106,9 +108,10 @@ impl Applier {
         disk: Arc<dyn Disk>,
         path: &Path,
         blob_dir: Option<&Path>,
+        access: Access,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, StorageError> {
-        let opened = recover::open(&*disk, path, Access::Applied, progress)?;
+        let opened = recover::open(&*disk, path, access, progress)?;
         if opened.last_tid >= Tid::MAX {
             return Err(StorageError::TidTooHigh {
                 path: path.to_owned(),
@@ -590,7 +593,7 @@ mod tests {
 
     fn open(disk: &Arc<MemoryDisk>) -> Applier {
         let disk: Arc<dyn Disk> = disk.clone();
-        Applier::open(disk, Path::new(DATA), None, &mut |_| ()).unwrap()
+        Applier::open(disk, Path::new(DATA), None, Access::Applied, &mut |_| ()).unwrap()
     }
 
     /// An oid, data, and the tid that has the same.
@@ -796,7 +799,8 @@ mod tests {
         disk.replace(&staged_file, &[b"blob"]).unwrap();
         let blob_dir = dir.path("blobs");
         let path = dir.path(DATA);
-        let open = || Applier::open(disk.clone(), &path, Some(&blob_dir), &mut |_| ());
+        let access = Access::Applied;
+        let open = || Applier::open(disk.clone(), &path, Some(&blob_dir), access, &mut |_| ());
         let mut transfer = transfer(&[(1, Some(b"a"), None)]);
         let (oid, len) = (Oid(1), 4);
         transfer.blobs = vec![BlobName { oid, len, digest }];
@@ -811,7 +815,7 @@ mod tests {
         let mut applier = open().unwrap();
         applier.apply(Tid(10), &transfer, &staged).unwrap();
         applier.close().unwrap();
-        let none = Applier::open(disk, &path, None, &mut |_| ());
+        let none = Applier::open(disk, &path, None, access, &mut |_| ());
         let error = none.unwrap().apply(Tid(11), &transfer, &staged);
         let error = error.unwrap_err();
         assert!(matches!(error, StorageError::NoBlobs { .. }), "{error}");

@@ -28,6 +28,7 @@
 //! | `job` | what workers do |
 //! | `journal` | what is proposed and not committed yet |
 //! | `apply` | a data file that only a log writes to |
+//! | `newest` | a copy without old revisions |
 //! | `transfer` | a transaction as other nodes get it |
 
 pub mod apply;
@@ -47,6 +48,7 @@ mod job;
 pub mod journal;
 mod layout;
 pub mod memory;
+pub mod newest;
 pub mod oids;
 mod output;
 mod pack;

@@ -714,7 +714,7 @@ fn history(number: u8) -> HistoryId {
     HistoryId([number + 1; 16])
 }
 
-fn identity(number: u8) -> Identity {
+pub(crate) fn identity(number: u8) -> Identity {
     Identity {
         history: history(number),
         node: NodeId::new("n1").unwrap(),

@@ -19,10 +19,17 @@ use std::collections::BTreeSet;
 use std::env;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::sync::Arc;
 
 use disk::{EXTREMES, Failure, Files, Lie, Model, Op, Pick, SimDisk};
 use driver::{Driver, Ledger, Stop};
 use random::Random;
+use standby::ids::{DiskId, Epoch, NodeId, Seq};
+use standby::replica::members::{Members, Voter};
+use standby::replica::message::Position;
+use standby::replica::settings::Settings;
+use standby::server::log_disk::{Directories, DiskAction, Found, LogDisk, LogDiskError};
+use standby::storage::disk::Disk;
 
 /// Random states at each step, beside the extreme ones.
 const RANDOM_PICKS: usize = 1;
@@ -326,7 +333,7 @@ fn fail(failure: Failure, workload: Workload) -> Result<bool, String> {
     }
     driver.kill();
     let mut random = Random::of_step(seed, failure.step);
-    for pick in EXTREMES {
+    for pick in [Pick::Nothing, Pick::Prefix] {
         let files = disk.model().cut_power(pick, &mut random);
         let disk = SimDisk::new(Model::new(&files, None), None);
         check(disk, &driver.ledger, seed).map_err(|what| about(format!("{pick:?}: {what}")))?;
@@ -335,6 +342,81 @@ fn fail(failure: Failure, workload: Workload) -> Result<bool, String> {
     let disk = SimDisk::new(disk.model(), None);
     check(disk, &driver.ledger, seed).map_err(about)?;
     Ok(ended.is_ok())
+}
+
+/// What an arbiter does: promises and records, in turns. What it was told is done last.
+fn arbiter(disk: &SimDisk, done: &mut u64) -> Result<(), LogDiskError> {
+    let directories = Directories {
+        journal: "journal".into(),
+        storages: [].into(),
+    };
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    let found = Found {
+        identity: driver::identity(0),
+        settings: Settings::default(),
+    };
+    match LogDisk::found(disk.clone(), &directories, &driver::OPTIONS, &found) {
+        Err(LogDiskError::Exists { .. }) => {}
+        result => result?,
+    }
+    let (mut log, start) = LogDisk::open(disk, &directories, &driver::OPTIONS)?;
+    let (promised, recorded) = (start.promised.counter, start.log.last.seq.0);
+    assert_eq!(
+        start.log.settings.members.voters.len() as u64,
+        recorded.min(1)
+    );
+    assert!(
+        promised >= *done && recorded >= *done,
+        "{promised}, {recorded}"
+    );
+    for number in *done + 1..*done + 4 {
+        let node = NodeId::new("n1").unwrap();
+        let epoch = Epoch {
+            counter: number,
+            node,
+        };
+        if number > promised {
+            log.run(DiskAction::Promise(epoch))?;
+        }
+        let voter = Voter {
+            node,
+            disk: DiskId([number as u8; 16]),
+        };
+        let members = Members {
+            voters: [voter].into(),
+            arbiter: None,
+        };
+        let seq = Seq(number);
+        log.run(DiskAction::Record(Position { epoch, seq }, members))?;
+        *done = number;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_arbiter_forgets_neither_promise_nor_record() {
+    let disk = SimDisk::new(Model::default(), None);
+    arbiter(&disk, &mut 0).unwrap();
+    let steps = disk.step_count();
+    for step in 0..steps {
+        for pick in EXTREMES {
+            // The step fails, which ends the process, and then the power goes.
+            let kind = io::ErrorKind::Other;
+            let failure = Failure {
+                step,
+                kind,
+                seed: 1,
+            };
+            let disk = SimDisk::new(Model::default(), Some(failure));
+            let mut done = 0;
+            arbiter(&disk, &mut done).unwrap_err();
+            let mut random = Random::of_step(1, step);
+            let files = disk.model().cut_power(pick, &mut random);
+            let disk = SimDisk::new(Model::new(&files, None), None);
+            arbiter(&disk, &mut done).unwrap();
+        }
+    }
+    assert!(steps > 50, "{steps}");
 }
 
 #[test]

@@ -14,13 +14,17 @@ use super::found::{COPY, begin_behind, clip, common, complete, settle, switch_da
 use super::start::{Scan, open_data};
 use super::{Directories, LogDisk, LogDiskError, Options, create_directory};
 use crate::entry::Point;
-use crate::ids::{HistoryId, Tid};
+use crate::ids::{HistoryId, Oid, Tid};
 use crate::replica::event::LogStart;
 use crate::replica::settings::StorageName;
 use crate::storage::blob::layout::BlobDirectory;
 use crate::storage::disk::{Disk, File, OpenMode, with_suffix};
+use crate::storage::index::Index;
 use crate::storage::journal::state::State as _;
 use crate::storage::journal::{EpochRow, Identity};
+use crate::storage::newest;
+use crate::storage::read::{Reader, Wait};
+use crate::storage::recover::Access;
 
 /// Bytes that are copied at once.
 const PIECE_LEN: usize = 1 << 20;
@@ -33,19 +37,49 @@ pub struct Snapshot {
     epochs: Vec<EpochRow>,
     settled: Settled,
     storages: BTreeMap<StorageName, Data>,
+    newest_only: bool,
 }
 
 #[derive(Debug)]
 struct Data {
     file: Arc<dyn File>,
     len: u64,
+    index: Index,
     blobs: Option<BlobDirectory>,
+}
+
+impl Data {
+    /// Whether a revision is the current one. In doubt it is: a blob too many does no harm.
+    fn is_newest(&self, oid: Oid, tid: Tid) -> bool {
+        let reader = Reader {
+            file: &*self.file,
+            wait: Wait::Yes,
+            tail: self.len,
+        };
+        let Some(pos) = self.index.get(oid) else {
+            return false;
+        };
+        reader
+            .record_tid(pos, oid)
+            .map_or(true, |newest| newest == tid)
+    }
 }
 
 impl Snapshot {
     /// The lineage of the data.
     pub const fn history(&self) -> HistoryId {
         self.history
+    }
+
+    /// The same without old revisions, which takes less time and space to copy. The node that
+    /// adopts it begins with them as of now: see
+    /// [`LogStart::history_from`](crate::replica::event::LogStart::history_from).
+    #[must_use]
+    pub fn newest_only(mut self) -> Self {
+        let last_tid = self.settled.tids.values().copied().max();
+        self.settled.history_from = last_tid.unwrap_or_default();
+        self.newest_only = true;
+        self
     }
 
     /// The last entry that is in it.
@@ -81,8 +115,13 @@ impl LogDisk {
         clip(&mut epochs, last_tid.unwrap_or_default());
         let storages = self.appliers.iter().map(|(name, applier)| {
             let (file, len) = applier.data_file();
-            let blobs = applier.blobs().cloned();
-            (name.clone(), Data { file, len, blobs })
+            let data = Data {
+                file,
+                len,
+                index: applier.index().snapshot(),
+                blobs: applier.blobs().cloned(),
+            };
+            (name.clone(), data)
         });
         Ok(Snapshot {
             disk: self.disk.clone(),
@@ -90,6 +129,7 @@ impl LogDisk {
             epochs,
             settled: self.settled.clone(),
             storages: storages.collect(),
+            newest_only: false,
         })
     }
 
@@ -157,7 +197,7 @@ impl LogDisk {
         self.appliers.clear();
         switch_data(&*self.disk, &self.directories)?;
         begin_behind(&mut self.journal, &next)?;
-        self.appliers = open_data(&self.disk, &self.directories)?;
+        self.appliers = open_data(&self.disk, &self.directories, Access::Applied)?;
         self.settled = settle(&*self.disk, &self.directories, next, self.tids())?;
         self.applied = self.settled.point.seq;
         self.settings = self.settled.settings.clone();
@@ -226,7 +266,10 @@ fn copy_all(
             (Some(from), Some(to)) => {
                 let last = snapshot.settled.tids.get(name).copied();
                 let to = BlobDirectory::open(disk, to, true)?;
-                copy_blobs(&*snapshot.disk, from, disk, &to, last.unwrap_or_default())?;
+                let last = last.unwrap_or_default();
+                copy_blobs(&*snapshot.disk, from, disk, &to, |oid, tid| {
+                    tid <= last && (!snapshot.newest_only || data.is_newest(oid, tid))
+                })?;
             }
             (Some(_), None) => return Err(LogDiskError::Useless("blobs are not kept here")),
             (None, _) => {}
@@ -237,11 +280,21 @@ fn copy_all(
         let path = with_suffix(&paths.data, COPY);
         disk.discard(&path)
             .map_err(LogDiskError::io("remove", &path))?;
-        copy_file(&*data.file, data.len, disk, &path)?;
+        match snapshot.newest_only {
+            false => copy_file(&*data.file, data.len, disk, &path)?,
+            true => copy_newest(data, disk, &path)?,
+        }
         disk.sync_directory_of(&path)
             .map_err(LogDiskError::io("sync the directory of", &path))?;
     }
     Ok(())
+}
+
+fn copy_newest(data: &Data, disk: &dyn Disk, to: &Path) -> Result<(), LogDiskError> {
+    let io = |action| LogDiskError::io(action, to);
+    let file = disk.open(to, OpenMode::CreateNew).map_err(io("create"))?;
+    newest::copy(&data.file, data.len, &data.index, &*file, to)?;
+    file.sync().map_err(io("sync"))
 }
 
 fn copy_file(from: &dyn File, len: u64, disk: &dyn Disk, to: &Path) -> Result<(), LogDiskError> {
@@ -263,18 +316,18 @@ fn copy_file(from: &dyn File, len: u64, disk: &dyn Disk, to: &Path) -> Result<()
     file.sync().map_err(io("sync"))
 }
 
-/// Copies the blobs that are not there yet, up to the transaction `last`. A blob never changes.
+/// Copies the blobs that are wanted and not there yet. A blob never changes.
 fn copy_blobs(
     from_disk: &dyn Disk,
     from: &BlobDirectory,
     disk: &dyn Disk,
     to: &BlobDirectory,
-    last: Tid,
+    is_wanted: impl Fn(Oid, Tid) -> bool,
 ) -> Result<(), LogDiskError> {
     let new = to.temporary().join("standby-copy.tmp");
     for found in from.walk(from_disk) {
         let (oid, tid, path) = found.map_err(LogDiskError::io("list", from.base()))?;
-        if tid > last {
+        if !is_wanted(oid, tid) {
             continue;
         }
         let source = match from_disk.open(&path, OpenMode::ReadRegular) {

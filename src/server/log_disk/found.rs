@@ -24,6 +24,7 @@ use crate::storage::apply::Applier;
 use crate::storage::disk::{Disk, with_suffix};
 use crate::storage::journal::state::State as _;
 use crate::storage::journal::{self, Create, EpochRow, Identity, Journal};
+use crate::storage::recover::Access;
 use crate::storage::witness;
 
 /// What is appended to the name of a data file that is to be replaced.
@@ -133,7 +134,8 @@ pub(super) fn complete(
     };
     let (mut journal, _) = Journal::open(disk.clone(), path, options)?;
     begin_behind(&mut journal, &next)?;
-    let appliers = open_data(disk, directories)?;
+    // Another server may have had them before.
+    let appliers = open_data(disk, directories, Access::ReadWrite)?;
     let tids = appliers
         .iter()
         .map(|(name, it)| (name.clone(), it.last_tid()));

@@ -17,6 +17,7 @@ use crate::storage::apply::Applier;
 use crate::storage::disk::Disk;
 use crate::storage::journal::state::State as _;
 use crate::storage::journal::{self, Journal};
+use crate::storage::recover::{Access, Progress};
 
 impl LogDisk {
     /// Opens what is there. Where the node is then.
@@ -49,7 +50,7 @@ impl LogDisk {
         let of = recovered.identity.disk;
         let settled = Settled::load_existing(&*disk, directory, of)?;
         let record = Record::load(&*disk, directory, Some(of))?;
-        let appliers = open_data(&disk, directories)?;
+        let appliers = open_data(&disk, directories, Access::Applied)?;
         let mut log_disk = Self {
             applied: settled.point.seq,
             settings: settled.settings.clone(),
@@ -179,19 +180,20 @@ impl LogDisk {
 pub(super) fn open_data(
     disk: &Arc<dyn Disk>,
     directories: &Directories,
+    access: Access,
 ) -> Result<BTreeMap<StorageName, Applier>, LogDiskError> {
     let mut appliers = BTreeMap::new();
     for (name, paths) in &directories.storages {
         let (data, blobs) = (&paths.data, paths.blobs.as_deref());
         let mut told = 0;
-        let mut progress = |progress: crate::storage::recover::Progress| {
+        let mut progress = |progress: Progress| {
             let percent = progress.done * 100 / progress.total.max(1);
             if percent >= told + 10 {
                 told = percent;
                 log::info!("{}: {percent} % read", data.display());
             }
         };
-        let applier = Applier::open(disk.clone(), data, blobs, &mut progress)?;
+        let applier = Applier::open(disk.clone(), data, blobs, access, &mut progress)?;
         appliers.insert(name.clone(), applier);
     }
     Ok(appliers)

@@ -9,6 +9,7 @@ use crate::storage::apply;
 use crate::storage::disk::{OpenMode, with_suffix};
 use crate::storage::journal::Fault;
 use crate::storage::memory::MemoryDisk;
+use crate::storage::recover::Access;
 use crate::storage::transfer::{BlobName, Record as TxnRecord};
 
 const OPTIONS: Options = Options {
@@ -228,7 +229,8 @@ fn a_data_file_that_is_not_that_of_the_log_is_refused() {
     disk.replace(&path, &[&new]).unwrap();
     let body = Transfer::decode(&transfer("main", b"stranger", &[])).unwrap();
     for tid in [Tid(13), Tid(20)] {
-        let mut applier = apply::Applier::open(disk.clone(), &path, None, &mut |_| ()).unwrap();
+        let mut applier =
+            apply::Applier::open(disk.clone(), &path, None, Access::Applied, &mut |_| ()).unwrap();
         applier.apply(tid, &body, Path::new("")).unwrap();
         applier.close().unwrap();
         let error = open().err().unwrap();
@@ -492,11 +494,17 @@ fn a_copy_takes_the_place_of_what_a_node_has_and_promises_stay() {
     donor.apply();
 
     node.log.run(DiskAction::Apply { through: Seq(3) }).unwrap();
+    // So that there is an index, which is not that of the copy.
+    node.log.close().unwrap();
+    let index = with_suffix(Path::new("main.fs"), ".index");
+    assert!(node.disk.identify(&index).is_ok());
+    let mut node = Node::open(node.disk, node.directories).unwrap();
     // Of another epoch than what the donor has.
     node.epoch = epoch(2);
     node.store("main", 106, b"diverged");
     node.log.run(DiskAction::Promise(epoch(7))).unwrap();
     let log = node.log.adopt(&snapshot).unwrap();
+    assert!(node.disk.identify(&index).is_err());
     assert_eq!(log.last, snapshot.point());
     assert_eq!((log.applied, log.committed), (Seq(11), Seq(11)));
     assert_eq!((log.last_tid, log.ends.len()), (Tid(11), 0));
@@ -517,6 +525,37 @@ fn a_copy_takes_the_place_of_what_a_node_has_and_promises_stay() {
     let node = node.restart().unwrap();
     assert_eq!(node.start.promised, epoch(7));
     assert_eq!(node.start.log.last, donor.last);
+}
+
+#[test]
+fn a_copy_may_be_without_old_revisions() {
+    let (mut donor, mut node) = two(5);
+    let (name, content) = blob(b"old");
+    donor.log.put_blob(name, &content).unwrap();
+    donor.append(Kind::Transaction, 11, transfer("main", b"old", &[name]));
+    let (name, content) = blob(b"new");
+    donor.log.put_blob(name, &content).unwrap();
+    donor.append(Kind::Transaction, 12, transfer("main", b"new", &[name]));
+    donor.apply();
+    let snapshot = donor.log.snapshot().unwrap().newest_only();
+    let log = node.log.adopt(&snapshot).unwrap();
+    assert_eq!(log.history_from, Tid(12));
+    assert_eq!(node.data("main").unwrap(), "new");
+    assert_eq!(
+        node.log.load("main", Oid(1), Tid(12)).unwrap(),
+        Some(Loaded::NoneBefore)
+    );
+    let blobs = node.log.appliers["main"].blobs().unwrap();
+    let read = |tid| node.disk.read(&blobs.file(Oid(1), Tid(tid)));
+    assert_eq!(read(12).unwrap(), b"new");
+    assert!(read(11).is_err());
+    let mut node = node.restart().unwrap();
+    assert_eq!(node.start.log.history_from, Tid(12));
+    // It stays so, whatever comes.
+    node.store("main", 13, b"later");
+    node.apply();
+    node.log.checkpoint().unwrap();
+    assert_eq!(node.restart().unwrap().start.log.history_from, Tid(12));
 }
 
 #[test]
