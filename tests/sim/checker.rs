@@ -167,6 +167,38 @@ impl Checker {
         Some(all)
     }
 
+    /// What is in front of the first entry of a history.
+    pub(crate) fn inherit(&mut self, history: HistoryId, entries: Vec<Entry>) {
+        if let Some(lineage) = self.lineages.get_mut(&history) {
+            lineage.inherited = entries;
+        }
+    }
+
+    /// All entries up to the end of somebody's log, those of the histories before included.
+    pub(crate) fn log_of(&self, place: Place, last: Point) -> Result<Vec<Entry>, String> {
+        let lineage = self.lineages.get(&place.0).ok_or("no such history")?;
+        let mut digest = last.digest;
+        let mut entries = Vec::new();
+        while digest != lineage.start.digest {
+            let known = self.entries.get(&digest);
+            let known = known.ok_or_else(|| format!("{} has what nobody knows", place.1))?;
+            entries.push(known.entry.clone());
+            digest = known.entry.header().previous;
+        }
+        entries.extend(lineage.inherited.iter().rev().cloned());
+        entries.reverse();
+        Ok(entries)
+    }
+
+    pub(crate) fn settings_at(&self, history: HistoryId, digest: Digest) -> Rc<Settings> {
+        self.settings_of(&self.lineages[&history], digest)
+    }
+
+    /// The highest tid that is committed.
+    pub(crate) fn last_tid(&self, history: HistoryId) -> Tid {
+        self.lineages[&history].last_tid
+    }
+
     /// As of what is committed.
     pub(crate) fn settings(&self, history: HistoryId) -> Rc<Settings> {
         let lineage = &self.lineages[&history];

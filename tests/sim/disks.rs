@@ -321,6 +321,7 @@ impl World {
             view: None,
             unblocked: BTreeMap::new(),
             fetches: [].into(),
+            packing: None,
             known: Seq::ZERO,
             serving: Serving::default(),
             promoted: None,
@@ -388,10 +389,16 @@ impl World {
     }
 
     /// A replica gets its copy.
-    pub(crate) fn take_copy(&mut self, node: usize, id: u64, from: usize) -> Checked {
+    pub(crate) fn take_copy(
+        &mut self,
+        node: usize,
+        id: u64,
+        from: usize,
+        at_least: Seq,
+    ) -> Checked {
         let is_there = from < self.nodes.len() && self.reaches(node, from);
         let copy = is_there.then(|| self.nodes[from].process.as_mut()?.store.snapshot().ok());
-        match copy.flatten() {
+        match copy.flatten().filter(|copy| copy.last().seq >= at_least) {
             Some(copy) => {
                 let copy = Arc::new(copy);
                 self.push_job(node, Job::Adopt { id, copy });

@@ -197,9 +197,4 @@ impl World {
         let mut others = nodes.filter(|(index, it)| *index != node && it.history == self.history);
         others.any(|(_, it)| it.plan.kind != NodeKind::Arbiter && !it.is_damaged && !it.is_gone)
     }
-
-    /// Not known here yet.
-    fn force(&mut self, _node: usize) -> Result<bool, String> {
-        Ok(false)
-    }
 }

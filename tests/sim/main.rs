@@ -13,6 +13,7 @@ mod daemon;
 mod disk;
 mod disks;
 mod faults;
+mod forced;
 mod marks;
 #[cfg(mutants)]
 mod mutants;

@@ -53,6 +53,8 @@ pub(crate) struct Process {
     /// Who has unblocked which view, as far as it has come here.
     pub(crate) unblocked: BTreeMap<ViewId, BTreeSet<MemberId>>,
     pub(crate) fetches: BTreeSet<u64>,
+    /// The pack that is being done: of a storage, and the entry that ordered it.
+    pub(crate) packing: Option<(String, Seq)>,
     /// The highest commit mark that it has shown.
     pub(crate) known: Seq,
     pub(crate) serving: Serving,

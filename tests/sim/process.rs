@@ -15,9 +15,6 @@ use crate::world::{Happening, World};
 /// Bytes of entries in the answer to a fetch.
 const FETCHED_LEN_MAX: u64 = 8 * 1024;
 
-/// A view that not all have unblocked holds nobody for longer.
-const BARRIER_TIME: Duration = Duration::from_millis(1990);
-
 /// A replica that wants to be woken more often than this at one moment does nothing else.
 const WAKES_MAX: u32 = 1000;
 
@@ -44,6 +41,11 @@ impl World {
                 }
             }
             Event::Applied { through } => process.applied = *through,
+            Event::Packed => {
+                if let Some((storage, at)) = process.packing.take() {
+                    process.store.note_packed(storage, at);
+                }
+            }
             Event::Copied { log, .. } => process.applied = log.applied,
             _ => {}
         }
@@ -81,11 +83,11 @@ impl World {
             Action::SendOne(to, message) => self.send(node, Some(&to), &message)?,
             Action::Fetch { to, fetch } => self.fetch(node, &to, fetch),
             Action::Supply { to, answer, entries } => self.supply(node, &to, *answer, entries),
-            Action::Copy { id: request, from, .. } => {
+            Action::Copy { id: request, from, at_least, .. } => {
                 self.marks.hit("catch-up by copy");
                 let from = self.node_of(&from).unwrap_or(usize::MAX);
                 let time = self.within(100, 3000);
-                let what = Happening::Copied { node, process: id, id: request, from };
+                let what = Happening::Copied { node, process: id, id: request, from, at_least };
                 self.after(time, what);
             }
             Action::Append(entries) => {
@@ -121,7 +123,8 @@ impl World {
                     }
                 }
             }
-            Action::Pack { .. } => {
+            Action::Pack { storage, pack } => {
+                process.packing = Some((storage, pack.at));
                 let time = self.within(10, 2000);
                 self.marks.hit("pack begun");
                 self.after(time, Happening::Direct { node, process: id, event: Event::Packed });
@@ -195,7 +198,8 @@ impl World {
         let Some(view) = &process.view else {
             return Err(format!("I15: {} sends without a view", it.name));
         };
-        if self.now >= view.since + BARRIER_TIME {
+        // One that does not unblock is waited for half a lease.
+        if self.now >= view.since + self.plan.lease.mul_f64(0.49) {
             return Ok(());
         }
         let none = BTreeSet::new();
@@ -235,7 +239,10 @@ impl World {
         if let (Some((from, last)), Supply::Entries { entries, .. }) = (range, &mut answer.what) {
             match process.store.entries(from, last, FETCHED_LEN_MAX) {
                 Some(found) => *entries = found,
-                None => answer.what = Supply::Released,
+                None => {
+                    let before = process.store.base().seq;
+                    answer.what = Supply::Released { before };
+                }
             }
         }
         let Some(target) = self.daemon.node_of(to) else { return };
@@ -249,7 +256,8 @@ impl World {
             Supply::Entries { entries, .. } if !entries.is_empty() => {
                 self.marks.hit("catch-up by journal");
             }
-            Supply::Released => self.marks.hit("fetch: released"),
+            Supply::Released { .. } => self.marks.hit("fetch: released"),
+            Supply::Apart => self.marks.hit("fetch: apart"),
             Supply::Refused => self.marks.hit("fetch: refused"),
             Supply::Entries { .. } => {}
         }

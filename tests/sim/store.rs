@@ -1,12 +1,13 @@
 //! What executes a replica's disk actions: the server's own part, or a journal with a list for the
 //! data, which is faster and which mutants of the core can be run on.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-use crate::disk::SimDisk;
+use crate::disk::{Model, SimDisk};
 use crate::entry::{Entry, Point};
 use crate::ids::{Epoch, Oid, Seq, Tid};
 #[cfg(not(mutants))]
@@ -117,6 +118,22 @@ impl Store {
         ListStore::found(disk, kept, identity, settings, sort.sizes)
     }
 
+    /// Begins another history behind what is there.
+    pub(crate) fn found_behind(
+        disk: &SimDisk,
+        kept: &Arc<Mutex<Kept>>,
+        identity: Identity,
+        settings: Settings,
+        sort: Sort,
+    ) -> Result<SimDisk, String> {
+        #[cfg(not(mutants))]
+        if sort.is_real {
+            RealStore::found(disk, identity, settings, sort.has_data, sort.sizes)?;
+            return Ok(disk.clone());
+        }
+        ListStore::found_behind(disk, kept, identity, settings, sort.sizes)
+    }
+
     /// Makes the directory of a new node from a copy.
     pub(crate) fn seed(
         disk: &SimDisk,
@@ -212,6 +229,17 @@ impl Store {
         }
     }
 
+    /// A pack is done, which this entry has ordered.
+    pub(crate) fn note_packed(&mut self, storage: String, at: Seq) {
+        match self {
+            Self::List(store) => {
+                lock(&store.kept).packed.insert(storage, at);
+            }
+            #[cfg(not(mutants))]
+            Self::Real(_) => {}
+        }
+    }
+
     /// Where the log can be read from, and where it ends.
     pub(crate) fn ends(&self) -> (Seq, Point) {
         match self {
@@ -284,6 +312,8 @@ pub(crate) struct Kept {
     settled: Seq,
     settings: Settings,
     record: Option<(Position, Members)>,
+    /// The packs that were done.
+    packed: BTreeMap<String, Seq>,
 }
 
 /// A journal, and a list for the data.
@@ -322,6 +352,33 @@ impl ListStore {
         Journal::open(disk, Path::new(JOURNAL), options).map_err(|error| error.to_string())?;
         *lock(kept) = Kept { settings, ..Kept::default() };
         Ok(())
+    }
+
+    fn found_behind(
+        disk: &SimDisk,
+        kept: &Arc<Mutex<Kept>>,
+        identity: Identity,
+        settings: Settings,
+        sizes: Sizes,
+    ) -> Result<SimDisk, String> {
+        let (mut old, _) = Self::open(disk, kept, sizes)?;
+        let last = old.ends().1;
+        old.apply(last.seq)?;
+        old.checkpoint()?;
+        let mut epochs = old.journal.epochs().rows().to_vec();
+        let known = lock(kept).applied.iter().map(|entry| entry.header().tid).max();
+        if let Some((_, tid)) = epochs.last_mut().and_then(|row| row.tids.as_mut()) {
+            *tid = known.unwrap_or(*tid);
+        }
+        drop(old);
+        let disk = SimDisk::new(Model::default(), None);
+        let base = Point { digest: Point::start(identity.history).digest, ..last };
+        let copy = ListCopy { last: base, epochs, kept: lock(kept).clone() };
+        Self::seed(&disk, kept, identity, &copy, sizes)?;
+        lock(kept).settings = settings;
+        let (mut new, _) = Self::open(&disk, kept, sizes)?;
+        new.journal.promise(last.epoch).map_err(|error| error.to_string())?;
+        Ok(disk)
     }
 
     /// Makes the directory of a new node from a copy.
@@ -398,6 +455,7 @@ impl ListStore {
                 settings,
                 changes: Vec::new(),
                 history_from: Tid::ZERO,
+                packed: BTreeMap::new(),
             });
         }
         Ok(LogStart {
@@ -411,6 +469,7 @@ impl ListStore {
             settings: kept.settings.clone(),
             changes,
             history_from: Tid::ZERO,
+            packed: kept.packed.clone(),
         })
     }
 

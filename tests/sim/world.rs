@@ -9,7 +9,7 @@ use crate::checker::{Checked, Checker};
 use crate::daemon::{Daemon, What};
 use crate::entry::Body;
 use crate::group::MemberId;
-use crate::ids::HistoryId;
+use crate::ids::{HistoryId, Seq};
 use crate::marks::Marks;
 use crate::node::Node;
 use crate::plan::{Plan, millis};
@@ -30,7 +30,7 @@ pub(crate) enum Happening {
     /// Nobody has answered.
     FetchOver { node: usize, process: u64, id: u64 },
     /// A copy has been made, and is to be taken over.
-    Copied { node: usize, process: u64, id: u64, from: usize },
+    Copied { node: usize, process: u64, id: u64, from: usize, at_least: Seq },
     DiskDone { node: usize, process: u64 },
     Wake { node: usize, process: u64 },
     /// Users want to go on.
@@ -40,6 +40,8 @@ pub(crate) enum Happening {
     /// A fault ends.
     Heal(Heal),
     Start(usize),
+    /// A node that has another history is made anew.
+    Reseed(usize),
     Join { node: usize, process: u64, same_name: bool },
     Resume(usize),
     /// Data are brought to the disk now and then.
@@ -211,9 +213,9 @@ impl World {
                 }
                 Ok(())
             }
-            Happening::Copied { node, process, id, from } => {
+            Happening::Copied { node, process, id, from, at_least } => {
                 if self.is_running(node, process) {
-                    self.take_copy(node, id, from)?;
+                    self.take_copy(node, id, from, at_least)?;
                 }
                 Ok(())
             }
@@ -244,6 +246,10 @@ impl World {
                 Ok(())
             }
             Happening::Start(node) => self.start(node),
+            Happening::Reseed(node) => {
+                self.reseed(node);
+                Ok(())
+            }
             Happening::Join { node, process, same_name } => {
                 if self.is_running(node, process) && !self.daemon.is_attached(node) {
                     let name = self.nodes[node].name;
