@@ -91,7 +91,8 @@ impl EntryHeader {
 }
 
 /// SHA-256 of the digest before, of the header's fields that are the same on all nodes, and of the
-/// SHA-256 of the body. That of the body by itself, since it is there long before the rest is known.
+/// SHA-256 of the body. That of the body by itself, since it is there long before the rest is
+/// known.
 pub fn digest_of(header: &EntryHeader, body: &[Bytes]) -> Digest {
     let mut hasher = header.hasher();
     body.iter().for_each(|piece| hasher.update(piece));

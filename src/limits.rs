@@ -404,7 +404,8 @@ pub const APPLIED_TOLD_MAX: usize = 10_000;
 pub const FETCH_ENDS_MAX: usize = 64;
 
 /// How long a member of a view waits for the others to say their states: longer than a busy one
-/// takes, and no longer than a lease, or writers would be turned away because of a member that hangs.
+/// takes, and no longer than a lease, or writers would be turned away because of a member that
+/// hangs.
 pub const UNBLOCK_MAX: Duration = Duration::from_secs(2);
 
 /// How often a replica says again how things are, while no primary is there.
@@ -480,3 +481,6 @@ pub const SWAP_MAX: Duration = Duration::from_secs(10);
 
 /// How long a node is believed to pack without a word of it.
 pub const PACK_TURN_MAX: Duration = Duration::from_secs(5);
+
+/// No epoch that somebody has claimed has a larger counter: there must always be a higher one.
+pub const EPOCH_COUNTER_MAX: u64 = 1 << 63;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
-use super::event::{Action, MemberChange, Refusal, Token};
+use super::event::{Action, Event, MemberChange, Refusal, Token};
 use super::members::{Arbiter, Members, VOTERS_MAX, Voter};
 use super::message::{Content, NodeKind, PackStage, Sender};
 use super::mutant::{self, Mutant};
@@ -33,7 +33,7 @@ pub(super) struct Duties {
 #[derive(Debug)]
 struct Swap {
     token: Token,
-    to: NodeId,
+    to: Voter,
     since: Instant,
     stage: SwapStage,
 }
@@ -64,7 +64,7 @@ pub(super) struct Errands {
     /// A swap that this node, no more primary, waits for the end of.
     swap: Option<(Token, NodeId, Instant)>,
     /// The last packs that were done, or were there at the start.
-    packed: Option<BTreeMap<StorageName, Seq>>,
+    pub(super) packed: BTreeMap<StorageName, Seq>,
     packing: Option<Packing>,
 }
 
@@ -75,6 +75,15 @@ struct Packing {
     pack: Pack,
     has_begun: bool,
     said: Option<Instant>,
+}
+
+impl Errands {
+    pub(super) fn new(packed: BTreeMap<StorageName, Seq>) -> Self {
+        Self {
+            packed,
+            ..Self::default()
+        }
+    }
 }
 
 impl Duties {
@@ -121,16 +130,27 @@ impl Replica {
     }
 
     /// The office is left: nothing of what was waited for comes any more.
-    pub(super) fn drop_duties(&mut self, duties: Duties) {
-        for (token, _) in duties.oids.into_values().flat_map(|oids| oids.waiting) {
-            self.actions.push(Action::Oids { token, oids: None });
+    pub(super) fn drop_duties(&mut self, duties: Duties, is_renewal: bool) {
+        for (storage, oids) in duties.oids {
+            for (token, count) in oids.waiting {
+                if is_renewal {
+                    let storage = storage.clone();
+                    self.finishes.hold(Event::AllocateOids {
+                        token,
+                        storage,
+                        count,
+                    });
+                } else {
+                    self.actions.push(Action::Oids { token, oids: None });
+                }
+            }
         }
         for (_, token) in duties.orders {
             self.answer_order(token, Err(Refusal::TimedOut));
         }
         match duties.swap {
             Some(swap) if matches!(swap.stage, SwapStage::Handed(_)) => {
-                self.errands.swap = Some((swap.token, swap.to, swap.since));
+                self.errands.swap = Some((swap.token, swap.to.node, swap.since));
             }
             Some(swap) => self.answer_order(swap.token, Err(Refusal::NotPrimary)),
             None => {}
@@ -163,6 +183,14 @@ impl Replica {
     // Oids.
 
     pub(super) fn on_allocate_oids(&mut self, token: Token, storage: StorageName, count: u64) {
+        if self.is_renewing() {
+            self.finishes.hold(Event::AllocateOids {
+                token,
+                storage,
+                count,
+            });
+            return;
+        }
         let Some(primary) = self.open_primary() else {
             self.actions.push(Action::Oids { token, oids: None });
             return;
@@ -194,7 +222,7 @@ impl Replica {
     }
 
     /// Hands out what is below the ceilings, and raises them in time.
-    fn hand_out_oids(&mut self) {
+    pub(super) fn hand_out_oids(&mut self) {
         let ceilings = match mutant::is(Mutant::CeilingNotAwaited) {
             true => &self.log.settings().ceilings,
             false => &self.log.settled().ceilings,
@@ -234,7 +262,8 @@ impl Replica {
     pub(super) fn on_swap(&mut self, token: Token, to: NodeId) {
         let since = self.now.instant;
         let result = self.check_swap(to);
-        if let (Ok(()), Some(primary)) = (&result, self.open_primary()) {
+        if let (Ok(to), Some(primary)) = (&result, self.open_primary()) {
+            let to = *to;
             let stage = match mutant::is(Mutant::SwapNotDrained) {
                 true => SwapStage::Waiting,
                 false => SwapStage::Draining,
@@ -246,11 +275,11 @@ impl Replica {
                 stage,
             });
         } else {
-            self.answer_order(token, result);
+            self.answer_order(token, result.map(drop));
         }
     }
 
-    fn check_swap(&mut self, to: NodeId) -> Result<(), Refusal> {
+    fn check_swap(&mut self, to: NodeId) -> Result<Voter, Refusal> {
         let me = self.me.node;
         let has_change = self.log.changes().count() > 0;
         let primary = self.open_primary().ok_or(Refusal::NotPrimary)?;
@@ -264,9 +293,9 @@ impl Replica {
         let found = view.and_then(|view| view.find(to));
         let (_, stated) = found.ok_or(Refusal::NoSuchNode(to))?;
         let members = &self.log.settings().members;
-        let is_voter = members.is_voter(&stated.sender.voter());
-        let is_fit = is_voter && stated.state.history_from == Tid::ZERO;
-        is_fit.then_some(()).ok_or(Refusal::NotEligible(to))
+        let voter = stated.sender.voter();
+        let is_fit = members.is_voter(&voter) && stated.state.history_from == Tid::ZERO;
+        is_fit.then_some(voter).ok_or(Refusal::NotEligible(to))
     }
 
     pub(super) fn on_drained(&mut self) {
@@ -290,10 +319,8 @@ impl Replica {
         let Some(swap) = &mut primary.duties.swap else {
             return;
         };
-        let mut acks = primary.acks.iter();
-        let has_all = acks.any(|(voter, acked)| {
-            voter.node == swap.to && acked.seq >= last && acked.applied >= last
-        });
+        let acked = primary.acks.get(&swap.to);
+        let has_all = acked.is_some_and(|acked| acked.seq >= last && acked.applied >= last);
         let has_all = has_all || mutant::is(Mutant::SwapNotDrained);
         let is_due = match swap.stage {
             SwapStage::Draining => false,
@@ -302,7 +329,7 @@ impl Replica {
         };
         if is_due {
             swap.stage = SwapStage::Handed(now);
-            let (epoch, to) = (primary.epoch, swap.to);
+            let (epoch, to) = (primary.epoch, swap.to.node);
             self.send_all(Content::Handover { epoch, to });
         }
     }
@@ -462,7 +489,11 @@ impl Replica {
         let Some(primary) = self.open_or_alone() else {
             return;
         };
+        let is_new = now < primary.since + lease / 2;
         let is_fit = |voter: &Voter| {
+            if is_new && arbiter.in_sync.contains(voter) {
+                return true;
+            }
             let Some(acked) = primary.acks.get(voter) else {
                 return false;
             };
@@ -514,8 +545,7 @@ impl Replica {
     /// Something was applied: a pack may be due.
     fn begin_pack(&mut self) {
         let packs = &self.log.settled().packs;
-        let ats = || packs.iter().map(|(name, pack)| (name.clone(), pack.at));
-        let packed = self.errands.packed.get_or_insert_with(|| ats().collect());
+        let packed = &self.errands.packed;
         if self.errands.packing.is_some() {
             return;
         }
@@ -620,7 +650,7 @@ impl Replica {
         let Some(packing) = self.errands.packing.take_if(|packing| packing.has_begun) else {
             return;
         };
-        let packed = self.errands.packed.get_or_insert_default();
+        let packed = &mut self.errands.packed;
         packed.insert(packing.storage, packing.pack.at);
         let (me, epoch) = (self.me, self.promised);
         self.give_turn(me, PackStage::Done);

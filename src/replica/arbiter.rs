@@ -18,6 +18,10 @@ impl Replica {
         if !self.is_arbiter() || !self.hear(from, position.epoch) || self.durable != self.promised {
             return;
         }
+        // It is asked again: what waits for a slow disk is bounded.
+        if self.recording.len() >= 2 {
+            return;
+        }
         if position > self.log.record().position {
             self.actions
                 .push(Action::Record(position, record.members.clone()));

@@ -496,7 +496,8 @@ mod tests {
                 after,
                 entries: vec![],
             },
-            Supply::Released,
+            Supply::Released { before: Seq(9) },
+            Supply::Apart,
             Supply::Refused,
         ] {
             let fetched = Fetched {

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::event::{Action, Notice};
 use super::members::{Members, Voter};
@@ -12,6 +12,7 @@ use super::view::View;
 use super::{Office, Replica};
 use crate::group::MemberId;
 use crate::ids::{Epoch, NodeId, Tid};
+use crate::limits::EPOCH_COUNTER_MAX;
 
 /// One who has claimed an epoch.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub(super) struct Promised {
 pub(super) enum Purpose {
     /// Our own claim.
     Claim,
+    /// Our own claim, in office: its clients wait.
+    Renewal,
     /// Somebody's claim: this member is told.
     Answer(MemberId),
     /// A primary that is in office already (R4).
@@ -59,13 +62,15 @@ impl Replica {
     /// R2: promises a higher epoch, and leaves every office of a lower one (R3). Others hear of it
     /// in [`Self::on_promised`].
     pub(super) fn promise(&mut self, epoch: Epoch, purpose: Purpose) {
-        if !mutant::is(Mutant::OfficeNotLeft) || matches!(purpose, Purpose::Claim) {
-            self.leave_office();
+        let is_renewal = matches!(purpose, Purpose::Renewal);
+        if !mutant::is(Mutant::OfficeNotLeft) || matches!(purpose, Purpose::Claim) || is_renewal {
+            self.leave_office_for(is_renewal);
         }
         self.promised = epoch;
         self.leader = None;
         self.matched = self.log.committed();
         self.recovery.forget();
+        self.promised_to = None;
         self.quiet_until = self.now.instant + self.options.lease;
         self.promising = Some(purpose);
         if mutant::is(Mutant::PromiseNotSynced) {
@@ -84,7 +89,7 @@ impl Replica {
             return;
         }
         match self.promising.take() {
-            Some(Purpose::Claim) => {
+            Some(Purpose::Claim | Purpose::Renewal) => {
                 if let Office::Candidate(candidate) = &mut self.office {
                     let promised = Promised {
                         last: self.log.last(),
@@ -134,7 +139,7 @@ impl Replica {
         }
         if epoch == self.promised && epoch == self.durable {
             // What was promised is said again: the answer may have been lost.
-            if self.leader.is_none() {
+            if self.leader.is_none() && self.promised_to == Some(sender.voter()) {
                 self.say_promise(from);
             }
             return;
@@ -142,7 +147,8 @@ impl Replica {
         let is_lower = epoch < self.promised && !mutant::is(Mutant::PromiseOfLowerEpoch);
         // Who hears of a primary does not help to replace it, unless that wants it.
         let is_wanted = handover == Some(self.promised) || self.is_leader(from);
-        let is_content = self.hears().is_some() && !is_wanted;
+        let is_reticent = self.now.instant < self.reticent_until;
+        let is_content = (self.hears().is_some() || is_reticent) && !is_wanted;
         if epoch == self.promised || is_lower || is_content {
             if let Some(view) = &mut self.view {
                 view.wants_state = true;
@@ -150,6 +156,7 @@ impl Replica {
             return;
         }
         self.promise(epoch, Purpose::Answer(from.clone()));
+        self.promised_to = Some(sender.voter());
     }
 
     fn is_leader(&self, member: &MemberId) -> bool {
@@ -189,7 +196,12 @@ impl Replica {
             promised.is_some_and(|promised| !is_newer(promised.last, mine))
         };
         let is_known = |voter: &Voter| candidate.promises.contains_key(voter);
-        if members.is_majority(is_counted) && self.knows_all(members, candidate, is_counted) {
+        let is_voter = members.is_voter(&self.me);
+        if !is_voter {
+            // By the log that it has fetched.
+            self.withdraw();
+        } else if members.is_majority(is_counted) && self.knows_all(members, candidate, is_counted)
+        {
             self.take_office();
         } else if members.is_majority(is_known) {
             let newer = candidate.promises.iter();
@@ -197,13 +209,18 @@ impl Replica {
             if let Some((voter, promised)) = newest
                 && is_newer(promised.last, mine)
             {
-                self.fetch_for_claim(*voter);
+                let voter = *voter;
+                // Others have committed: what its clients have voted on is old.
+                if let Office::Candidate(candidate) = &mut self.office {
+                    candidate.is_renewal = false;
+                }
+                self.fetch_for_claim(voter);
             }
         }
     }
 
-    /// With an arbiter: whether somebody who was in sync last, as far as those who are counted know,
-    /// is among them.
+    /// With an arbiter: whether somebody who was in sync last, as far as those who are counted
+    /// know, is among them.
     fn knows_all(
         &self,
         members: &Members,
@@ -247,7 +264,16 @@ impl Replica {
             let ranks = self.log.settings().members.voters.iter();
             let rank = ranks.take_while(|voter| **voter != self.me).count();
             let steps = u32::try_from(rank).unwrap_or(0) + 1;
-            self.quiet_until = self.now.instant + self.options.lease / 8 * steps * self.failures;
+            let count = self.log.settings().members.voters.len();
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            let lease = self.options.lease;
+            // Who has promised keeps quiet for a lease, and those behind it in rank for longer:
+            // after a second failure all of them get their turn.
+            let turns = match self.failures {
+                1 => Duration::ZERO,
+                _ => lease * 2 + lease * count,
+            };
+            self.quiet_until = self.now.instant + turns + lease / 8 * steps;
         }
     }
 
@@ -256,12 +282,22 @@ impl Replica {
         let is_renewal = matches!(self.office, Office::Primary(_));
         let stated = self.view.iter().flat_map(View::stated);
         let seen = stated.map(|(_, stated)| stated.state.promised.counter);
+        let seen = seen.filter(|counter| *counter < EPOCH_COUNTER_MAX);
         let highest = seen.max().unwrap_or(0).max(self.promised.counter);
         let epoch = Epoch {
-            counter: highest + 1,
+            counter: highest.saturating_add(1),
             node: self.me.node,
         };
-        self.promise(epoch, Purpose::Claim);
+        if epoch <= self.promised {
+            return;
+        }
+        self.promise(
+            epoch,
+            match is_renewal {
+                true => Purpose::Renewal,
+                false => Purpose::Claim,
+            },
+        );
         self.office = Office::Candidate(Box::new(Candidate {
             epoch,
             since: self.now.instant,

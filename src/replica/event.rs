@@ -1,5 +1,6 @@
 //! What a replica is told, and what it wants done.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -75,6 +76,9 @@ pub struct LogStart {
     pub changes: Vec<(Seq, Change)>,
     /// The data begin with this transaction, if not zero: older revisions are not there.
     pub history_from: Tid,
+    /// Of each storage: the entry that ordered the last pack that was done, or was known not to be
+    /// needed.
+    pub packed: BTreeMap<StorageName, Seq>,
 }
 
 /// Names something that the replica was asked for, in the answer. Given by who asks; none is given
@@ -263,6 +267,9 @@ pub enum Action {
         id: u64,
         /// From whom
         from: MemberId,
+        /// It must hold at least this entry. What this node has behind the end of the copy, or
+        /// that is not in it, is cut and kept when the copy is complete, and not before.
+        at_least: Seq,
         /// Old revisions are not wanted: [`LogStart::history_from`].
         newest_only: bool,
     },
@@ -362,8 +369,8 @@ pub struct Serving {
 /// What clients may do that want to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Writers {
-    /// Nothing: who is connected is disconnected, but for those with a finish whose end is not known;
-    /// new ones wait for their greeting.
+    /// Nothing: who is connected is disconnected, but for those with a finish whose end is not
+    /// known; new ones wait for their greeting.
     #[default]
     Closed,
     /// New ones wait for their greeting; votes wait, finishes are taken.

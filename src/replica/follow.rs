@@ -123,7 +123,7 @@ impl Replica {
             leader.last = leader.last.max(last);
             leader.committed = leader.committed.max(committed);
         }
-        if !self.is_arbiter() {
+        if !self.is_arbiter() && self.recovery.copying.is_none() {
             self.recovery.keep(previous, entry, self.log.last().seq);
         }
     }

@@ -54,6 +54,7 @@ impl Log {
             settings,
             changes,
             history_from,
+            packed: _,
         } = start;
         let ends = ends.into_iter().filter(|end| end.seq > before.seq);
         let mut log = Self {
@@ -305,7 +306,7 @@ impl Log {
     pub(super) fn regimes(&self) -> impl Iterator<Item = (Seq, &Members)> {
         let tail = self.changes.iter().rev();
         let tail = tail.filter_map(|(seq, change)| Some((*seq, members_of(change)?)));
-        tail.chain([(self.settled_through, &self.settled.members)])
+        tail.chain([(self.settled_members.seq, &self.settled.members)])
     }
 
     pub(super) fn invariants(&self) {

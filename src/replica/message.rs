@@ -8,8 +8,8 @@ use crate::group::{Lane, ViewId};
 use crate::ids::{DiskId, Epoch, HistoryId, NodeId, Seq, Tid};
 
 /// A place in a log as nodes compare them. Of two logs the one with the greater end is the *newer*.
-/// Where two logs have the same position they are the same up to there, as an epoch has one primary,
-/// which does not take back what it proposed.
+/// Where two logs have the same position they are the same up to there, as an epoch has one
+/// primary, which does not take back what it proposed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// The epoch of the entry
@@ -185,8 +185,8 @@ pub struct State {
     pub applied: Seq,
     /// What it does.
     pub role: Role,
-    /// The epoch whose primary it has heard of within a lease; of a primary, its own, if it has heard
-    /// of a quorum.
+    /// The epoch whose primary it has heard of within a lease; of a primary, its own, if it has
+    /// heard of a quorum.
     pub hears: Option<Epoch>,
     /// What it is for.
     pub kind: NodeKind,
@@ -275,8 +275,14 @@ pub enum Supply {
         /// They
         entries: Vec<Entry>,
     },
-    /// The entries that would be next are not in the journal any more. A copy is needed.
-    Released,
+    /// The entries that would be next are not in the journal any more, which begins behind this
+    /// one. A copy is needed.
+    Released {
+        /// It is committed.
+        before: Seq,
+    },
+    /// What the other has committed is not in this log, and should be.
+    Apart,
     /// Not in this epoch, or not now.
     Refused,
 }

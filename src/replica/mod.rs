@@ -1,8 +1,8 @@
 //! One node of a replicated storage: the rules by which no acknowledged transaction is lost, and no
 //! two nodes commit.
 //!
-//! [`Replica::step`] takes an event and gives back what is to be done. There are no clocks, sockets,
-//! files or threads in here; what travels how, what a transaction is, and what a disk is, others
+//! [`Replica::step`] takes an event and gives back what is to be done. There are no clocks,
+//! sockets, files or threads in here; what travels how, what a transaction is, and what a disk is, others
 //! know. The rules and why they are so: [`replication`](crate::manual::replication).
 //!
 //! ```text
@@ -82,6 +82,11 @@ pub struct Replica {
     durable: Epoch,
     /// The promise on its way to the disk, and what it is for: that of `promised`.
     promising: Option<Purpose>,
+    /// Who claimed `promised`: another disk that goes by the same name is not answered. It is not
+    /// known after a start.
+    promised_to: Option<Voter>,
+    /// Nothing is promised to others before: a primary may be there that it has not heard of yet.
+    reticent_until: Instant,
     office: Office,
     /// The primary of `promised`, if it has been heard of.
     leader: Option<Leader>,
@@ -120,7 +125,16 @@ impl Replica {
             promised,
             log,
         } = start;
+        let packed = log.packed.clone();
         let log = Log::new(log);
+        // One who decides alone has nobody to listen for.
+        let is_alone = log.settings().members.electors().count() == 1;
+        let reticence = if is_alone {
+            Duration::ZERO
+        } else {
+            options.lease
+        };
+        let reticent_until = now.instant + reticence;
         Self {
             options,
             history,
@@ -130,14 +144,16 @@ impl Replica {
             promised,
             durable: promised,
             promising: None,
+            promised_to: None,
+            reticent_until,
             office: Office::Replica,
             leader: None,
-            recovery: Recovery::default(),
+            recovery: Recovery::new(now),
             view: None,
-            finishes: Finishes::default(),
-            errands: Errands::default(),
+            finishes: Finishes::new(now),
+            errands: Errands::new(packed),
             recording: BTreeMap::new(),
-            quiet_until: now.instant,
+            quiet_until: reticent_until,
             failures: 0,
             ticked: now.instant,
             now,
@@ -215,6 +231,17 @@ impl Replica {
             self.ignore_foreign(from, &sender, &content);
             return;
         }
+        let is_of_office = matches!(
+            content,
+            Content::Claim { .. }
+                | Content::Promise { .. }
+                | Content::Propose { .. }
+                | Content::Commit { .. }
+                | Content::Handover { .. }
+        );
+        if is_of_office && self.is_impostor(&sender) {
+            return;
+        }
         let is_mine = self.is_me(from);
         match content {
             Content::State(state) => self.on_state(from, sender, *state),
@@ -281,6 +308,7 @@ impl Replica {
         self.go_on_with_admin();
         self.say_state();
         self.serve();
+        self.take_held();
     }
 
     fn sender(&self) -> Sender {

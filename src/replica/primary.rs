@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::admin::Duties;
-use super::event::{Action, Notice, Outcome, Token};
+use super::event::{Action, Event, Notice, Outcome, Token};
 use super::members::{Members, Voter};
 use super::message::{Content, Position, Record};
 use super::mutant::{self, Mutant};
@@ -22,6 +22,8 @@ pub(super) struct Primary {
     pub(super) barrier: Seq,
     /// That is committed and applied.
     pub(super) is_open: bool,
+    /// When it took office.
+    pub(super) since: Instant,
     pub(super) acks: BTreeMap<Voter, Acked>,
     /// When signs of life were sent: some of the last ones.
     beats: VecDeque<(u64, Instant)>,
@@ -88,6 +90,7 @@ impl Replica {
             epoch,
             barrier,
             is_open: false,
+            since: now,
             acks,
             beats: VecDeque::new(),
             beat: 0,
@@ -105,12 +108,19 @@ impl Replica {
 
     /// Leaves the office that it is in, if any. What was proposed may be committed all the same.
     pub(super) fn leave_office(&mut self) {
+        self.leave_office_for(false);
+    }
+
+    /// The same; `is_renewal` if it claims the next epoch at once.
+    pub(super) fn leave_office_for(&mut self, is_renewal: bool) {
         let office = std::mem::replace(&mut self.office, Office::Replica);
         self.recovery.vacant_since = None;
         self.matched = self.log.committed();
         if let Office::Primary(primary) = office {
-            self.tell(Notice::Demoted(primary.epoch));
-            self.drop_duties(primary.duties);
+            if !is_renewal {
+                self.tell(Notice::Demoted(primary.epoch));
+            }
+            self.drop_duties(primary.duties, is_renewal);
         }
     }
 
@@ -160,6 +170,15 @@ impl Replica {
             Office::Primary(primary) => primary.is_open || mutant::is(Mutant::OpenBeforeBarrier),
             _ => false,
         };
+        if !is_open && self.is_renewing() {
+            self.finishes.hold(Event::Finish {
+                token,
+                body,
+                tid,
+                oids: oids.to_vec(),
+            });
+            return;
+        }
         let is_possible = tid.is_none_or(|tid| tid > self.log.last_tid());
         if !is_open || !is_possible {
             let outcome = Outcome::Lost;

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::event::{Action, LogStart, Notice};
+use super::event::{Action, Fatal, LogStart, Notice, Now};
 use super::log::Log;
 use super::members::Voter;
 use super::message::{Fetch, Fetched, NodeKind, Position, Supply};
+use super::serving::first_id;
 use super::view::Stated;
 use super::{Office, Replica};
 use crate::entry::{Entry, Point};
@@ -53,6 +54,13 @@ struct Fetching {
 }
 
 impl Recovery {
+    pub(super) fn new(now: Now) -> Self {
+        Self {
+            last_id: first_id(now),
+            ..Self::default()
+        }
+    }
+
     /// Another epoch: what was kept and asked for is of no use.
     pub(super) fn forget(&mut self) {
         self.ahead.clear();
@@ -76,13 +84,13 @@ impl Recovery {
         self.fetch.is_some() || self.is_cutting
     }
 
-    /// Keeps a proposal until its turn comes. Too many are not kept, the last ones are not: they are
+    /// Keeps a proposal until its turn comes. Of too many the last ones are not kept: they are
     /// fetched.
     pub(super) fn keep(&mut self, previous: Epoch, entry: Entry, last: Seq) {
         let seq = entry.header().seq;
         let is_far = seq.0 > last.0.saturating_add(AHEAD_COUNT_MAX);
         let is_too_long = self.ahead_len + entry.header().body_len > AHEAD_LEN_MAX;
-        if is_far || is_too_long && seq > last.next() {
+        if is_far || is_too_long && !self.ahead.is_empty() {
             return;
         }
         self.put_back(previous, entry);
@@ -197,27 +205,34 @@ impl Replica {
             _ if !is_wanted => {}
             Supply::Entries { after, entries } => {
                 self.recovery.failures = 0;
-                let is_known = entries.is_empty();
-                self.take_fetched(after, entries);
-                if is_known && !fetch.is_claim {
+                let has_none = entries.is_empty();
+                if !self.take_fetched(after, entries) || has_none {
                     // Somebody else may have more.
                     self.fail_fetch(&fetch);
                 }
             }
             // What the other has is committed, as far as it gives it away.
-            Supply::Released if fetch.is_claim => {
+            Supply::Released { before } => {
                 self.withdraw();
-                self.copy(&fetch);
+                self.copy(fetch.to, before);
             }
-            Supply::Released => self.copy(&fetch),
+            Supply::Apart => self.stop_apart(),
             Supply::Refused => self.fail_fetch(&fetch),
         }
     }
 
     /// Entries of the primary's log, or, at a candidate, of a newer one; the first follows `after`.
-    fn take_fetched(&mut self, after: Position, mut entries: Vec<Entry>) {
-        if !self.log.has(after) || self.recovery.is_writing() {
-            return;
+    /// `false` if they are of no use.
+    fn take_fetched(&mut self, after: Position, mut entries: Vec<Entry>) -> bool {
+        if self.recovery.is_writing() {
+            return false;
+        }
+        if !self.log.has(after) {
+            let is_committed = after.seq <= self.log.committed();
+            if is_committed && self.log.epoch_at(after.seq).is_some() {
+                self.stop_apart();
+            }
+            return false;
         }
         let is_known = |entry: &&Entry| {
             let point = entry.point();
@@ -237,6 +252,17 @@ impl Replica {
         } else {
             self.append_fetched();
         }
+        true
+    }
+
+    /// What is committed here is not in the log of whom it follows.
+    fn stop_apart(&mut self) {
+        let committed = self.log.committed();
+        self.stop(Fatal::BelowCommit {
+            after: Seq(committed.0.saturating_sub(1)),
+            committed,
+            epoch: self.promised,
+        });
     }
 
     /// After a cut, or if none is needed.
@@ -281,16 +307,18 @@ impl Replica {
     }
 
     /// The journals of others begin behind what is missing here.
-    fn copy(&mut self, fetch: &Fetching) {
+    ///
+    /// So is what is committed here, and acknowledged: what the other has released is committed,
+    /// and this log has other entries there, or none. Another node may have less.
+    fn copy(&mut self, from: MemberId, at_least: Seq) {
         let newest_only = self.options.copies_newest_only;
-        let is_fit = |stated: &Stated| newest_only || stated.state.history_from == Tid::ZERO;
-        let from = self.donor(is_fit).unwrap_or_else(|| fetch.to.clone());
         self.recovery.last_id += 1;
         let id = self.recovery.last_id;
         self.recovery.copying = Some(id);
         self.actions.push(Action::Copy {
             id,
             from,
+            at_least,
             newest_only,
         });
         self.tell(Notice::Copying);
@@ -325,8 +353,11 @@ impl Replica {
     /// The log ends earlier than this node believed. What it has acknowledged is there.
     pub(super) fn on_no_room(&mut self, last: Point, last_tid: Tid) {
         self.leave_office();
-        self.log.reset(last, last_tid);
-        self.matched = self.matched.min(last.seq);
+        if !self.recovery.is_cutting {
+            // Else the end is told when it is cut.
+            self.log.reset(last, last_tid);
+            self.matched = self.matched.min(last.seq);
+        }
         self.recovery.forget();
         if self.recovery.no_room_until.is_none() {
             self.tell(Notice::NoRoom);
@@ -334,27 +365,34 @@ impl Replica {
         self.recovery.no_room_until = Some(self.now.instant + NO_ROOM_RETRY);
     }
 
-    /// Gives what it has to those who ask: all to the candidate that it has promised itself to, else
-    /// what is known to be in the log of the primary that both follow.
+    /// Gives what it has to those who ask: all to the candidate that it has promised itself to,
+    /// else what is known to be in the log of the primary that both follow.
     pub(super) fn on_requested(&mut self, from: MemberId, fetch: &Fetch) {
         if fetch.sender.history != self.history {
             return;
         }
         let is_same = fetch.epoch == self.promised && fetch.epoch == self.durable;
+        let is_primary = matches!(self.office, Office::Primary(_));
         let is_steady = !self.recovery.is_cutting && self.recovery.copying.is_none();
         let limit = match () {
             () if !is_same || !is_steady => None,
             () if fetch.is_claim => (fetch.epoch.node == fetch.sender.node).then_some(self.last()),
-            () if matches!(self.office, Office::Primary(_)) => Some(self.last()),
+            () if is_primary => Some(self.last()),
             () => self.leader.is_some().then(|| Position {
                 epoch: self.log.epoch_at(self.matched).unwrap_or_default(),
                 seq: self.matched,
             }),
         };
+        let before = self.log.before().seq;
+        let committed = fetch.ends.last().map_or(Seq::ZERO, |end| end.seq);
         let (what, entries) = match (limit, self.log.common(&fetch.ends)) {
             (None, _) => (Supply::Refused, None),
-            (Some(_), None) => (Supply::Released, None),
-            (Some(_), Some(after)) if after.seq < self.log.before().seq => (Supply::Released, None),
+            (Some(_), None) if committed < before => (Supply::Released { before }, None),
+            (Some(limit), None) if committed > limit.seq && !is_primary => (Supply::Refused, None),
+            (Some(_), None) => (Supply::Apart, None),
+            (Some(_), Some(after)) if after.seq < before => (Supply::Released { before }, None),
+            // What is behind it in this log may be another one's in the primary's.
+            (Some(limit), Some(after)) if after.seq > limit.seq => (Supply::Refused, None),
             (Some(limit), Some(after)) => {
                 let entries = Vec::new();
                 let range = (after.seq.next(), limit.seq);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use super::event::{Action, Notice, Outcome, Readers, Serving, Token, Writers};
+use super::event::{Action, Event, Notice, Now, Outcome, Readers, Serving, Token, Writers};
 use super::message::{Content, Position};
 use super::mutant::{self, Mutant};
 use super::{Office, Replica};
@@ -18,8 +18,11 @@ pub(super) struct Finishes {
     pending: BTreeMap<(Seq, Epoch), (Token, Tid)>,
     /// Who wants to know what is committed.
     confirms: Vec<Confirm>,
+    /// Names the questions; greater than those before the start, as far as clocks can tell.
     last_id: u64,
     served: Serving,
+    /// What came while the office was being renewed.
+    held: Vec<Event>,
 }
 
 /// Somebody wants to know what is committed.
@@ -53,6 +56,19 @@ enum Stage {
 }
 
 impl Finishes {
+    pub(super) fn new(now: Now) -> Self {
+        Self {
+            last_id: first_id(now),
+            ..Self::default()
+        }
+    }
+
+    /// Keeps what is to be done when the office is renewed. As many as were voted, and as wait for
+    /// oids, at most.
+    pub(super) fn hold(&mut self, event: Event) {
+        self.held.push(event);
+    }
+
     pub(super) fn expect(&mut self, epoch: Epoch, seq: Seq, token: Token, tid: Tid) {
         self.pending.insert((seq, epoch), (token, tid));
     }
@@ -61,6 +77,11 @@ impl Finishes {
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_empty()
     }
+}
+
+/// A number that is greater than those of the process before, if the clock was not set back.
+pub(super) fn first_id(now: Now) -> u64 {
+    u64::try_from(now.wall.as_nanos()).unwrap_or(u64::MAX / 2)
 }
 
 impl Replica {
@@ -245,6 +266,28 @@ impl Replica {
             let epoch = primary.epoch;
             self.tell(Notice::Promoted(epoch));
         }
+    }
+
+    /// Whether it claims, or has claimed, the next epoch out of office, and its clients wait.
+    pub(super) const fn is_renewing(&self) -> bool {
+        match &self.office {
+            Office::Candidate(candidate) => candidate.is_renewal,
+            Office::Primary(primary) => {
+                !primary.is_open && !matches!(self.finishes.served.writers, Writers::Closed)
+            }
+            Office::Replica => false,
+        }
+    }
+
+    /// What came while the office was being renewed is done, or has come to nothing.
+    pub(super) fn take_held(&mut self) {
+        if self.is_renewing() || self.finishes.held.is_empty() {
+            return;
+        }
+        for event in std::mem::take(&mut self.finishes.held) {
+            self.on_event(event);
+        }
+        self.hand_out_oids();
     }
 
     fn writers(&self) -> Writers {

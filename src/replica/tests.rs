@@ -14,6 +14,8 @@ use crate::entry::{Body, Entry, Point};
 use crate::group::ViewId;
 use crate::ids::{DiskId, NodeId, Oid, Tid};
 
+mod review;
+
 /// A node with a disk that does at once what it is asked for.
 struct Node {
     replica: Replica,
@@ -32,6 +34,11 @@ struct World {
     views: u8,
     /// Messages to these come to nothing.
     deaf: BTreeSet<usize>,
+    /// The first cannot fetch from the second: there is no direct way.
+    no_way: BTreeSet<(usize, usize)>,
+    /// What is fetched by these comes later.
+    slow: BTreeSet<usize>,
+    held: Vec<(usize, Event)>,
 }
 
 fn voter(number: usize) -> Voter {
@@ -72,12 +79,22 @@ impl World {
             serving: Serving::default(),
             is_up: true,
         });
+        let nodes = nodes.collect();
+        // They have listened long enough.
+        let listened = Duration::from_secs(3);
+        let now = Now {
+            instant: now.instant + listened,
+            wall: now.wall + listened,
+        };
         Self {
-            nodes: nodes.collect(),
+            nodes,
             queue: VecDeque::new(),
             now,
             views: 0,
             deaf: BTreeSet::new(),
+            no_way: BTreeSet::new(),
+            slow: BTreeSet::new(),
+            held: Vec::new(),
         }
     }
 
@@ -174,6 +191,11 @@ impl World {
             Action::Fetch { to, fetch } => {
                 let from = self.nodes[at].member.clone();
                 let to = self.find(&to);
+                if self.no_way.contains(&(at, to)) || !self.nodes[to].is_up {
+                    self.queue
+                        .push_back((at, Event::FetchFailed { id: fetch.id }));
+                    return;
+                }
                 self.queue.push_back((to, Event::Requested { from, fetch }));
             }
             Action::Supply {
@@ -189,7 +211,10 @@ impl World {
                     entries.extend(log.filter(within).cloned());
                 }
                 let to = self.find(&to);
-                self.queue.push_back((to, Event::Fetched(*answer)));
+                match self.slow.contains(&to) {
+                    true => self.held.push((to, Event::Fetched(*answer))),
+                    false => self.queue.push_back((to, Event::Fetched(*answer))),
+                }
             }
             Action::Append(entries) => {
                 let node = &mut self.nodes[at];
@@ -220,8 +245,15 @@ impl World {
                 self.nodes[at].applied = through;
                 self.queue.push_back((at, Event::Applied { through }));
             }
-            Action::Record(position, _) => self.queue.push_back((at, Event::Recorded(position))),
-            Action::Serve(serving) => self.nodes[at].serving = serving,
+            Action::Record(position, members) => {
+                let action = Action::Record(position, members);
+                self.nodes[at].told.push(action);
+                self.queue.push_back((at, Event::Recorded(position)));
+            }
+            Action::Serve(serving) => {
+                self.nodes[at].serving = serving;
+                self.nodes[at].told.push(Action::Serve(serving));
+            }
             Action::Stop(fatal) => panic!("n{at} stops: {fatal}"),
             other => self.nodes[at].told.push(other),
         }
@@ -301,6 +333,7 @@ fn start(number: usize, members: &Members) -> Start {
             settings,
             changes: Vec::new(),
             history_from: Tid::ZERO,
+            packed: BTreeMap::new(),
         },
     }
 }

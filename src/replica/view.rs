@@ -131,7 +131,7 @@ impl Replica {
             return;
         };
         let (role, promised, hears) = (state.role, state.promised, state.hears);
-        let is_of_this_view = state.view == view.id;
+        let (began, is_of_this_view) = (view.began, state.view == view.id);
         if is_of_this_view || member.stated.is_some() {
             member.stated = Some(Stated { sender, state, at });
         }
@@ -139,15 +139,31 @@ impl Replica {
             return;
         }
         self.complain(&sender);
+        if self.is_impostor(&sender) {
+            return;
+        }
+        // It was said behind the beginning of the view.
         if promised == self.promised
+            && is_of_this_view
             && let Office::Primary(primary) = &mut self.office
         {
-            primary.on_contact(sender.voter(), at);
+            primary.on_contact(sender.voter(), began);
         }
         // R4. Its word is as good as what it proposes.
         if role == Role::Primary && promised.node == sender.node && hears == Some(promised) {
             self.hear(from, promised);
         }
+    }
+
+    /// Whether this has the name of somebody who is counted, and another disk: what it claims and
+    /// promises in that name is void.
+    pub(super) fn is_impostor(&self, sender: &Sender) -> bool {
+        if mutant::is(Mutant::ForeignDiskCounted) {
+            return false;
+        }
+        let members = &self.log.settings().members;
+        let mut of_name = members.electors().filter(|who| who.node == sender.node);
+        of_name.next().is_some_and(|who| *who != sender.voter())
     }
 
     fn complain(&mut self, sender: &Sender) {
@@ -184,7 +200,8 @@ impl Replica {
         if view.is_open || view.said.is_none() {
             return;
         }
-        let is_late = now >= view.began + UNBLOCK_MAX;
+        // Far within a lease, or the primary would leave because of a member that is mute.
+        let is_late = now >= view.began + UNBLOCK_MAX.min(self.options.lease / 2);
         let id = view.id;
         if (view.knows_all() || is_late)
             && view.unblocked.is_none_or(|at| now >= at + STATE_INTERVAL)

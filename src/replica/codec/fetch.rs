@@ -59,7 +59,11 @@ impl Fetched {
                 args.extend([after.to_value(), field::list_value(entries)]);
                 ENTRIES
             }
-            Supply::Released => RELEASED,
+            Supply::Released { before } => {
+                args.push(before.to_value());
+                RELEASED
+            }
+            Supply::Apart => APART,
             Supply::Refused => REFUSED,
         };
         group::message::encode(method, args)
@@ -73,7 +77,7 @@ impl Fetched {
     pub fn decode(bytes: &Bytes) -> Result<Self, CodecError> {
         let of = "fetched";
         let message = decode_message(of, bytes)?;
-        let mut methods = [ENTRIES, RELEASED, REFUSED].into_iter();
+        let mut methods = [ENTRIES, RELEASED, APART, REFUSED].into_iter();
         let method = methods.find(|method| *method == message.method);
         let method = method.ok_or(CodecError::Method { of })?;
         let mut fields = Fields::new(method, &message.args);
@@ -82,7 +86,10 @@ impl Fetched {
         let epoch = fields.next("epoch")?;
         let what = match method {
             ENTRIES => decode_entries(&mut fields)?,
-            RELEASED => Supply::Released,
+            RELEASED => Supply::Released {
+                before: fields.next("before")?,
+            },
+            APART => Supply::Apart,
             _ => Supply::Refused,
         };
         fields.end()?;
@@ -124,4 +131,5 @@ fn decode_message(of: &'static str, bytes: &Bytes) -> Result<group::message::Mes
 const FETCH: &str = "fetch";
 const ENTRIES: &str = "entries";
 const RELEASED: &str = "released";
+const APART: &str = "apart";
 const REFUSED: &str = "refused";

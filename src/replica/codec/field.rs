@@ -10,7 +10,9 @@ use super::CodecError;
 use crate::entry::{Entry, EntryHeader};
 use crate::group::ViewId;
 use crate::ids::{Digest, DiskId, Epoch, HistoryId, NodeId, Oid, Seq, Tid};
-use crate::limits::{ENTRY_PIECES_MAX, SHARED_DATA_LEN_MIN, SITE_LEN_MAX, STORAGE_NAME_LEN_MAX};
+use crate::limits::{
+    ENTRY_PIECES_MAX, EPOCH_COUNTER_MAX, SHARED_DATA_LEN_MIN, SITE_LEN_MAX, STORAGE_NAME_LEN_MAX,
+};
 use crate::replica::members::{Arbiter, Members, VOTERS_MAX, Voter};
 use crate::replica::message::{NodeKind, PackStage, Position, Record, Role};
 use crate::replica::settings::{Pack, StorageName};
@@ -303,6 +305,9 @@ impl Field for Epoch {
             node => NodeId::from_value(node)?,
         };
         let counter = u64::from_value(counter)?;
+        if counter > EPOCH_COUNTER_MAX {
+            return Err("an epoch that nobody can have got to");
+        }
         Ok(Self { counter, node })
     }
 }

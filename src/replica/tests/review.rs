@@ -1,0 +1,612 @@
+//! Schedules by which the core did something that it must not: each fails until that is repaired.
+
+use super::*;
+
+fn name(number: usize) -> NodeId {
+    voter(number).node
+}
+
+impl World {
+    fn committed_log(&self, at: usize) -> &[Entry] {
+        let node = &self.nodes[at];
+        let count = usize::try_from(node.replica.committed().0).unwrap();
+        &node.log[..count]
+    }
+
+    fn swap(&mut self, from: usize, to: usize, token: u64) {
+        let token = Token(token);
+        let to = name(to);
+        self.give(from, Event::Swap { token, to });
+        self.give(from, Event::Drained);
+        self.pass(Duration::from_secs(2));
+    }
+
+    /// It crashes, and comes back with all that was on its disk.
+    fn restart(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        let log = &node.replica.log;
+        assert_eq!(log.changes().count(), 0);
+        let mut ends: Vec<Position> = Vec::new();
+        for entry in &node.log {
+            let point = entry.point();
+            let (epoch, seq) = (point.epoch, point.seq);
+            ends.retain(|end| end.epoch != epoch);
+            ends.push(Position { epoch, seq });
+        }
+        let start = Start {
+            history: HISTORY,
+            me: node.replica.me,
+            promised: node.replica.durable,
+            log: LogStart {
+                before: Position::default(),
+                last: node.log.last().unwrap().point(),
+                last_tid: log.last_tid(),
+                ends,
+                committed: log.committed(),
+                applied: node.applied,
+                settled: log.committed(),
+                settings: log.settled().clone(),
+                changes: Vec::new(),
+                history_from: Tid::ZERO,
+                packed: node.replica.errands.packed.clone(),
+            },
+        };
+        let options = node.replica.options.clone();
+        node.replica = Replica::new(options, start, self.now);
+        node.serving = Serving::default();
+    }
+}
+
+/// review-1
+#[test]
+fn who_fetches_from_a_replica_believes_nothing_that_it_has_not_matched() {
+    let mut world = World::of_voters(5);
+    world.view(&[0, 1, 2, 3, 4]);
+    world.pass(Duration::from_secs(1));
+    world.finish(0, 1);
+    world.pass(Duration::from_secs(1));
+    // The primary and one more are cut off; what it proposes is never committed.
+    world.view(&[2, 3, 4]);
+    world.view(&[0, 1]);
+    for token in 100..110 {
+        world.finish(0, token);
+    }
+    world.deaf = [1].into();
+    world.no_way = [(1, 0)].into();
+    world.finish(0, 110);
+    world.deaf.clear();
+    world.pass(Duration::from_secs(6));
+    assert_eq!(world.open(), [2]);
+    for token in 1000..2100 {
+        world.finish(2, token);
+    }
+    // They come back, and there is no direct way to the new primary.
+    world.no_way = [(0, 2), (1, 2)].into();
+    world.view(&[3, 4]);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(3));
+    let (one, all) = (world.committed_log(1), world.committed_log(2));
+    assert_eq!(one, &all[..one.len()], "n1 believes what is not so");
+    assert!(world.nodes[1].applied.0 <= one.len() as u64);
+}
+
+/// review-2
+#[test]
+fn an_arbiter_hears_of_a_growth_when_the_new_one_has_all() {
+    let members = Members {
+        voters: (0..2).map(voter).collect(),
+        arbiter: Some(Arbiter {
+            node: voter(2),
+            in_sync: (0..2).map(voter).collect(),
+        }),
+    };
+    let kinds = [NodeKind::Data, NodeKind::Data, NodeKind::Arbiter];
+    let mut world = World::new(&kinds, &members);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(2));
+    world.finish(0, 1);
+    world.view(&[0, 2]);
+    world.pass(Duration::from_secs(3));
+    for token in 2..12 {
+        world.finish(0, token);
+        let outcome = world.outcome(0, token);
+        assert!(matches!(outcome, Some(Outcome::Committed { .. })));
+    }
+    // The other one comes back, and has not fetched yet when the primary dies.
+    world.no_way = [(1, 0)].into();
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    let committed = world.committed_log(0).to_vec();
+    world.nodes[0].is_up = false;
+    world.view(&[1, 2]);
+    world.pass(Duration::from_secs(20));
+    let has_all = world.nodes[1].log.starts_with(&committed);
+    assert!(has_all || world.open().is_empty(), "n1 leads without them");
+}
+
+/// review-3
+#[test]
+fn a_copy_is_not_taken_from_who_has_less() {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    world.finish(0, 1);
+    world.pass(Duration::from_secs(1));
+    let epoch = world.nodes[0].replica.promised();
+    let view = world.nodes[1].replica.view.as_ref().unwrap().id;
+    world.no_way = [(1, 0), (1, 2)].into();
+    let now = world.now;
+    let sender = |at: usize| Sender {
+        history: HISTORY,
+        node: voter(at).node,
+        disk: voter(at).disk,
+    };
+    // The third is a newcomer that has nothing, and follows the same primary.
+    let content = Content::State(Box::new(State {
+        view,
+        promised: epoch,
+        last: Position::default(),
+        committed: Seq::ZERO,
+        applied: Seq::ZERO,
+        role: Role::Replica,
+        hears: Some(epoch),
+        kind: NodeKind::Data,
+        site: "here".to_owned(),
+        priority: 10,
+        history_from: Tid::ZERO,
+        wall: now.wall,
+    }));
+    let members: Vec<MemberId> = world.nodes.iter().map(|it| it.member.clone()).collect();
+    let mut step = |event| world.nodes[1].replica.step(event, now);
+    step(Event::Message {
+        from: members[2].clone(),
+        message: Message {
+            sender: sender(2),
+            content,
+        },
+    });
+    let last = Position {
+        epoch,
+        seq: Seq(900),
+    };
+    let actions = step(Event::Message {
+        from: members[0].clone(),
+        message: Message {
+            sender: sender(0),
+            content: Content::Commit {
+                epoch,
+                committed: Seq(900),
+                last,
+                beat: 50,
+                wall: now.wall,
+            },
+        },
+    });
+    let id = actions.iter().find_map(|action| match action {
+        Action::Fetch { to, fetch } if *to == members[0] => Some(fetch.id),
+        _ => None,
+    });
+    let fetched = Fetched {
+        sender: sender(0),
+        id: id.unwrap(),
+        epoch,
+        what: Supply::Released { before: Seq(800) },
+    };
+    let actions = step(Event::Fetched(fetched));
+    let from = actions.iter().find_map(|action| match action {
+        Action::Copy { from, .. } => Some(from),
+        _ => None,
+    });
+    assert_eq!(from, Some(&members[0]), "it copies what is less");
+}
+
+/// review-4
+#[test]
+fn of_two_with_one_name_one_is_promised_an_epoch() {
+    let mut world = World::of_voters(4);
+    let members = Members {
+        voters: (0..3).map(voter).collect(),
+        arbiter: None,
+    };
+    // The fourth has the name of the first, and another disk. The others never lead by themselves.
+    for at in 0..4 {
+        let mut start = start(at, &members);
+        let mut options = options(NodeKind::Data);
+        if at == 3 {
+            start.me.node = name(0);
+        }
+        if [1, 2].contains(&at) {
+            options.priority = 0;
+        }
+        world.nodes[at].replica = Replica::new(options, start, world.now);
+    }
+    world.pass(Duration::from_secs(3));
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.open(), [0]);
+    world.finish(0, 1);
+    world.swap(0, 1, 90);
+    assert_eq!(world.open(), [1]);
+    // The disk of the first is believed to be lost: it is replaced by the fourth.
+    world.view(&[0]);
+    world.view(&[1, 2, 3]);
+    world.pass(Duration::from_secs(2));
+    for (token, change) in [
+        (91, MemberChange::Remove(name(0))),
+        (92, MemberChange::Add(name(0))),
+    ] {
+        let token = Token(token);
+        world.give(1, Event::ChangeMembers { token, change });
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.answer(1, token.0), Some(Ok(())));
+    }
+    world.finish(1, 2);
+    // All lose sight of each other; then all see each other, also the one with the old disk.
+    (0..4).for_each(|at| world.view(&[at]));
+    world.pass(Duration::from_secs(5));
+    world.slow = [0].into();
+    world.view(&[0, 1, 2, 3]);
+    world.pass(Duration::from_secs(1));
+    world.slow.clear();
+    let held = std::mem::take(&mut world.held);
+    world.queue.extend(held);
+    world.settle();
+    world.finish(0, 501);
+    world.finish(3, 502);
+    world.pass(Duration::from_secs(1));
+    let offices: Vec<Epoch> = (0..4)
+        .filter(|at| world.nodes[*at].replica.role() == Role::Primary)
+        .map(|at| world.nodes[at].replica.promised())
+        .collect();
+    assert!(offices.len() <= 1, "several are in office: {offices:?}");
+}
+
+fn outdone(world: &World, at: usize, by: usize) -> Event {
+    let replica = &world.nodes[by].replica;
+    let counter = replica.promised().counter + 5;
+    let epoch = Epoch {
+        counter,
+        node: name(by),
+    };
+    let state = State {
+        view: world.nodes[at].replica.view.as_ref().unwrap().id,
+        promised: epoch,
+        last: replica.last(),
+        committed: replica.committed(),
+        applied: replica.committed(),
+        role: Role::Replica,
+        hears: None,
+        kind: NodeKind::Data,
+        site: "here".to_owned(),
+        priority: 10,
+        history_from: Tid::ZERO,
+        wall: world.now.wall,
+    };
+    Event::Message {
+        from: world.nodes[by].member.clone(),
+        message: Message {
+            sender: Sender {
+                history: HISTORY,
+                node: voter(by).node,
+                disk: voter(by).disk,
+            },
+            content: Content::State(Box::new(state)),
+        },
+    }
+}
+
+/// review-5
+#[test]
+fn a_finish_during_a_renewal_does_not_fail() {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(2));
+    world.finish(0, 1);
+    let event = outdone(&world, 0, 2);
+    world.give(0, event);
+    // The promises are on their way.
+    world.nodes[2].is_up = false;
+    while world.nodes[0].replica.role() == Role::Primary {
+        world.deaf = [0].into();
+        world.pass(Duration::from_millis(100));
+    }
+    assert_eq!(world.nodes[0].serving.writers, Writers::Frozen);
+    world.finish(0, 2);
+    assert_ne!(world.outcome(0, 2), Some(Outcome::Lost), "it was voted");
+}
+
+/// review-6
+#[test]
+fn a_renewal_that_finds_others_work_closes_the_writers() {
+    let mut world = World::of_voters(3);
+    // One that never leads by itself, as it is far away.
+    let replica = &mut world.nodes[2].replica;
+    replica.options.priority = 0;
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(2));
+    world.finish(0, 1);
+    world.pass(Duration::from_secs(1));
+    world.view(&[1]);
+    world.view(&[0, 2]);
+    world.pass(Duration::from_secs(3));
+    world.nodes[0].told.clear();
+    // Who starts anew has not heard of the primary.
+    world.restart(2);
+    // And, as an older version did, it does not wait until it must have.
+    world.nodes[2].replica.reticent_until = world.now.instant;
+    world.view(&[0]);
+    world.view(&[1, 2]);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.open(), [0, 1]);
+    world.finish(1, 2);
+    let outcome = world.outcome(1, 2);
+    assert!(matches!(outcome, Some(Outcome::Committed { .. })));
+    world.nodes[1].is_up = false;
+    world.view(&[0, 2]);
+    world.pass(Duration::from_secs(8));
+    let log = &world.nodes[0].log;
+    let foreign = log.iter().any(|it| it.header().epoch.node == name(1));
+    assert!(foreign, "n0 has got what n1 has committed");
+    // What was voted at n0 has not been compared with that.
+    let closed = |action: &Action| match action {
+        Action::Serve(serving) => serving.writers == Writers::Closed,
+        _ => false,
+    };
+    assert!(world.nodes[0].told.iter().any(closed), "votes live on");
+}
+
+/// review-7
+#[test]
+fn who_cannot_fetch_leaves_the_others_a_turn() {
+    let mut world = World::of_voters(5);
+    world.nodes[2].replica = Replica::new(
+        Options {
+            priority: 0,
+            ..options(NodeKind::Data)
+        },
+        start(
+            2,
+            &Members {
+                voters: (0..5).map(voter).collect(),
+                arbiter: None,
+            },
+        ),
+        world.now,
+    );
+    world.view(&[0, 1, 2, 3, 4]);
+    world.pass(Duration::from_secs(2));
+    world.swap(0, 3, 90);
+    assert_eq!(world.open(), [3]);
+    // Only the one that never leads gets the last one.
+    world.deaf = [0, 1, 4].into();
+    world.finish(3, 1);
+    world.deaf.clear();
+    (3..5).for_each(|at| world.nodes[at].is_up = false);
+    world.no_way = [(0, 2)].into();
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(60));
+    assert_eq!(world.open().len(), 1, "nobody leads");
+}
+
+/// A disk of one cluster gets into another one: the same history, other entries committed.
+fn mixed_up(to: usize) -> World {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    let mut other = World::of_voters(3);
+    other.view(&[0, 1, 2]);
+    other.pass(Duration::from_secs(1));
+    other.finish(0, 1);
+    other.pass(Duration::from_secs(1));
+    other.swap(0, to, 90);
+    other.restart(2);
+    world.swap(0, 1, 90);
+    world.swap(1, 0, 91);
+    world.finish(0, 1);
+    world.nodes[2] = other.nodes.remove(2);
+    assert!(world.nodes[2].replica.committed() > Seq::ZERO);
+    world
+}
+
+/// review-8
+#[test]
+#[should_panic(expected = "n2 stops")]
+fn a_node_that_has_committed_something_else_does_not_fetch_for_ever() {
+    let mut world = mixed_up(1);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(3));
+}
+
+/// review-8
+#[test]
+#[should_panic(expected = "n2 stops")]
+fn a_node_that_has_committed_something_else_is_not_copied_over() {
+    let mut world = mixed_up(2);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(3));
+    let copies = |action: &Action| matches!(action, Action::Copy { .. });
+    assert!(!world.nodes[2].told.iter().any(copies), "it copies instead");
+}
+
+/// review-9
+#[test]
+fn no_number_of_an_epoch_stops_the_process() {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1]);
+    world.pass(Duration::from_secs(1));
+    let mut event = outdone(&world, 0, 1);
+    if let Event::Message { message, .. } = &mut event
+        && let Content::State(state) = &mut message.content
+    {
+        state.promised.counter = u64::MAX;
+    }
+    world.give(0, event);
+    world.pass(Duration::from_secs(5));
+}
+
+/// review-10
+#[test]
+fn an_answer_to_a_question_before_a_crash_answers_none_after_it() {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    world.finish(0, 1);
+    world.pass(Duration::from_secs(1));
+    let event = Event::Confirm { token: Token(7) };
+    let now = world.now;
+    let actions = world.nodes[1].replica.step(event, now);
+    let id = actions.iter().find_map(|action| match action {
+        Action::SendOne(_, message) => match message.content {
+            Content::Ask { id, .. } => Some(id),
+            _ => None,
+        },
+        _ => None,
+    });
+    let told = Event::Message {
+        from: world.nodes[0].member.clone(),
+        message: Message {
+            sender: Sender {
+                history: HISTORY,
+                node: voter(0).node,
+                disk: voter(0).disk,
+            },
+            content: Content::Told {
+                epoch: world.nodes[0].replica.promised(),
+                id: id.unwrap(),
+                committed: world.nodes[0].replica.committed(),
+            },
+        },
+    };
+    world.restart(1);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    world.deaf = [1].into();
+    world.finish(0, 2);
+    assert!(world.outcome(0, 2).is_some());
+    world.deaf = [0].into();
+    world.give(1, Event::Confirm { token: Token(8) });
+    // What was said before the crash, or to who had this member's name before, comes now.
+    world.give(1, told);
+    let sure = world.nodes[1].told.iter().any(|action| match action {
+        Action::Confirmed { token, is_sure } => token.0 == 8 && *is_sure,
+        _ => false,
+    });
+    let has_all = world.nodes[1].applied >= world.nodes[0].replica.committed();
+    assert!(!sure || has_all, "it is sure of what is older");
+}
+
+/// review-11
+#[test]
+fn a_pack_that_was_ordered_is_done_after_a_restart() {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    let (token, storage, tid) = (Token(5), "1".to_owned(), Tid(5));
+    let order = Event::OrderPack {
+        token,
+        storage,
+        tid,
+    };
+    world.give(0, order);
+    world.pass(Duration::from_secs(1));
+    let packs = |action: &Action| matches!(action, Action::Pack { .. });
+    let waits = |at: &usize| !world.nodes[*at].told.iter().any(packs);
+    let waiting = (0..3).find(waits).unwrap();
+    let busy = (0..3).find(|at| !waits(at)).unwrap();
+    world.restart(waiting);
+    world.view(&[0, 1, 2]);
+    world.give(busy, Event::Packed);
+    world.pass(Duration::from_secs(60));
+    let others = 3 - waiting - busy;
+    world.give(others, Event::Packed);
+    world.pass(Duration::from_secs(60));
+    assert!(
+        world.nodes[waiting].told.iter().any(packs),
+        "it never packs"
+    );
+}
+
+/// review-12
+#[test]
+fn a_full_disk_and_a_cut_at_the_same_time() {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    world.finish(0, 1);
+    world.pass(Duration::from_secs(1));
+    let now = world.now;
+    let node = &mut world.nodes[1];
+    let last = *node.replica.log.last_point();
+    let epoch = last.epoch;
+    let body = || Body::new(vec![Bytes::from_static(b"1")]).unwrap();
+    let from = MemberId::new("#n0");
+    let mut propose = |entry: Entry, previous: Epoch| {
+        let sender = Sender {
+            history: HISTORY,
+            node: voter(0).node,
+            disk: voter(0).disk,
+        };
+        let content = Content::Propose {
+            previous,
+            committed: Seq::ZERO,
+            entry,
+        };
+        let message = Message { sender, content };
+        let from = from.clone();
+        let actions = node.replica.step(Event::Message { from, message }, now);
+        node.replica.invariants();
+        actions
+    };
+    // Three entries, of which the disk has room for one; it has not said so yet.
+    let one = Entry::with_body(&last, epoch, 2, Tid::MAX, body());
+    let two = Entry::with_body(&one.point(), epoch, 2, Tid::MAX, body());
+    propose(one.clone(), epoch);
+    propose(two, epoch);
+    // A higher epoch has something else there.
+    let next = Epoch {
+        counter: epoch.counter + 1,
+        node: name(2),
+    };
+    let other = Entry::with_body(&last, next, 2, Tid::MAX, body());
+    propose(other, epoch);
+    let mut step = |event| {
+        let actions = node.replica.step(event, now);
+        node.replica.invariants();
+        actions
+    };
+    let actions = step(Event::Promised(next));
+    let cut = |action: &Action| matches!(action, Action::Cut { .. });
+    assert!(actions.iter().any(cut));
+    step(Event::NoRoom {
+        last: one.point(),
+        last_tid: Tid::MAX,
+    });
+    step(Event::Cut {
+        last,
+        last_tid: Tid::ZERO,
+    });
+}
+
+/// review-13
+#[test]
+fn an_arbiter_writes_nothing_for_a_commit() {
+    let set: BTreeSet<Voter> = (0..2).map(voter).collect();
+    let members = Members {
+        voters: set.clone(),
+        arbiter: Some(Arbiter {
+            node: voter(2),
+            in_sync: set,
+        }),
+    };
+    let kinds = [NodeKind::Data, NodeKind::Data, NodeKind::Arbiter];
+    let mut world = World::new(&kinds, &members);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(2));
+    world.nodes[2].told.clear();
+    for token in 0..50 {
+        world.finish(0, token);
+    }
+    let records = |action: &&Action| matches!(action, Action::Record(..));
+    let count = world.nodes[2].told.iter().filter(records).count();
+    assert!(count <= 1, "{count} records for 50 commits");
+}
