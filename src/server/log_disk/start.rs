@@ -150,6 +150,7 @@ impl LogDisk {
             settings: self.settled.settings.clone(),
             changes: scan.changes,
             history_from: self.settled.history_from,
+            packed: self.settled.packed.clone(),
         })
     }
 
@@ -172,6 +173,7 @@ impl LogDisk {
             },
             changes: Vec::new(),
             history_from: Tid::ZERO,
+            packed: BTreeMap::new(),
         }
     }
 }
