@@ -27,8 +27,11 @@
 //! | `pack`, `references` | dropping what nobody can ask for any more |
 //! | `job` | what workers do |
 //! | `journal` | what is proposed and not committed yet |
+//! | `apply` | a data file that only a log writes to |
+//! | `newest` | a copy without old revisions |
 //! | `transfer` | a transaction as other nodes get it |
 
+pub mod apply;
 mod batch;
 pub mod blob;
 mod commit;
@@ -45,6 +48,7 @@ mod job;
 pub mod journal;
 mod layout;
 pub mod memory;
+pub mod newest;
 pub mod oids;
 mod output;
 mod pack;

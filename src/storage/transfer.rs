@@ -1,8 +1,8 @@
 //! A transaction on its way to other nodes, and through their journals: the body of an entry.
 //!
-//! It names no position, so that its bytes are the same on all nodes, whatever their files are like.
-//! All data are in it: also those of an undo, which a data file may hold already. Where these are
-//! is told by a tid, and each node sees for itself whether it has them there.
+//! It names no position, so that its bytes are the same on all nodes, whatever their files are
+//! like. All data are in it: also those of an undo, which a data file may hold already. Where these
+//! are is told by a tid, and each node sees for itself whether it has them there.
 //!
 //! The manual has the format: [`journal`](crate::manual::journal).
 
@@ -166,6 +166,18 @@ impl Transfer {
     pub fn storage_of(body: &[Bytes]) -> Result<String, TransferError> {
         let mut pieces = Pieces::new(body);
         Head::read(&mut pieces)?.storage(&mut pieces)
+    }
+
+    /// The blobs that the transaction of a body names. The rest is read only if there are any.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::decode`], as far as it is read.
+    pub fn blobs_of(body: &[Bytes]) -> Result<Vec<BlobName>, TransferError> {
+        match Head::read(&mut Pieces::new(body))?.blob_count {
+            0 => Ok(Vec::new()),
+            _ => Self::decode(body).map(|transfer| transfer.blobs),
+        }
     }
 
     fn check(&self) -> Result<(), TransferError> {
