@@ -64,7 +64,7 @@ pub(super) struct Errands {
     /// A swap that this node, no more primary, waits for the end of.
     swap: Option<(Token, NodeId, Instant)>,
     /// The last packs that were done, or were there at the start.
-    packed: BTreeMap<StorageName, Seq>,
+    pub(super) packed: BTreeMap<StorageName, Seq>,
     packing: Option<Packing>,
 }
 

@@ -12,6 +12,7 @@ use super::view::View;
 use super::{Office, Replica};
 use crate::group::MemberId;
 use crate::ids::{Epoch, NodeId, Tid};
+use crate::limits::EPOCH_COUNTER_MAX;
 
 /// One who has claimed an epoch.
 #[derive(Debug)]
@@ -281,6 +282,7 @@ impl Replica {
         let is_renewal = matches!(self.office, Office::Primary(_));
         let stated = self.view.iter().flat_map(View::stated);
         let seen = stated.map(|(_, stated)| stated.state.promised.counter);
+        let seen = seen.filter(|counter| *counter < EPOCH_COUNTER_MAX);
         let highest = seen.max().unwrap_or(0).max(self.promised.counter);
         let epoch = Epoch {
             counter: highest.saturating_add(1),

@@ -2,8 +2,8 @@
 //! two nodes commit.
 //!
 //! [`Replica::step`] takes an event and gives back what is to be done. There are no clocks,
-//! sockets, files or threads in here; what travels how, what a transaction is, and what a disk is, others
-//! know. The rules and why they are so: [`replication`](crate::manual::replication).
+//! sockets, files or threads in here; what travels how, what a transaction is, and what a disk is,
+//! others know. The rules and why they are so: [`replication`](crate::manual::replication).
 //!
 //! ```text
 //!                 view: no live primary, a quorum is here, and this node is the best

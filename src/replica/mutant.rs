@@ -1,7 +1,7 @@
 //! Rules that can be broken on purpose, to see that the simulator notices.
 //!
-//! In a build with `--cfg mutants`, which only the simulator has, [`select`] breaks one; in all
-//! others [`is`] is `false`, and the compiler removes what depends on it.
+//! In a build with `--cfg mutants`, which only the simulator has, `select` breaks one; in all
+//! others `is` is `false`, and the compiler removes what depends on it.
 
 /// A rule that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

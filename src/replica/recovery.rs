@@ -224,7 +224,14 @@ impl Replica {
     /// Entries of the primary's log, or, at a candidate, of a newer one; the first follows `after`.
     /// `false` if they are of no use.
     fn take_fetched(&mut self, after: Position, mut entries: Vec<Entry>) -> bool {
-        if !self.log.has(after) || self.recovery.is_writing() {
+        if self.recovery.is_writing() {
+            return false;
+        }
+        if !self.log.has(after) {
+            let is_committed = after.seq <= self.log.committed();
+            if is_committed && self.log.epoch_at(after.seq).is_some() {
+                self.stop_apart();
+            }
             return false;
         }
         let is_known = |entry: &&Entry| {

@@ -42,8 +42,8 @@ pub struct Pack {
 /// An entry that is no transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The first entry of an epoch, with all settings. If the header of the entry has a tid, then an
-    /// empty transaction with that tid is written, which is the jump behind a forced promotion.
+    /// The first entry of an epoch, with all settings. If the header of the entry has a tid, then
+    /// an empty transaction with that tid is written, which is the jump behind a forced promotion.
     Barrier(Settings),
     /// Oids of a storage may be handed out below this.
     Ceiling {

@@ -79,8 +79,15 @@ impl World {
             serving: Serving::default(),
             is_up: true,
         });
+        let nodes = nodes.collect();
+        // They have listened long enough.
+        let listened = Duration::from_secs(3);
+        let now = Now {
+            instant: now.instant + listened,
+            wall: now.wall + listened,
+        };
         Self {
-            nodes: nodes.collect(),
+            nodes,
             queue: VecDeque::new(),
             now,
             views: 0,

@@ -4,9 +4,10 @@
 //! Messages are never taken away. A crash leaves the log as it was at the last sync, or any longer
 //! part that it begins with; that a crash may undo a cut is left to the model of three voters.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 /// The nodes: two with data, and the arbiter.
 const DATA: usize = 2;
@@ -169,7 +170,7 @@ impl State {
 }
 
 /// A folded multiplication for each word: each bit of it changes about half of the result.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Fold(u64);
 
 impl Hasher for Fold {
@@ -218,7 +219,7 @@ struct Explorer {
     size: Size,
     mutant: Option<Mutant>,
     /// By their fingerprints, with those that they came from.
-    seen: HashMap<u64, u64, BuildHasherDefault<Fold>>,
+    seen: BTreeMap<u64, u64>,
     waiting: VecDeque<State>,
     broken: Option<(State, State)>,
     /// One committed without the other; and the other led later.
@@ -235,7 +236,7 @@ impl Explorer {
         Self {
             size,
             mutant,
-            seen: HashMap::from_iter([(start.fingerprint(), 0)]),
+            seen: BTreeMap::from([(start.fingerprint(), 0)]),
             waiting: [start].into(),
             broken: None,
             marks: (false, false),
@@ -291,8 +292,8 @@ impl Explorer {
         }
         let next = next.representative();
         let fingerprint = next.fingerprint();
-        if !self.seen.contains_key(&fingerprint) {
-            self.seen.insert(fingerprint, from.fingerprint());
+        if let Entry::Vacant(place) = self.seen.entry(fingerprint) {
+            place.insert(from.fingerprint());
             self.waiting.push_back(next);
         }
     }

@@ -48,6 +48,7 @@ impl World {
                 settings: log.settled().clone(),
                 changes: Vec::new(),
                 history_from: Tid::ZERO,
+                packed: node.replica.errands.packed.clone(),
             },
         };
         let options = node.replica.options.clone();
@@ -189,7 +190,7 @@ fn a_copy_is_not_taken_from_who_has_less() {
         sender: sender(0),
         id: id.unwrap(),
         epoch,
-        what: Supply::Released,
+        what: Supply::Released { before: Seq(800) },
     };
     let actions = step(Event::Fetched(fetched));
     let from = actions.iter().find_map(|action| match action {
@@ -219,6 +220,7 @@ fn of_two_with_one_name_one_is_promised_an_epoch() {
         }
         world.nodes[at].replica = Replica::new(options, start, world.now);
     }
+    world.pass(Duration::from_secs(3));
     world.view(&[0, 1, 2]);
     world.pass(Duration::from_secs(1));
     assert_eq!(world.open(), [0]);
@@ -330,6 +332,8 @@ fn a_renewal_that_finds_others_work_closes_the_writers() {
     world.nodes[0].told.clear();
     // Who starts anew has not heard of the primary.
     world.restart(2);
+    // And, as an older version did, it does not wait until it must have.
+    world.nodes[2].replica.reticent_until = world.now.instant;
     world.view(&[0]);
     world.view(&[1, 2]);
     world.pass(Duration::from_millis(100));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files::{Next, Settled};
-use super::found::{COPY, begin_behind, clip, common, complete, settle, switch_data};
+use super::found::{COPY, begin_behind, clip, common, complete, packs_of, settle, switch_data};
 use super::start::{Scan, open_data};
 use super::{Directories, LogDisk, LogDiskError, Options, create_directory};
 use crate::entry::Point;
@@ -127,7 +127,12 @@ impl LogDisk {
             disk: self.disk.clone(),
             history: self.identity().history,
             epochs,
-            settled: self.settled.clone(),
+            settled: Settled {
+                // The node that it comes from may not have done them yet. It is not for others to
+                // do them twice.
+                packed: packs_of(&self.settled.settings),
+                ..self.settled.clone()
+            },
             storages: storages.collect(),
             newest_only: false,
         })

@@ -20,6 +20,8 @@ pub(super) struct Settled {
     pub(super) history_from: Tid,
     /// Of each storage: the tid of its last transaction up to there.
     pub(super) tids: BTreeMap<StorageName, Tid>,
+    /// See [`LogStart::packed`](crate::replica::event::LogStart::packed).
+    pub(super) packed: BTreeMap<StorageName, Seq>,
     /// As of there.
     pub(super) settings: Settings,
 }
@@ -32,6 +34,9 @@ impl State for Settled {
         put_line(text, format_args!("history-from {}", self.history_from));
         for (name, tid) in &self.tids {
             put_line(text, format_args!("storage {} {tid}", escape(name)));
+        }
+        for (name, seq) in &self.packed {
+            put_line(text, format_args!("packed {} {seq}", escape(name)));
         }
         put_change(text, &Change::Barrier(self.settings.clone()));
     }
@@ -46,6 +51,11 @@ impl State for Settled {
             let name = unescape(words.after("storage")?)?;
             tids.insert(name, words.tid()?);
         }
+        let mut packed = BTreeMap::new();
+        while words.peek() == Some("packed") {
+            let name = unescape(words.after("packed")?)?;
+            packed.insert(name, Seq(words.number()?));
+        }
         let Change::Barrier(settings) = change(words, Kind::Barrier)? else {
             return None;
         };
@@ -53,6 +63,7 @@ impl State for Settled {
             point,
             history_from,
             tids,
+            packed,
             settings,
         })
     }
@@ -235,6 +246,7 @@ mod tests {
                 ("a b%\n\u{fc}".to_owned(), Tid(0)),
             ]
             .into(),
+            packed: [("main".to_owned(), Seq(50))].into(),
             settings: Settings {
                 members: members(),
                 home: "paris".to_owned(),

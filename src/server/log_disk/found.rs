@@ -70,6 +70,7 @@ impl LogDisk {
                 point: start,
                 history_from: Tid::ZERO,
                 tids: [].into(),
+                packed: packs_of(settings),
                 settings: settings.clone(),
             },
         };
@@ -89,6 +90,7 @@ impl LogDisk {
                 next.epochs = old.journal.epochs().rows().to_vec();
                 clip(&mut next.epochs, known);
                 next.settled.history_from = old.settled.history_from;
+                next.settled.packed = old.settled.packed.clone();
                 // No entry of one history continues another.
                 next.settled.point = Point {
                     digest: start.digest,
@@ -204,6 +206,12 @@ pub(super) fn common(journal: &Journal, epochs: &[EpochRow], last: Seq) -> Seq {
         Some(end.min(same.1))
     });
     ends.max().unwrap_or_default()
+}
+
+/// The packs that were ordered: those that are not to be done any more by who begins here.
+pub(super) fn packs_of(settings: &Settings) -> BTreeMap<StorageName, Seq> {
+    let packs = settings.packs.iter();
+    packs.map(|(name, pack)| (name.clone(), pack.at)).collect()
 }
 
 /// Forgets transactions behind `last`.

@@ -376,6 +376,7 @@ impl LogDisk {
             point: point.ok_or(LogDiskError::NoEntry(self.applied))?,
             history_from: self.settled.history_from,
             tids: self.tids(),
+            packed: self.settled.packed.clone(),
             settings: self.settings.clone(),
         };
         let of = self.journal.identity().disk;
@@ -385,6 +386,23 @@ impl LogDisk {
         // Only now: opening begins at what the settings are about.
         self.journal.release(self.applied)?;
         self.discard_applied_blobs()
+    }
+
+    /// A storage was packed as the entry `seq` had ordered it, or that is not needed. On stable
+    /// storage when this returns: then [`Event::Packed`] may be told.
+    ///
+    /// # Errors
+    ///
+    /// The node must not go on.
+    pub fn note_packed(&mut self, storage: &str, seq: Seq) -> Result<(), LogDiskError> {
+        self.check()?;
+        let packed = self.settled.packed.entry(storage.to_owned()).or_default();
+        *packed = seq.max(*packed);
+        let of = self.journal.identity().disk;
+        let saved = self
+            .settled
+            .save(&*self.disk, &self.directories.journal, of);
+        self.latch(saved.map_err(LogDiskError::from))
     }
 
     fn tids(&self) -> BTreeMap<StorageName, Tid> {

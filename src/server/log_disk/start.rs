@@ -151,6 +151,7 @@ impl LogDisk {
             settings: self.settled.settings.clone(),
             changes: scan.changes,
             history_from: self.settled.history_from,
+            packed: self.settled.packed.clone(),
         })
     }
 
@@ -174,6 +175,7 @@ impl LogDisk {
             },
             changes: Vec::new(),
             history_from: Tid::ZERO,
+            packed: BTreeMap::new(),
         }
     }
 }

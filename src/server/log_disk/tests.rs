@@ -205,6 +205,29 @@ fn a_log_starts_with_the_settings_of_its_last_checkpoint_and_what_changed_since(
 }
 
 #[test]
+fn a_pack_that_was_done_is_known_after_a_restart_and_a_copy_needs_none() {
+    let (mut donor, mut node) = two(5);
+    donor.change(
+        0,
+        &Change::Pack {
+            storage: "main".to_owned(),
+            tid: Tid(3),
+        },
+    );
+    donor.apply();
+    let log = node.log.adopt(&donor.log.snapshot().unwrap()).unwrap();
+    let ordered = [("main".to_owned(), Seq(11))].into();
+    assert_eq!(log.packed, ordered);
+    assert!(donor.start.log.packed.is_empty());
+    donor.log.note_packed("main", Seq(11)).unwrap();
+    donor.log.note_packed("main", Seq(5)).unwrap();
+    donor.store("main", 12, b"later");
+    donor.apply();
+    donor.log.checkpoint().unwrap();
+    assert_eq!(donor.restart().unwrap().start.log.packed, ordered);
+}
+
+#[test]
 fn a_data_file_that_is_not_that_of_the_log_is_refused() {
     let mut node = Node::found(&["main"]);
     node.store("main", 10, b"a");
