@@ -72,12 +72,8 @@ impl World {
         let event = match done {
             Ok(event) => event,
             Err(error) => {
-                self.note(node, "disk", || error.clone());
-                self.marks.hit("stopped by its disk");
                 self.nodes[node].torn = torn(&job);
-                self.stop(node);
-                let down = self.within(10, 2000);
-                self.after(down, Happening::Start(node));
+                self.fail(node, error);
                 return Ok(());
             }
         };
@@ -203,13 +199,30 @@ impl World {
         }
         let Some(process) = it.process.as_mut() else { return Ok(()) };
         if let Err(error) = process.store.checkpoint() {
-            self.note(node, "disk", || error);
-            self.marks.hit("stopped by its disk");
-            self.stop(node);
-            let down = self.within(10, 2000);
-            self.after(down, Happening::Start(node));
+            self.fail(node, error);
         }
         Ok(())
+    }
+
+    /// A pack is done.
+    pub(crate) fn packed(&mut self, node: usize) -> Checked {
+        let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
+        if let Some((storage, at)) = process.packing.take()
+            && let Err(error) = process.store.note_packed(&storage, at)
+        {
+            self.fail(node, error);
+            return Ok(());
+        }
+        self.arrive(node, Event::Packed)
+    }
+
+    /// The disk has failed: the process ends, and starts again.
+    fn fail(&mut self, node: usize, error: String) {
+        self.note(node, "disk", || error);
+        self.marks.hit("stopped by its disk");
+        self.stop(node);
+        let down = self.within(10, 2000);
+        self.after(down, Happening::Start(node));
     }
 
     /// A process ends, between two steps of its disk.

@@ -59,7 +59,9 @@ impl World {
         let last = opened.store.ends().1;
         drop(opened);
         let inherited: Vec<Entry> = self.checker.log_of(place, last)?;
-        let settings = self.checker.settings_at(old, last.digest);
+        let mut settings = Settings::clone(&self.checker.settings_at(old, last.digest));
+        // The node may never have heard how far oids were handed out.
+        settings.ceilings.entry("1".to_owned()).or_default();
         let tids = inherited.iter().map(|entry| entry.header().tid);
         let last_tid = tids.max().unwrap_or_default().max(self.checker.last_tid(old));
         let it = &self.nodes[node];

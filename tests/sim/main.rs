@@ -26,6 +26,7 @@ mod random;
 #[cfg(not(mutants))]
 mod real;
 mod run;
+mod scenarios;
 mod stock;
 mod store;
 mod sweep;
@@ -61,4 +62,5 @@ fn sweep_of_seeds() {
     sum.print();
     let texts: Vec<String> = failed.iter().map(sweep::explain).collect();
     assert!(texts.is_empty(), "{}", texts.concat());
+    assert!(sum.missing().is_empty(), "this never happened: {:?}", sum.missing());
 }

@@ -41,11 +41,6 @@ impl World {
                 }
             }
             Event::Applied { through } => process.applied = *through,
-            Event::Packed => {
-                if let Some((storage, at)) = process.packing.take() {
-                    process.store.note_packed(storage, at);
-                }
-            }
             Event::Copied { log, .. } => process.applied = log.applied,
             _ => {}
         }
@@ -127,7 +122,7 @@ impl World {
                 process.packing = Some((storage, pack.at));
                 let time = self.within(10, 2000);
                 self.marks.hit("pack begun");
-                self.after(time, Happening::Direct { node, process: id, event: Event::Packed });
+                self.after(time, Happening::Packed { node, process: id });
             }
             Action::Answer { token, result } => {
                 let Some((_, what)) = self.asked.remove(&token.0) else {

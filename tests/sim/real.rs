@@ -107,6 +107,10 @@ impl RealStore {
         self.disk.run(action).map_err(text)
     }
 
+    pub(crate) fn note_packed(&mut self, storage: &str, at: Seq) -> Result<(), String> {
+        self.disk.note_packed(storage, at).map_err(text)
+    }
+
     pub(crate) fn checkpoint(&mut self) -> Result<(), String> {
         self.disk.checkpoint().map(|_| ()).map_err(text)
     }

@@ -230,13 +230,14 @@ impl Store {
     }
 
     /// A pack is done, which this entry has ordered.
-    pub(crate) fn note_packed(&mut self, storage: String, at: Seq) {
+    pub(crate) fn note_packed(&mut self, storage: &str, at: Seq) -> Result<(), String> {
         match self {
             Self::List(store) => {
-                lock(&store.kept).packed.insert(storage, at);
+                lock(&store.kept).packed.insert(storage.to_owned(), at);
+                Ok(())
             }
             #[cfg(not(mutants))]
-            Self::Real(_) => {}
+            Self::Real(store) => store.note_packed(storage, at),
         }
     }
 

@@ -11,7 +11,41 @@ use crate::plan::Plan;
 use crate::run::{Outcome, Problem, Watch, run};
 
 /// Seeds if nobody says another number.
-const SEEDS: u64 = 2000;
+const SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 2000 };
+
+/// What has to have happened in so many seeds.
+const MARKS: [&str; 30] = [
+    "S1 rewind",
+    "S2 barrier committed old",
+    "append dropped",
+    "arbiter changed",
+    "cache cleared",
+    "catch-up by copy",
+    "catch-up by journal",
+    "clock off",
+    "committed",
+    "confirmed",
+    "copy adopted",
+    "crash while the disk was busy",
+    "damage refused",
+    "demoted",
+    "fallback upgraded",
+    "finish lost",
+    "finish unknown",
+    "forced promotion",
+    "kicked for its backlog",
+    "list refused, other history",
+    "member changed",
+    "member change refused",
+    "message lost",
+    "no room",
+    "other disk seen",
+    "other history seen",
+    "pack begun",
+    "re-seeded",
+    "swap done",
+    "swap failed",
+];
 
 /// What all runs of a sweep come to.
 #[derive(Debug, Default)]
@@ -38,6 +72,14 @@ impl Sum {
         self.seconds += outcome.time.as_secs_f64() * outcome.nodes as f64;
         self.marks.merge(&outcome.marks);
         self.faults.merge(&outcome.faults);
+    }
+
+    /// What never happened, and should have.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        if self.seeds < 2000 {
+            return Vec::new();
+        }
+        MARKS.into_iter().filter(|mark| self.marks.count(mark) == 0).collect()
     }
 
     pub(crate) fn print(&self) {

@@ -32,6 +32,7 @@ pub(crate) enum Happening {
     /// A copy has been made, and is to be taken over.
     Copied { node: usize, process: u64, id: u64, from: usize, at_least: Seq },
     DiskDone { node: usize, process: u64 },
+    Packed { node: usize, process: u64 },
     Wake { node: usize, process: u64 },
     /// Users want to go on.
     Users,
@@ -222,6 +223,12 @@ impl World {
             Happening::DiskDone { node, process } => {
                 if self.is_running(node, process) {
                     self.disk_done(node)?;
+                }
+                Ok(())
+            }
+            Happening::Packed { node, process } => {
+                if self.is_running(node, process) {
+                    self.packed(node)?;
                 }
                 Ok(())
             }
