@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use standby::value::Value;
+use standby::{group, replica};
 
 use packets::{ACK, Ends, Packet, Sent, conversation, pcap};
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::entry::{Entry, Point};
-use crate::ids::{Digest, Epoch, HistoryId, NodeId, Seq, Tid};
+use crate::ids::{Digest, Epoch, HistoryId, Seq, Tid};
 use crate::replica::members::{Members, Voter};
 use crate::replica::message::{Content, Position};
 use crate::replica::settings::{Change, Kind, Settings};
@@ -91,7 +91,10 @@ impl NodeLog {
     }
 
     pub(crate) fn last(&self) -> Option<Digest> {
-        self.digests.last().copied().or(self.base.map(|base| base.digest))
+        self.digests
+            .last()
+            .copied()
+            .or(self.base.map(|base| base.digest))
     }
 
     pub(crate) fn at(&self, seq: Seq) -> Option<Digest> {
@@ -120,7 +123,10 @@ impl Lineage {
     fn at(&self, seq: Seq) -> Option<Digest> {
         match seq.0.checked_sub(self.start.seq.0)? {
             0 => Some(self.start.digest),
-            index => self.committed.get(index as usize - 1).map(|(digest, _)| *digest),
+            index => self
+                .committed
+                .get(index as usize - 1)
+                .map(|(digest, _)| *digest),
         }
     }
 
@@ -129,7 +135,9 @@ impl Lineage {
     }
 
     fn tip(&self) -> Digest {
-        self.committed.last().map_or(self.start.digest, |(digest, _)| *digest)
+        self.committed
+            .last()
+            .map_or(self.start.digest, |(digest, _)| *digest)
     }
 }
 
@@ -217,7 +225,9 @@ impl Checker {
         for (_, log) in logs.filter(|((of, _), _)| *of == history) {
             let committed = self.committed(history);
             for digest in log.digests.iter().rev() {
-                let Some(known) = self.entries.get(digest) else { break };
+                let Some(known) = self.entries.get(digest) else {
+                    break;
+                };
                 if known.entry.header().seq <= committed {
                     break;
                 }
@@ -238,10 +248,6 @@ impl Checker {
         self.stable.get(place)
     }
 
-    pub(crate) fn running(&self, place: &Place) -> Option<&NodeLog> {
-        self.running.get(place)
-    }
-
     fn learn(&mut self, history: HistoryId, entry: &Entry) -> Checked {
         let header = *entry.header();
         if self.entries.contains_key(&header.digest) {
@@ -252,19 +258,29 @@ impl Checker {
         };
         let before = self.entries.get(&header.previous);
         if before.is_none() && header.previous != lineage.start.digest {
-            return Err(format!("entry {} follows nothing that is known", header.seq));
+            return Err(format!(
+                "entry {} follows nothing that is known",
+                header.seq
+            ));
         }
         let mut settings = self.settings_of(lineage, header.previous);
         let mut regime = before.map_or(Position::default(), |known| known.regime);
         if let Some(change) = change_of(entry) {
             settings = Rc::new(settings.changed(&change, header.seq));
             if matches!(change, Change::Barrier(_) | Change::Members(_)) {
-                regime = Position { epoch: header.epoch, seq: header.seq };
+                regime = Position {
+                    epoch: header.epoch,
+                    seq: header.seq,
+                };
             }
         } else if Kind::from_number(header.kind) != Some(Kind::Transaction) {
             return Err(format!("entry {} cannot be understood", header.seq));
         }
-        let known = Known { entry: entry.clone(), settings, regime };
+        let known = Known {
+            entry: entry.clone(),
+            settings,
+            regime,
+        };
         self.entries.insert(header.digest, known);
         Ok(())
     }
@@ -288,21 +304,32 @@ impl Checker {
         let who = place.1;
         let is_new = found.digests.is_empty() && found.base == torn.adopted && found.base.is_some();
         if is_new && let Some(base) = torn.adopted {
-            let promised = self.stable.get(&place).map_or(found.promised, |old| old.promised);
+            let promised = self
+                .stable
+                .get(&place)
+                .map_or(found.promised, |old| old.promised);
             if found.promised < promised {
-                return Err(format!("I5: {who} had promised {promised}, and forgot it for a copy"));
+                return Err(format!(
+                    "I5: {who} had promised {promised}, and forgot it for a copy"
+                ));
             }
             return self.copied(place, base, found.promised);
         }
         if let Some(old) = self.stable.get(&place) {
             if found.promised < old.promised {
                 let (was, is) = (old.promised, found.promised);
-                return Err(format!("I5: {who} had promised {was}, and {is} after a start"));
+                return Err(format!(
+                    "I5: {who} had promised {was}, and {is} after a start"
+                ));
             }
-            let kept = torn.cut_after.map_or(old.last_seq(), |after| after.min(old.last_seq()));
+            let kept = torn
+                .cut_after
+                .map_or(old.last_seq(), |after| after.min(old.last_seq()));
             if found.last_seq() < kept {
                 let (last, kept) = (found.last_seq(), kept);
-                return Err(format!("{who} had {kept} entries on disk, and has {last} now"));
+                return Err(format!(
+                    "{who} had {kept} entries on disk, and has {last} now"
+                ));
             }
             for (at, digest) in found.digests.iter().enumerate() {
                 let seq = Seq(found.base_seq() + at as u64 + 1);
@@ -318,7 +345,10 @@ impl Checker {
         }
         self.running.insert(place, found.clone());
         let record = self.stable.get(&place).and_then(|old| old.record.clone());
-        let found = NodeLog { record: found.record.clone().or(record), ..found };
+        let found = NodeLog {
+            record: found.record.clone().or(record),
+            ..found
+        };
         self.stable.insert(place, found);
         self.note_held(place)
     }
@@ -327,10 +357,18 @@ impl Checker {
     pub(crate) fn copied(&mut self, place: Place, base: Point, promised: Epoch) -> Checked {
         let lineage = &self.lineages[&place.0];
         if lineage.at(base.seq) != Some(base.digest) {
-            return Err(format!("I10: {} has a copy up to {} that is not committed", place.1, base.seq));
+            return Err(format!(
+                "I10: {} has a copy up to {} that is not committed",
+                place.1, base.seq
+            ));
         }
         let record = None;
-        let log = NodeLog { base: Some(base), digests: Vec::new(), promised, record };
+        let log = NodeLog {
+            base: Some(base),
+            digests: Vec::new(),
+            promised,
+            record,
+        };
         self.running.insert(place, log.clone());
         self.stable.insert(place, log);
         self.check_durable(place.0)
@@ -354,7 +392,10 @@ impl Checker {
             let header = *entry.header();
             let log = self.running.entry(place).or_default();
             if header.seq != log.last_seq().next() || Some(header.previous) != log.last() {
-                return Err(format!("{who} appends entry {}, which does not follow", header.seq));
+                return Err(format!(
+                    "{who} appends entry {}, which does not follow",
+                    header.seq
+                ));
             }
             log.push(entry);
             let is_first = Kind::from_number(header.kind) == Some(Kind::Barrier);
@@ -375,7 +416,10 @@ impl Checker {
     /// A replica wants its log to be cut, and knows so much to be committed.
     pub(crate) fn on_cut(&mut self, place: &Place, after: Seq, known: Seq) -> Checked {
         if after < known {
-            return Err(format!("I9: {} cuts behind {after}, and knows {known}", place.1));
+            return Err(format!(
+                "I9: {} cuts behind {after}, and knows {known}",
+                place.1
+            ));
         }
         if let Some(log) = self.running.get_mut(place) {
             log.cut_after(after);
@@ -388,7 +432,11 @@ impl Checker {
         let log = self.stable.entry(place).or_default();
         for entry in entries {
             if entry.header().seq != log.last_seq().next() {
-                return Err(format!("{} was given {} twice", place.1, entry.header().seq));
+                return Err(format!(
+                    "{} was given {} twice",
+                    place.1,
+                    entry.header().seq
+                ));
             }
             log.push(entry);
         }
@@ -398,7 +446,10 @@ impl Checker {
     pub(crate) fn on_promised(&mut self, place: Place, epoch: Epoch) -> Checked {
         let log = self.stable.entry(place).or_default();
         if epoch < log.promised {
-            return Err(format!("I5: {} promised {epoch} after {}", place.1, log.promised));
+            return Err(format!(
+                "I5: {} promised {epoch} after {}",
+                place.1, log.promised
+            ));
         }
         log.promised = epoch;
         self.note_held(place)
@@ -409,7 +460,12 @@ impl Checker {
         self.check_durable(place.0)
     }
 
-    pub(crate) fn on_recorded(&mut self, place: Place, position: Position, members: Members) -> Checked {
+    pub(crate) fn on_recorded(
+        &mut self,
+        place: Place,
+        position: Position,
+        members: Members,
+    ) -> Checked {
         let log = self.stable.entry(place).or_default();
         log.record = Some((position, members));
         if position.epoch < log.promised {
@@ -435,7 +491,10 @@ impl Checker {
         let mine = held.entry(who).or_insert(point);
         if point.seq >= mine.seq {
             if point.seq == mine.seq && point.digest != mine.digest {
-                return Err(format!("I4: two entries {} of epoch {}", point.seq, point.epoch));
+                return Err(format!(
+                    "I4: two entries {} of epoch {}",
+                    point.seq, point.epoch
+                ));
             }
             *mine = point;
         }
@@ -445,7 +504,9 @@ impl Checker {
     /// What has come to be committed in an epoch.
     fn advance(&mut self, history: HistoryId, epoch: Epoch) -> Checked {
         let lineage = &self.lineages[&history];
-        let Some(held) = lineage.held.get(&epoch) else { return Ok(()) };
+        let Some(held) = lineage.held.get(&epoch) else {
+            return Ok(());
+        };
         let mut points: Vec<Point> = held.values().copied().collect();
         // Who is counted for what is in front of a change of that is for itself.
         for index in 0..points.len() {
@@ -456,7 +517,9 @@ impl Checker {
             }
         }
         points.sort_by_key(|point| std::cmp::Reverse(point.seq));
-        let point = points.into_iter().find(|point| self.is_quorum(history, held, point));
+        let point = points
+            .into_iter()
+            .find(|point| self.is_quorum(history, held, point));
         match point {
             Some(point) => self.commit(history, epoch, point),
             None => Ok(()),
@@ -475,7 +538,9 @@ impl Checker {
     }
 
     fn is_quorum(&self, history: HistoryId, held: &BTreeMap<Voter, Point>, point: &Point) -> bool {
-        let Some(known) = self.entries.get(&point.digest) else { return false };
+        let Some(known) = self.entries.get(&point.digest) else {
+            return false;
+        };
         let members = &known.settings.members;
         let has = |voter: &Voter| held.get(voter).is_some_and(|held| held.seq >= point.seq);
         match &members.arbiter {
@@ -486,7 +551,9 @@ impl Checker {
                     held.is_some_and(|held| held.seq >= known.regime.seq)
                 };
                 // An epoch begins with a barrier entry, which says who is counted.
-                let record = self.records.get(&((history, arbiter.node), known.regime.epoch));
+                let record = self
+                    .records
+                    .get(&((history, arbiter.node), known.regime.epoch));
                 let is_on_record = record.is_some_and(|seq| *seq >= known.regime.seq);
                 let records = members.voters.iter().filter(|it| has_record(it)).count();
                 arbiter.in_sync.iter().all(has) && records + usize::from(is_on_record) >= 2
@@ -501,7 +568,10 @@ impl Checker {
             return if at == Some(point.digest) {
                 Ok(())
             } else {
-                Err(format!("I1: entry {} is committed in epoch {epoch}, and was another", point.seq))
+                Err(format!(
+                    "I1: entry {} is committed in epoch {epoch}, and was another",
+                    point.seq
+                ))
             };
         }
         let mut news = Vec::new();
@@ -532,7 +602,10 @@ impl Checker {
         if header.tid != Tid::ZERO {
             if header.tid <= lineage.last_tid {
                 let last = lineage.last_tid;
-                return Err(format!("I7: entry {} has tid {} after {last}", header.seq, header.tid));
+                return Err(format!(
+                    "I7: entry {} has tid {} after {last}",
+                    header.seq, header.tid
+                ));
             }
             lineage.last_tid = header.tid;
         }
@@ -546,7 +619,9 @@ impl Checker {
 
     /// What is committed is there in a quorum of those who are counted now.
     pub(crate) fn check_durable(&self, history: HistoryId) -> Checked {
-        let Some(lineage) = self.lineages.get(&history) else { return Ok(()) };
+        let Some(lineage) = self.lineages.get(&history) else {
+            return Ok(());
+        };
         if lineage.committed.is_empty() {
             return Ok(());
         }
@@ -563,7 +638,9 @@ impl Checker {
         if is_there {
             Ok(())
         } else {
-            Err(format!("I2: entry {seq} is committed, and not on enough disks any more"))
+            Err(format!(
+                "I2: entry {seq} is committed, and not on enough disks any more"
+            ))
         }
     }
 
@@ -576,7 +653,11 @@ impl Checker {
             Some(_) => return Err(format!("I4: {who} begins epoch {epoch} twice")),
             None => {}
         }
-        let office = Office { who, process, before };
+        let office = Office {
+            who,
+            process,
+            before,
+        };
         self.offices.insert((history, epoch), office);
         self.check_office(history, epoch)
     }
@@ -606,19 +687,29 @@ impl Checker {
 
     /// A replica knows this to be committed.
     pub(crate) fn on_known(&self, place: &Place, seq: Seq) -> Checked {
-        let Some(lineage) = self.lineages.get(&place.0) else { return Ok(()) };
+        let Some(lineage) = self.lineages.get(&place.0) else {
+            return Ok(());
+        };
         if seq > lineage.len() {
             let len = lineage.len();
-            return Err(format!("I1: {} says that {seq} is committed, and {len} is", place.1));
+            return Err(format!(
+                "I1: {} says that {seq} is committed, and {len} is",
+                place.1
+            ));
         }
-        let Some(log) = self.running.get(place) else { return Ok(()) };
+        let Some(log) = self.running.get(place) else {
+            return Ok(());
+        };
         if log.record.is_some() {
             // An arbiter has no entries.
             return Ok(());
         }
         let (mine, theirs) = (log.at(seq), lineage.at(seq));
         if seq.0 > log.base_seq() && seq > lineage.start.seq && mine != theirs {
-            return Err(format!("I1: {} has another entry {seq} than is committed", place.1));
+            return Err(format!(
+                "I1: {} has another entry {seq} than is committed",
+                place.1
+            ));
         }
         Ok(())
     }
@@ -626,10 +717,17 @@ impl Checker {
     /// A replica applies up to here.
     pub(crate) fn on_apply(&self, place: &Place, through: Seq) -> Checked {
         self.on_known(place, through)?;
-        let Some(lineage) = self.lineages.get(&place.0) else { return Ok(()) };
-        let Some(log) = self.stable.get(place) else { return Ok(()) };
+        let Some(lineage) = self.lineages.get(&place.0) else {
+            return Ok(());
+        };
+        let Some(log) = self.stable.get(place) else {
+            return Ok(());
+        };
         if through.0 > log.base_seq() && log.at(through) != lineage.at(through) {
-            return Err(format!("I10: {} applies {through}, which its disk has not", place.1));
+            return Err(format!(
+                "I10: {} applies {through}, which its disk has not",
+                place.1
+            ));
         }
         Ok(())
     }
@@ -637,32 +735,42 @@ impl Checker {
     /// A process has sent something.
     pub(crate) fn on_sent(&mut self, place: Place, process: u64, content: &Content) -> Checked {
         let (history, who) = place;
-        let Some(stable) = self.stable.get(&place) else { return Ok(()) };
+        let Some(stable) = self.stable.get(&place) else {
+            return Ok(());
+        };
         match content {
-            Content::State(state) => {
-                if state.promised > stable.promised {
-                    return Err(format!("I5: {who} tells {} before it is synced", state.promised));
-                }
+            Content::State(state) if state.promised > stable.promised => {
+                let promised = state.promised;
+                return Err(format!("I5: {who} tells {promised} before it is synced"));
             }
-            Content::Claim { epoch, .. } | Content::Promise { epoch, .. } => {
-                if *epoch != stable.promised {
-                    return Err(format!("I5: {who} says {epoch}, and has promised {}", stable.promised));
-                }
+            Content::Claim { epoch, .. } | Content::Promise { epoch, .. }
+                if *epoch != stable.promised =>
+            {
+                let promised = stable.promised;
+                return Err(format!("I5: {who} says {epoch}, promised is {promised}"));
             }
             Content::Ack { epoch, seq, .. } => {
                 if *epoch != stable.promised {
                     let promised = stable.promised;
-                    return Err(format!("I5: {who} acknowledges in {epoch}, promised is {promised}"));
+                    return Err(format!(
+                        "I5: {who} acknowledges in {epoch}, promised is {promised}"
+                    ));
                 }
                 if *seq > stable.last_seq() {
-                    return Err(format!("I2: {who} acknowledges {seq}, which is not on its disk"));
+                    return Err(format!(
+                        "I2: {who} acknowledges {seq}, which is not on its disk"
+                    ));
                 }
             }
-            Content::Propose { entry, committed, .. } => {
+            Content::Propose {
+                entry, committed, ..
+            } => {
                 self.check_office_of(history, who, process, entry.header().epoch)?;
                 self.on_known(&place, *committed)?;
             }
-            Content::Commit { epoch, committed, .. } => {
+            Content::Commit {
+                epoch, committed, ..
+            } => {
                 self.check_office_of(history, who, process, *epoch)?;
                 self.on_known(&place, *committed)?;
             }
@@ -672,27 +780,33 @@ impl Checker {
         Ok(())
     }
 
-    fn check_office_of(&self, history: HistoryId, who: Voter, process: u64, epoch: Epoch) -> Checked {
+    fn check_office_of(
+        &self,
+        history: HistoryId,
+        who: Voter,
+        process: u64,
+        epoch: Epoch,
+    ) -> Checked {
         match self.offices.get(&(history, epoch)) {
             Some(office) if (office.who, office.process) == (who, process) => Ok(()),
-            _ => Err(format!("I4: {who} speaks as primary of {epoch}, which it is not")),
+            _ => Err(format!(
+                "I4: {who} speaks as primary of {epoch}, which it is not"
+            )),
         }
     }
 
     /// A finish was said to have failed for good.
     pub(crate) fn on_lost(&mut self, body: &[bytes::Bytes]) -> Checked {
         let key = body_key(body);
-        let mut all = self.lineages.values().flat_map(|lineage| &lineage.committed);
+        let mut all = self
+            .lineages
+            .values()
+            .flat_map(|lineage| &lineage.committed);
         if all.any(|(digest, _)| body_key(self.entries[digest].entry.body()) == key) {
             return Err("I13: a finish is committed and was said to be lost".to_owned());
         }
         self.lost.insert(key);
         Ok(())
-    }
-
-    /// Whose log is in front, for runs by hand.
-    pub(crate) fn names(&self) -> Vec<NodeId> {
-        self.stable.keys().map(|(_, voter)| voter.node).collect()
     }
 }
 

@@ -21,7 +21,11 @@ pub(crate) struct Delivery {
 
 #[derive(Clone, Debug)]
 pub(crate) enum What {
-    View { id: ViewId, members: Vec<MemberId>, me: MemberId },
+    View {
+        id: ViewId,
+        members: Vec<MemberId>,
+        me: MemberId,
+    },
     Lost,
     Message(Box<Post>),
 }
@@ -100,7 +104,9 @@ impl Daemon {
     }
 
     pub(crate) fn is_current(&self, node: usize, attachment: u64) -> bool {
-        self.attached.get(&node).is_some_and(|it| it.attachment == attachment)
+        self.attached
+            .get(&node)
+            .is_some_and(|it| it.attachment == attachment)
     }
 
     /// The node that has, or had, this name.
@@ -157,7 +163,10 @@ impl Daemon {
         let old = std::mem::replace(&mut self.groups, groups);
         let all: Vec<usize> = self.attached.keys().copied().collect();
         let with = |groups: &[u8], node: usize| -> Vec<usize> {
-            all.iter().copied().filter(|it| groups[*it] == groups[node]).collect()
+            all.iter()
+                .copied()
+                .filter(|it| groups[*it] == groups[node])
+                .collect()
         };
         let changed = all.iter().copied();
         let changed = changed.filter(|node| with(&old, *node) != with(&self.groups, *node));
@@ -196,7 +205,11 @@ impl Daemon {
         let nodes: Vec<usize> = self.attached.keys().copied().collect();
         for node in nodes {
             // The same view, and not the same.
-            let id = if self.random.percent(50) { id } else { self.next_view() };
+            let id = if self.random.percent(50) {
+                id
+            } else {
+                self.next_view()
+            };
             self.tell(node, id, now);
         }
     }
@@ -207,7 +220,11 @@ impl Daemon {
             return;
         }
         let group = self.groups[node];
-        let others: Vec<usize> = self.in_group(group).into_iter().filter(|it| *it != node).collect();
+        let others: Vec<usize> = self
+            .in_group(group)
+            .into_iter()
+            .filter(|it| *it != node)
+            .collect();
         let id = self.next_view();
         for other in &others {
             self.tell_members(*other, id, others.clone(), now);
@@ -234,7 +251,13 @@ impl Daemon {
         self.late[node] = by;
     }
 
-    pub(crate) fn send(&mut self, from: usize, to: Option<&MemberId>, message: &Message, now: Duration) {
+    pub(crate) fn send(
+        &mut self,
+        from: usize,
+        to: Option<&MemberId>,
+        message: &Message,
+        now: Duration,
+    ) {
         let Some(member) = self.attached.get(&from).map(|it| it.member.clone()) else {
             return;
         };
@@ -345,7 +368,9 @@ impl Daemon {
         let members = match &self.mess {
             Some(mess) => {
                 let nodes = self.attached.keys().copied();
-                nodes.filter(|other| mess.sees.contains(&(node, *other))).collect()
+                nodes
+                    .filter(|other| mess.sees.contains(&(node, *other)))
+                    .collect()
             }
             None => self.in_group(self.groups[node]),
         };
@@ -353,7 +378,10 @@ impl Daemon {
     }
 
     fn tell_members(&mut self, node: usize, id: ViewId, members: Vec<usize>, now: Duration) {
-        let members = members.iter().filter_map(|it| self.name_of(*it).cloned()).collect();
+        let members = members
+            .iter()
+            .filter_map(|it| self.name_of(*it).cloned())
+            .collect();
         let lag = Duration::from_micros(
             100 + self.random.next() % self.plan.view_lag.as_micros().max(1) as u64,
         );
@@ -366,13 +394,21 @@ impl Daemon {
         let (at, attachment) = (attached.told_at, attached.attachment);
         let me = attached.member.clone();
         let what = What::View { id, members, me };
-        self.out.push(Delivery { at, to: node, attachment, what });
+        self.out.push(Delivery {
+            at,
+            to: node,
+            attachment,
+            what,
+        });
         if repeats {
             let had: Vec<Post> = attached.had.iter().cloned().collect();
             for post in had {
                 if self.random.percent(30) {
                     let at = at + millis(&mut self.random, 0, 50);
-                    let post = Post { is_repeated: true, ..post };
+                    let post = Post {
+                        is_repeated: true,
+                        ..post
+                    };
                     // Behind what comes else; that it comes again at all is what is wrong with it.
                     self.post(node, post, at);
                 }

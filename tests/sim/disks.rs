@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::checker::{Checked, NodeLog, Torn};
-use crate::disk::{EXTREMES, Failure, Files, Lie, Model, Pick, SimDisk};
 use crate::clients::message::Applied;
+use crate::disk::{EXTREMES, Failure, Files, Lie, Model, Pick, SimDisk};
 use crate::entry::Entry;
 use crate::ids::{DiskId, Epoch, Seq};
 use crate::node::Process;
@@ -33,11 +33,15 @@ impl World {
         let now = self.now;
         let is_slow = now < self.nodes[node].slow_disk_until;
         let time = self.disk_time(is_slow);
-        let Some(process) = self.nodes[node].process.as_mut() else { return };
+        let Some(process) = self.nodes[node].process.as_mut() else {
+            return;
+        };
         if process.running.is_some() {
             return;
         }
-        let Some(mut job) = process.jobs.pop_front() else { return };
+        let Some(mut job) = process.jobs.pop_front() else {
+            return;
+        };
         if let Job::Append(entries) = &mut job {
             // They share a sync.
             while let Some(Job::Append(more)) = process.jobs.front_mut() {
@@ -61,8 +65,12 @@ impl World {
 
     pub(crate) fn disk_done(&mut self, node: usize) -> Checked {
         let it = &mut self.nodes[node];
-        let Some(process) = it.process.as_mut() else { return Ok(()) };
-        let Some(job) = process.running.take() else { return Ok(()) };
+        let Some(process) = it.process.as_mut() else {
+            return Ok(());
+        };
+        let Some(job) = process.running.take() else {
+            return Ok(());
+        };
         it.disk.set_full(it.is_full);
         if matches!(job, Job::Adopt { .. }) {
             it.disk.fail(None);
@@ -94,28 +102,37 @@ impl World {
 
     fn applied_now(&mut self, node: usize) -> Vec<Entry> {
         let process = self.nodes[node].process.as_mut();
-        process.map(|process| process.store.take_applied()).unwrap_or_default()
+        process
+            .map(|process| process.store.take_applied())
+            .unwrap_or_default()
     }
 
     /// Tells the checker what stands on the disk now.
     fn job_done(&mut self, node: usize, job: &Job, event: &Event) -> Checked {
         let place = self.nodes[node].place();
         match (job, event) {
-            (Job::Append(entries), Event::Synced { .. }) => self.checker.on_appended(place, entries)?,
+            (Job::Append(entries), Event::Synced { .. }) => {
+                self.checker.on_appended(place, entries)?
+            }
             (Job::Append(_), Event::NoRoom { last, .. }) => {
                 self.checker.on_no_room(&place, last.seq);
             }
             (Job::Promise(epoch), _) => self.checker.on_promised(place, *epoch)?,
             (Job::Cut { after, .. }, _) => self.checker.on_cut_done(place, *after)?,
             (Job::Record(position, members), _) => {
-                self.checker.on_recorded(place, *position, members.clone())?;
+                self.checker
+                    .on_recorded(place, *position, members.clone())?;
             }
             (Job::Adopt { .. }, Event::Copied { log, .. }) => {
-                let promised = self.checker.stable(&place).map_or(Epoch::ZERO, |log| log.promised);
+                let promised = self
+                    .checker
+                    .stable(&place)
+                    .map_or(Epoch::ZERO, |log| log.promised);
                 self.checker.copied(place, log.last, promised)?;
                 let applied = self.all_applied(node)?;
                 let _ = self.applied_now(node);
-                self.users.copied(node, self.nodes[node].history, applied, self.now);
+                self.users
+                    .copied(node, self.nodes[node].history, applied, self.now);
                 self.marks.hit("copy adopted");
             }
             _ => {}
@@ -137,16 +154,24 @@ impl World {
     /// All that the data of a node hold. I10: that is what is committed, up to there.
     pub(crate) fn all_applied(&self, node: usize) -> Result<Vec<Applied>, String> {
         let it = &self.nodes[node];
-        let Some(process) = &it.process else { return Ok(Vec::new()) };
+        let Some(process) = &it.process else {
+            return Ok(Vec::new());
+        };
         if it.plan.kind == NodeKind::Arbiter {
             return Ok(Vec::new());
         }
         let applied = process.store.applied();
         let all = self.checker.history_of(it.history, applied);
         let all = all.ok_or_else(|| format!("I10: {} has applied {applied}", it.name))?;
-        let found = process.store.written().map_err(|error| format!("I10: {}: {error}", it.name))?;
+        let found = process
+            .store
+            .written()
+            .map_err(|error| format!("I10: {}: {error}", it.name))?;
         if !all.iter().filter_map(|entry| written(entry)).eq(found) {
-            return Err(format!("I10: the data of {} are not what is committed", it.name));
+            return Err(format!(
+                "I10: the data of {} are not what is committed",
+                it.name
+            ));
         }
         Ok(all.into_iter().map(plain).collect())
     }
@@ -168,25 +193,41 @@ impl World {
         let kept = Arc::new(Mutex::new(lock(&it.kept).clone()));
         let opened = Store::open(&disk, &kept, self.sort(node));
         let opened = opened.map_err(|error| format!("I2: {} without power: {error}", it.name))?;
-        let Some(stable) = self.checker.stable(&it.place()) else { return Ok(()) };
+        let Some(stable) = self.checker.stable(&it.place()) else {
+            return Ok(());
+        };
         let last = opened.store.ends().1;
         if last.seq != stable.last_seq() || Some(last.digest) != stable.last() {
             let (last, told) = (last.seq, stable.last_seq());
-            return Err(format!("I2: {} has told {told}, and {last} is on its disk", it.name));
+            return Err(format!(
+                "I2: {} has told {told}, and {last} is on its disk",
+                it.name
+            ));
         }
         if opened.start.promised != stable.promised {
             let (is, told) = (opened.start.promised, stable.promised);
-            return Err(format!("I5: {} has told {told}, and {is} is on its disk", it.name));
+            return Err(format!(
+                "I5: {} has told {told}, and {is} is on its disk",
+                it.name
+            ));
         }
         Ok(())
     }
 
     pub(crate) fn sort(&self, node: usize) -> Sort {
-        let Plan { segment_len, window_len, has_storage, .. } = self.plan;
+        let Plan {
+            segment_len,
+            window_len,
+            has_storage,
+            ..
+        } = self.plan;
         Sort {
             is_real: has_storage,
             has_data: self.nodes[node].plan.kind != NodeKind::Arbiter,
-            sizes: Sizes { segment_len, window_len },
+            sizes: Sizes {
+                segment_len,
+                window_len,
+            },
         }
     }
 
@@ -197,7 +238,9 @@ impl World {
         if it.paused_until.is_some() || it.is_full {
             return Ok(());
         }
-        let Some(process) = it.process.as_mut() else { return Ok(()) };
+        let Some(process) = it.process.as_mut() else {
+            return Ok(());
+        };
         if let Err(error) = process.store.checkpoint() {
             self.fail(node, error);
         }
@@ -206,7 +249,9 @@ impl World {
 
     /// A pack is done.
     pub(crate) fn packed(&mut self, node: usize) -> Checked {
-        let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
+        let Some(process) = self.nodes[node].process.as_mut() else {
+            return Ok(());
+        };
         if let Some((storage, at)) = process.packing.take()
             && let Err(error) = process.store.note_packed(&storage, at)
         {
@@ -297,7 +342,10 @@ impl World {
         };
         it.is_damaged = false;
         let (first, last) = opened.store.ends();
-        let digests = opened.store.entries(first, last.seq, u64::MAX).unwrap_or_default();
+        let digests = opened
+            .store
+            .entries(first, last.seq, u64::MAX)
+            .unwrap_or_default();
         let found = NodeLog {
             base: Some(opened.store.base()),
             digests: digests.iter().map(|entry| entry.header().digest).collect(),
@@ -342,10 +390,18 @@ impl World {
         });
         let all = self.all_applied(node)?;
         let _ = self.applied_now(node);
-        self.users.start(node, self.nodes[node].history, all, self.now);
+        self.users
+            .start(node, self.nodes[node].history, all, self.now);
         let time = self.within(1, 300);
         let same_name = self.random.percent(20);
-        self.after(time, Happening::Join { node, process, same_name });
+        self.after(
+            time,
+            Happening::Join {
+                node,
+                process,
+                same_name,
+            },
+        );
         self.rewake(node);
         Ok(())
     }
@@ -357,7 +413,10 @@ impl World {
         disk[0] = node as u8 + 1;
         disk[8..].copy_from_slice(&self.disks.to_be_bytes());
         let it = &mut self.nodes[node];
-        it.voter = Voter { node: it.name, disk: DiskId(disk) };
+        it.voter = Voter {
+            node: it.name,
+            disk: DiskId(disk),
+        };
         it.disk = SimDisk::new(Model::new(&Files::new(), self.plan.lie), None);
         it.kept = Arc::new(Mutex::new(Kept::default()));
         it.is_damaged = false;
@@ -429,9 +488,13 @@ impl World {
         let files = files.iter().filter(|(path, contents)| {
             let name = path.to_string_lossy();
             // A data file has no checksums: what rots there nobody can tell.
-            path.starts_with(JOURNAL) && !contents.is_empty() && (!is_tail || name.ends_with(".segment"))
+            path.starts_with(JOURNAL)
+                && !contents.is_empty()
+                && (!is_tail || name.ends_with(".segment"))
         });
-        let files: Vec<_> = files.map(|(path, contents)| (path.clone(), contents.len())).collect();
+        let files: Vec<_> = files
+            .map(|(path, contents)| (path.clone(), contents.len()))
+            .collect();
         let Some((path, len)) = files.get(self.random.below(files.len().max(1))).cloned() else {
             return;
         };
@@ -447,7 +510,11 @@ impl World {
         let seed = self.random.next();
         let disk = &self.nodes[node].disk;
         let step = disk.step_count() + after;
-        disk.fail(Some(Failure { step, kind: std::io::ErrorKind::Other, seed }));
+        disk.fail(Some(Failure {
+            step,
+            kind: std::io::ErrorKind::Other,
+            seed,
+        }));
     }
 }
 
@@ -482,7 +549,10 @@ fn torn(job: &Job) -> Torn {
             appended: entries.iter().map(|entry| entry.header().digest).collect(),
             ..Torn::default()
         },
-        Job::Cut { after, .. } => Torn { cut_after: Some(*after), ..Torn::default() },
+        Job::Cut { after, .. } => Torn {
+            cut_after: Some(*after),
+            ..Torn::default()
+        },
         // What is not in the copy is cut first.
         Job::Adopt { copy, .. } => Torn {
             cut_after: Some(Seq::ZERO),

@@ -62,19 +62,37 @@ impl World {
                 self.heal_later(time, Heal::Groups);
             }
             Fault::Spurious { node, it_sees } => self.daemon.spurious(node, it_sees, now),
-            Fault::Kick { node, same_name, away } => {
+            Fault::Kick {
+                node,
+                same_name,
+                away,
+            } => {
                 if !self.daemon.is_attached(node) {
                     return Ok(false);
                 }
                 self.daemon.kick(node, now);
-                let process = self.nodes[node].process.as_ref().map_or(0, |process| process.id);
-                self.after(away, Happening::Join { node, process, same_name });
+                let process = self.nodes[node]
+                    .process
+                    .as_ref()
+                    .map_or(0, |process| process.id);
+                self.after(
+                    away,
+                    Happening::Join {
+                        node,
+                        process,
+                        same_name,
+                    },
+                );
             }
             Fault::Late { node, by, time } => {
                 self.daemon.set_late(node, by);
                 self.heal_later(time, Heal::Late(node));
             }
             Fault::Cut { from, to, time } => {
+                if from == to {
+                    // No client gets there.
+                    self.users.isolate(from, true, now);
+                }
                 *self.cuts.entry((from, to)).or_default() += 1;
                 self.heal_later(time, Heal::Cut(from, to));
             }
@@ -86,7 +104,11 @@ impl World {
                 self.nodes[node].is_full = true;
                 self.heal_later(time, Heal::Full(node));
             }
-            Fault::Rot { node, is_tail, down } => {
+            Fault::Rot {
+                node,
+                is_tail,
+                down,
+            } => {
                 if !self.may_lose(node) {
                     return Ok(false);
                 }
@@ -110,7 +132,11 @@ impl World {
             }
             Fault::Count { node, counted } => {
                 let name = self.nodes[node].name;
-                let change = if counted { MemberChange::Add(name) } else { MemberChange::Remove(name) };
+                let change = if counted {
+                    MemberChange::Add(name)
+                } else {
+                    MemberChange::Remove(name)
+                };
                 return self.administer("members", |token| Event::ChangeMembers { token, change });
             }
             Fault::Arbiter { node, wanted } => {
@@ -125,7 +151,11 @@ impl World {
             Fault::Pack => {
                 let tid = crate::ids::Tid::from_unix_time(crate::world::WALL);
                 let storage = "1".to_owned();
-                return self.administer("pack", |token| Event::OrderPack { token, storage, tid });
+                return self.administer("pack", |token| Event::OrderPack {
+                    token,
+                    storage,
+                    tid,
+                });
             }
             Fault::ForcedPromotion { node } => return self.force(node),
         }
@@ -135,7 +165,11 @@ impl World {
     fn heal_later(&mut self, time: Duration, heal: Heal) {
         // Merging takes its time.
         let slow = matches!(heal, Heal::Groups) && self.random.percent(10);
-        let more = if slow { self.within(1000, 45_000) } else { Duration::ZERO };
+        let more = if slow {
+            self.within(1000, 45_000)
+        } else {
+            Duration::ZERO
+        };
         self.after(time + more, Happening::Heal(heal));
     }
 
@@ -144,6 +178,9 @@ impl World {
             Heal::Groups => self.daemon.merge(self.now),
             Heal::Late(node) => self.daemon.set_late(*node, Duration::ZERO),
             Heal::Cut(from, to) => {
+                if from == to {
+                    self.users.isolate(*from, false, self.now);
+                }
                 if let Some(count) = self.cuts.get_mut(&(*from, *to)) {
                     *count = count.saturating_sub(1);
                 }
@@ -153,9 +190,17 @@ impl World {
     }
 
     /// Asks the primary, or whoever is there.
-    fn administer(&mut self, what: &'static str, event: impl FnOnce(Token) -> Event) -> Result<bool, String> {
+    fn administer(
+        &mut self,
+        what: &'static str,
+        event: impl FnOnce(Token) -> Event,
+    ) -> Result<bool, String> {
         let any = self.random.below(self.nodes.len());
-        let node = if self.random.percent(90) { self.primary() } else { Some(any) };
+        let node = if self.random.percent(90) {
+            self.primary()
+        } else {
+            Some(any)
+        };
         let Some(node) = node.filter(|node| self.nodes[*node].is_up()) else {
             return Ok(false);
         };
@@ -174,14 +219,18 @@ impl World {
         }
         let is_intact = |voter| {
             let mut nodes = self.nodes.iter();
-            nodes.any(|other| other.voter == voter && voter != it.voter && !other.is_damaged && !other.is_gone)
+            nodes.any(|other| {
+                other.voter == voter && voter != it.voter && !other.is_damaged && !other.is_gone
+            })
         };
         let is_enough = |members: &Members| {
-            let intact = members.voters.iter().filter(|voter| is_intact(**voter)).count();
+            let intact = members
+                .voters
+                .iter()
+                .filter(|voter| is_intact(**voter))
+                .count();
             match &members.arbiter {
-                None => {
-                    !members.voters.contains(&it.voter) || 2 * intact > members.voters.len()
-                }
+                None => !members.voters.contains(&it.voter) || 2 * intact > members.voters.len(),
                 Some(arbiter) => {
                     let all = intact + usize::from(is_intact(arbiter.node));
                     all >= 2 && arbiter.in_sync.iter().any(|voter| is_intact(*voter))

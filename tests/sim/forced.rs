@@ -63,18 +63,32 @@ impl World {
         // The node may never have heard how far oids were handed out.
         settings.ceilings.entry("1".to_owned()).or_default();
         let tids = inherited.iter().map(|entry| entry.header().tid);
-        let last_tid = tids.max().unwrap_or_default().max(self.checker.last_tid(old));
+        let last_tid = tids
+            .max()
+            .unwrap_or_default()
+            .max(self.checker.last_tid(old));
         let it = &self.nodes[node];
-        let members = Members { voters: BTreeSet::from([it.voter]), arbiter: None };
+        let members = Members {
+            voters: BTreeSet::from([it.voter]),
+            arbiter: None,
+        };
         let settings: Settings = settings.after_loss(members, last_tid, wall);
-        let identity = Identity { history: new, node: it.name, disk: it.voter.disk };
+        let identity = Identity {
+            history: new,
+            node: it.name,
+            disk: it.voter.disk,
+        };
         let it = &mut self.nodes[node];
         it.disk = Store::found_behind(&it.disk, &it.kept, identity, settings.clone(), sort)?;
         it.history = new;
         let known = self.checker.committed(old).min(last.seq);
-        let start = Point { digest: Point::start(new).digest, ..last };
+        let start = Point {
+            digest: Point::start(new).digest,
+            ..last
+        };
         let own_tid = inherited.iter().map(|entry| entry.header().tid).max();
-        self.checker.begin(new, start, settings, own_tid.unwrap_or(Tid::ZERO));
+        self.checker
+            .begin(new, start, settings, own_tid.unwrap_or(Tid::ZERO));
         self.checker.inherit(new, inherited.clone());
         self.users.on_forced(old, new, known);
         for entry in inherited.iter().filter(|entry| entry.header().seq > known) {

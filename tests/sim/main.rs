@@ -39,12 +39,12 @@ mod world;
 #[cfg(mutants)]
 #[path = "../../src/replica/mod.rs"]
 mod replica;
+#[cfg(not(mutants))]
+use standby::replica;
 #[cfg(mutants)]
 #[allow(unused_imports, reason = "the core names them")]
 use standby::{cursor, limits, out_queue, pickle, value};
 use standby::{entry, group, ids};
-#[cfg(not(mutants))]
-use standby::replica;
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -52,7 +52,10 @@ use std::time::Instant;
 /// When runs begin, by the steady clock. Only differences are of importance.
 fn base() -> Instant {
     static BASE: OnceLock<Instant> = OnceLock::new();
-    #[expect(clippy::disallowed_methods, reason = "there is no other way to make one")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "there is no other way to make one"
+    )]
     *BASE.get_or_init(Instant::now)
 }
 
@@ -62,5 +65,9 @@ fn sweep_of_seeds() {
     sum.print();
     let texts: Vec<String> = failed.iter().map(sweep::explain).collect();
     assert!(texts.is_empty(), "{}", texts.concat());
-    assert!(sum.missing().is_empty(), "this never happened: {:?}", sum.missing());
+    assert!(
+        sum.missing().is_empty(),
+        "this never happened: {:?}",
+        sum.missing()
+    );
 }

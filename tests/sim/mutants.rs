@@ -58,7 +58,11 @@ const CORE: &[Mutant] = &[
     Mutant::PackUnordered,
 ];
 
-const LIES: [Lie; 3] = [Lie::SyncsNothing, Lie::SyncsAllButTheLast, Lie::ForgetsNames];
+const LIES: [Lie; 3] = [
+    Lie::SyncsNothing,
+    Lie::SyncsAllButTheLast,
+    Lie::ForgetsNames,
+];
 
 fn plan(seed: u64, broken: Broken) -> Plan {
     let mut plan = Plan::new(seed);
@@ -92,7 +96,9 @@ fn each_broken_rule_is_noticed() {
     let all = CORE.iter().copied().map(Broken::Core);
     let all = all.chain(FrontMutant::ALL.into_iter().map(Broken::Front));
     let all = all.chain(LIES.into_iter().map(Broken::Disk));
-    let all: Vec<Broken> = all.filter(|it| format!("{it:?}").contains(&wanted)).collect();
+    let all: Vec<Broken> = all
+        .filter(|it| format!("{it:?}").contains(&wanted))
+        .collect();
     let next = AtomicUsize::new(0);
     let survivors = Mutex::new(Vec::new());
     std::panic::set_hook(Box::new(|_| {}));

@@ -78,7 +78,11 @@ pub(crate) struct Planned {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The process ends, or the power goes; it is back after a time.
-    Crash { node: usize, power: bool, down: Duration },
+    Crash {
+        node: usize,
+        power: bool,
+        down: Duration,
+    },
     /// The power of all goes.
     PowerOfAll { down: Duration },
     /// A node stands still.
@@ -90,11 +94,23 @@ pub(crate) enum Fault {
     /// Others see a node leave and join; it sees that itself, or not.
     Spurious { node: usize, it_sees: bool },
     /// The daemon throws a node out; it comes back, under its old name or another one.
-    Kick { node: usize, same_name: bool, away: Duration },
+    Kick {
+        node: usize,
+        same_name: bool,
+        away: Duration,
+    },
     /// What the daemon has for a node comes late.
-    Late { node: usize, by: Duration, time: Duration },
+    Late {
+        node: usize,
+        by: Duration,
+        time: Duration,
+    },
     /// One does not hear the other directly.
-    Cut { from: usize, to: usize, time: Duration },
+    Cut {
+        from: usize,
+        to: usize,
+        time: Duration,
+    },
     /// All direct connections of a node are slow.
     SlowLinks { node: usize, time: Duration },
     /// A clock is set, by milliseconds.
@@ -106,7 +122,11 @@ pub(crate) enum Fault {
     /// A disk is full.
     FullDisk { node: usize, time: Duration },
     /// The power goes, and some bits of the journal are wrong when it is back.
-    Rot { node: usize, is_tail: bool, down: Duration },
+    Rot {
+        node: usize,
+        is_tail: bool,
+        down: Duration,
+    },
     /// The disk is gone; the node comes back with an empty one.
     LoseDisk { node: usize, down: Duration },
     /// An administrator does something.
@@ -210,12 +230,20 @@ impl Plan {
             seed: 7,
             nodes: nodes((voters, 0, 0, false), random)
                 .into_iter()
-                .map(|node| NodePlan { drift: 0, wall_off: 0, priority: 10, ..node })
+                .map(|node| NodePlan {
+                    drift: 0,
+                    wall_off: 0,
+                    priority: 10,
+                    ..node
+                })
                 .collect(),
             lease: Duration::from_secs(2),
             calm_at: Duration::from_secs(10),
             faults: Vec::new(),
-            load: Load { finish_every: Duration::from_millis(50), body_len_max: 200 },
+            load: Load {
+                finish_every: Duration::from_millis(50),
+                body_len_max: 200,
+            },
             daemon: DaemonPlan {
                 latency: Duration::from_millis(1),
                 view_lag: Duration::from_millis(20),
@@ -309,8 +337,14 @@ fn fault(plan: &Plan, kind: usize, random: &mut Random) -> Fault {
     let count = plan.nodes.len();
     let node = random.below(count);
     match kind {
-        0 | 1 => Fault::Crash { node, power: kind == 0, down: millis(random, 0, 4000) },
-        2 => Fault::PowerOfAll { down: millis(random, 0, 2000) },
+        0 | 1 => Fault::Crash {
+            node,
+            power: kind == 0,
+            down: millis(random, 0, 4000),
+        },
+        2 => Fault::PowerOfAll {
+            down: millis(random, 0, 2000),
+        },
         3 => Fault::Pause {
             node,
             time: match random.below(8) {
@@ -319,23 +353,62 @@ fn fault(plan: &Plan, kind: usize, random: &mut Random) -> Fault {
                 _ => millis(random, 1, 1500),
             },
         },
-        4 => Fault::Partition { groups: groups(count, random), time: spell(random) },
-        5 => Fault::Mess { seed: random.next(), time: spell(random) },
-        6 => Fault::Spurious { node, it_sees: random.percent(50) },
+        4 => Fault::Partition {
+            groups: groups(count, random),
+            time: spell(random),
+        },
+        5 => Fault::Mess {
+            seed: random.next(),
+            time: spell(random),
+        },
+        6 => Fault::Spurious {
+            node,
+            it_sees: random.percent(50),
+        },
         7 => Fault::Kick {
             node,
             same_name: random.percent(30),
             away: millis(random, 0, 3000),
         },
-        8 => Fault::Late { node, by: millis(random, 50, 4000), time: spell(random) },
-        9 => Fault::Cut { from: node, to: random.below(count), time: spell(random) },
-        10 => Fault::SlowLinks { node, time: spell(random) },
-        11 => Fault::Clock { node, by: jump(random) },
-        12 => Fault::SlowDisk { node, time: spell(random) },
-        13 => Fault::FailDisk { node, after: random.below(20) },
-        14 => Fault::FullDisk { node, time: spell(random) },
-        15 => Fault::Rot { node, is_tail: random.percent(60), down: millis(random, 0, 3000) },
-        _ => Fault::LoseDisk { node, down: millis(random, 0, 3000) },
+        8 => Fault::Late {
+            node,
+            by: millis(random, 50, 4000),
+            time: spell(random),
+        },
+        9 => Fault::Cut {
+            from: node,
+            to: random.below(count),
+            time: spell(random),
+        },
+        10 => Fault::SlowLinks {
+            node,
+            time: spell(random),
+        },
+        11 => Fault::Clock {
+            node,
+            by: jump(random),
+        },
+        12 => Fault::SlowDisk {
+            node,
+            time: spell(random),
+        },
+        13 => Fault::FailDisk {
+            node,
+            after: random.below(20),
+        },
+        14 => Fault::FullDisk {
+            node,
+            time: spell(random),
+        },
+        15 => Fault::Rot {
+            node,
+            is_tail: random.percent(60),
+            down: millis(random, 0, 3000),
+        },
+        _ => Fault::LoseDisk {
+            node,
+            down: millis(random, 0, 3000),
+        },
     }
 }
 
@@ -343,8 +416,14 @@ fn operation(plan: &Plan, random: &mut Random) -> Fault {
     let node = random.below(plan.nodes.len());
     match random.below(10) {
         0..4 => Fault::Swap { to: node },
-        4..7 => Fault::Count { node, counted: random.percent(60) },
-        7 => Fault::Arbiter { node, wanted: random.percent(60) },
+        4..7 => Fault::Count {
+            node,
+            counted: random.percent(60),
+        },
+        7 => Fault::Arbiter {
+            node,
+            wanted: random.percent(60),
+        },
         _ => Fault::Pack,
     }
 }
@@ -369,7 +448,11 @@ fn jump(random: &mut Random) -> i64 {
         1 => random.below(60_000),
         _ => 3_600_000,
     };
-    if random.percent(50) { size as i64 } else { -(size as i64) }
+    if random.percent(50) {
+        size as i64
+    } else {
+        -(size as i64)
+    }
 }
 
 pub(crate) fn millis(random: &mut Random, from: u64, to: u64) -> Duration {

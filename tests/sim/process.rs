@@ -31,7 +31,11 @@ impl World {
         match &event {
             Event::View { id, members, .. } => {
                 let (id, members) = (*id, members.iter().cloned().collect());
-                process.view = Some(SeenView { id, members, since: self.now });
+                process.view = Some(SeenView {
+                    id,
+                    members,
+                    since: self.now,
+                });
             }
             Event::Lost => process.view = None,
             Event::Message { from, message } => {
@@ -77,12 +81,27 @@ impl World {
             Action::SendAll(message) => self.send(node, None, &message)?,
             Action::SendOne(to, message) => self.send(node, Some(&to), &message)?,
             Action::Fetch { to, fetch } => self.fetch(node, &to, fetch),
-            Action::Supply { to, answer, entries } => self.supply(node, &to, *answer, entries),
-            Action::Copy { id: request, from, at_least, .. } => {
+            Action::Supply {
+                to,
+                answer,
+                entries,
+            } => self.supply(node, &to, *answer, entries),
+            Action::Copy {
+                id: request,
+                from,
+                at_least,
+                ..
+            } => {
                 self.marks.hit("catch-up by copy");
                 let from = self.node_of(&from).unwrap_or(usize::MAX);
                 let time = self.within(100, 3000);
-                let what = Happening::Copied { node, process: id, id: request, from, at_least };
+                let what = Happening::Copied {
+                    node,
+                    process: id,
+                    id: request,
+                    from,
+                    at_least,
+                };
                 self.after(time, what);
             }
             Action::Append(entries) => {
@@ -149,7 +168,9 @@ impl World {
     }
 
     fn told(&mut self, node: usize, notice: &Notice) {
-        let Some(process) = self.nodes[node].process.as_mut() else { return };
+        let Some(process) = self.nodes[node].process.as_mut() else {
+            return;
+        };
         match notice {
             Notice::Promoted(epoch) => {
                 process.promoted = Some(*epoch);
@@ -171,7 +192,9 @@ impl World {
 
     fn send(&mut self, node: usize, to: Option<&MemberId>, message: &Message) -> Checked {
         let place = self.nodes[node].place();
-        let Some(process) = self.nodes[node].process.as_ref() else { return Ok(()) };
+        let Some(process) = self.nodes[node].process.as_ref() else {
+            return Ok(());
+        };
         let id = process.id;
         if is_stream(&message.content) {
             self.check_barrier(node)?;
@@ -189,7 +212,9 @@ impl World {
     /// I15
     fn check_barrier(&self, node: usize) -> Checked {
         let it = &self.nodes[node];
-        let Some(process) = &it.process else { return Ok(()) };
+        let Some(process) = &it.process else {
+            return Ok(());
+        };
         let Some(view) = &process.view else {
             return Err(format!("I15: {} sends without a view", it.name));
         };
@@ -202,24 +227,51 @@ impl World {
         if view.members.is_subset(unblocked) {
             return Ok(());
         }
-        Err(format!("I15: {} sends before all have unblocked {}", it.name, short(&view.id)))
+        Err(format!(
+            "I15: {} sends before all have unblocked {}",
+            it.name,
+            short(&view.id)
+        ))
     }
 
     fn fetch(&mut self, node: usize, to: &MemberId, fetch: Fetch) {
         let it = &mut self.nodes[node];
-        let Some(process) = it.process.as_mut() else { return };
+        let Some(process) = it.process.as_mut() else {
+            return;
+        };
         let (id, process_id) = (fetch.id, process.id);
         process.fetches.insert(id);
         let target = self.daemon.node_of(to);
         let me = self.daemon.name_of(node).cloned();
         let reached = target.filter(|target| self.reaches(node, *target));
-        let over = if reached.is_some() { self.within(1000, 5000) } else { self.within(1, 1500) };
-        self.after(over, Happening::FetchOver { node, process: process_id, id });
+        let over = if reached.is_some() {
+            self.within(1000, 5000)
+        } else {
+            self.within(1, 1500)
+        };
+        self.after(
+            over,
+            Happening::FetchOver {
+                node,
+                process: process_id,
+                id,
+            },
+        );
         if let (Some(target), Some(from)) = (reached, me) {
             let time = self.direct_time(node, target);
-            let process = self.nodes[target].process.as_ref().map_or(0, |process| process.id);
+            let process = self.nodes[target]
+                .process
+                .as_ref()
+                .map_or(0, |process| process.id);
             let event = Event::Requested { from, fetch };
-            self.after(time, Happening::Direct { node: target, process, event });
+            self.after(
+                time,
+                Happening::Direct {
+                    node: target,
+                    process,
+                    event,
+                },
+            );
         }
     }
 
@@ -230,7 +282,9 @@ impl World {
         mut answer: Fetched,
         range: Option<(Seq, Seq)>,
     ) {
-        let Some(process) = self.nodes[node].process.as_ref() else { return };
+        let Some(process) = self.nodes[node].process.as_ref() else {
+            return;
+        };
         if let (Some((from, last)), Supply::Entries { entries, .. }) = (range, &mut answer.what) {
             match process.store.entries(from, last, FETCHED_LEN_MAX) {
                 Some(found) => *entries = found,
@@ -240,12 +294,17 @@ impl World {
                 }
             }
         }
-        let Some(target) = self.daemon.node_of(to) else { return };
+        let Some(target) = self.daemon.node_of(to) else {
+            return;
+        };
         if !self.reaches(node, target) || self.nodes[target].process.is_none() {
             return;
         }
         let time = self.direct_time(node, target);
-        let process = self.nodes[target].process.as_ref().map_or(0, |process| process.id);
+        let process = self.nodes[target]
+            .process
+            .as_ref()
+            .map_or(0, |process| process.id);
         let id = answer.id;
         match &answer.what {
             Supply::Entries { entries, .. } if !entries.is_empty() => {
@@ -257,7 +316,15 @@ impl World {
             Supply::Entries { .. } => {}
         }
         let event = Event::Fetched(answer);
-        self.after(time, Happening::Fetched { node: target, process, id, event });
+        self.after(
+            time,
+            Happening::Fetched {
+                node: target,
+                process,
+                id,
+                event,
+            },
+        );
     }
 
     /// Whether one gets through to the other directly.
@@ -267,15 +334,25 @@ impl World {
     }
 
     fn direct_time(&mut self, from: usize, to: usize) -> Duration {
-        let until = self.nodes[from].slow_links_until.max(self.nodes[to].slow_links_until);
-        if self.now < until { self.within(200, 3000) } else { self.within(0, 10) }
+        let until = self.nodes[from]
+            .slow_links_until
+            .max(self.nodes[to].slow_links_until);
+        if self.now < until {
+            self.within(200, 3000)
+        } else {
+            self.within(0, 10)
+        }
     }
 
     /// Wakes a replica when it wants to be.
     pub(crate) fn rewake(&mut self, node: usize) {
         let it = &self.nodes[node];
-        let Some(process) = it.process.as_ref() else { return };
-        let Some(deadline) = process.replica.deadline() else { return };
+        let Some(process) = it.process.as_ref() else {
+            return;
+        };
+        let Some(deadline) = process.replica.deadline() else {
+            return;
+        };
         let steady = deadline.saturating_duration_since(crate::base());
         let at = it.unsteady(steady).max(self.now);
         if process.wake.is_none_or(|wake| at < wake) {
@@ -289,8 +366,13 @@ impl World {
 
     pub(crate) fn wake(&mut self, node: usize) -> Checked {
         let now = self.now;
-        let (is_paused, instant) = (self.nodes[node].paused_until.is_some(), self.now_of(node).instant);
-        let Some(process) = self.nodes[node].process.as_mut() else { return Ok(()) };
+        let (is_paused, instant) = (
+            self.nodes[node].paused_until.is_some(),
+            self.now_of(node).instant,
+        );
+        let Some(process) = self.nodes[node].process.as_mut() else {
+            return Ok(());
+        };
         if process.wake.is_some_and(|wake| wake > now) {
             return Ok(());
         }
@@ -298,7 +380,11 @@ impl World {
         if is_paused {
             return Ok(());
         }
-        if process.replica.deadline().is_none_or(|deadline| deadline > instant) {
+        if process
+            .replica
+            .deadline()
+            .is_none_or(|deadline| deadline > instant)
+        {
             self.rewake(node);
             return Ok(());
         }
@@ -307,7 +393,10 @@ impl World {
             _ => (now, 1),
         };
         if process.wakes.1 > WAKES_MAX {
-            return Err(format!("{} wants to be woken again and again", self.nodes[node].name));
+            return Err(format!(
+                "{} wants to be woken again and again",
+                self.nodes[node].name
+            ));
         }
         self.step(node, Event::Deadline)
     }
@@ -366,14 +455,20 @@ fn short(id: &ViewId) -> String {
 
 fn brief(event: &Event) -> String {
     match event {
-        Event::Message { from, message } => format!("from {from}: {}", brief_content(&message.content)),
+        Event::Message { from, message } => {
+            format!("from {from}: {}", brief_content(&message.content))
+        }
         event => shorten(format!("{event:?}")),
     }
 }
 
 fn brief_content(content: &Content) -> String {
     match content {
-        Content::Propose { previous, committed, entry } => {
+        Content::Propose {
+            previous,
+            committed,
+            entry,
+        } => {
             let header = entry.header();
             let (seq, epoch) = (header.seq, header.epoch);
             format!("propose {seq}@{epoch} behind {previous}, committed {committed}")
@@ -384,7 +479,10 @@ fn brief_content(content: &Content) -> String {
 
 fn shorten(mut text: String) -> String {
     if text.len() > 400 {
-        let end = (0..=400).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        let end = (0..=400)
+            .rev()
+            .find(|end| text.is_char_boundary(*end))
+            .unwrap_or(0);
         text.truncate(end);
         text.push_str(" ...");
     }

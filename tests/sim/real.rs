@@ -16,7 +16,7 @@ use crate::entry::{Entry, Point};
 use crate::ids::{Epoch, Seq, Tid};
 use crate::replica::event::{Event, Start};
 use crate::replica::settings::Settings;
-use crate::store::{Job, JOURNAL, Sizes, Written};
+use crate::store::{JOURNAL, Job, Sizes, Written};
 
 /// Where the data file is.
 const DATA: &str = "data/Data.fs";
@@ -28,16 +28,29 @@ pub(crate) struct RealStore {
 }
 
 fn directories(has_data: bool) -> Directories {
-    let paths = StoragePaths { data: PathBuf::from(DATA), blobs: None };
+    let paths = StoragePaths {
+        data: PathBuf::from(DATA),
+        blobs: None,
+    };
     Directories {
         journal: PathBuf::from(JOURNAL),
-        storages: has_data.then(|| ("1".to_owned(), paths)).into_iter().collect(),
+        storages: has_data
+            .then(|| ("1".to_owned(), paths))
+            .into_iter()
+            .collect(),
     }
 }
 
 fn options(sizes: Sizes) -> Options {
-    let Sizes { segment_len, window_len } = sizes;
-    Options { segment_len, window_len, checkpoint_len: 32 * 1024 }
+    let Sizes {
+        segment_len,
+        window_len,
+    } = sizes;
+    Options {
+        segment_len,
+        window_len,
+        checkpoint_len: 32 * 1024,
+    }
 }
 
 fn text(error: LogDiskError) -> String {
@@ -48,8 +61,10 @@ fn make_directory(disk: &SimDisk) -> Result<(), String> {
     let path = Path::new(DATA);
     let made = disk.create_directories(Path::new("data"));
     made.map_err(|error| error.to_string())?;
-    disk.sync_directory_of(Path::new("data")).map_err(|error| error.to_string())?;
-    disk.sync_directory_of(path).map_err(|error| error.to_string())
+    disk.sync_directory_of(Path::new("data"))
+        .map_err(|error| error.to_string())?;
+    disk.sync_directory_of(path)
+        .map_err(|error| error.to_string())
 }
 
 impl RealStore {
@@ -74,10 +89,21 @@ impl RealStore {
     ) -> Result<(), String> {
         make_directory(disk)?;
         let disk = Arc::new(disk.clone());
-        LogDisk::seed(disk, &directories(true), &options(sizes), &identity, snapshot).map_err(text)
+        LogDisk::seed(
+            disk,
+            &directories(true),
+            &options(sizes),
+            &identity,
+            snapshot,
+        )
+        .map_err(text)
     }
 
-    pub(crate) fn open(disk: &SimDisk, has_data: bool, sizes: Sizes) -> Result<(Self, Start), String> {
+    pub(crate) fn open(
+        disk: &SimDisk,
+        has_data: bool,
+        sizes: Sizes,
+    ) -> Result<(Self, Start), String> {
         let disk = Arc::new(disk.clone());
         let opened = LogDisk::open(disk, &directories(has_data), &options(sizes));
         let (disk, start) = opened.map_err(text)?;
@@ -93,11 +119,16 @@ impl RealStore {
             Job::Apply { through } => DiskAction::Apply { through },
             Job::Record(position, members) => DiskAction::Record(position, members),
             Job::Adopt { id, copy } => {
-                let Some(snapshot) = copy.real() else { return Err("no copy".to_owned()) };
+                let Some(snapshot) = copy.real() else {
+                    return Err("no copy".to_owned());
+                };
                 return match self.disk.adopt(snapshot) {
                     Ok(log) => {
                         self.taken = self.disk.applied();
-                        Ok(Some(Event::Copied { id, log: Box::new(log) }))
+                        Ok(Some(Event::Copied {
+                            id,
+                            log: Box::new(log),
+                        }))
                     }
                     Err(error) if error.is_refusal() => Ok(Some(Event::FetchFailed { id })),
                     Err(error) => Err(text(error)),
@@ -126,7 +157,8 @@ impl RealStore {
         if taken >= applied {
             return Vec::new();
         }
-        self.entries(taken.next(), applied, u64::MAX).unwrap_or_default()
+        self.entries(taken.next(), applied, u64::MAX)
+            .unwrap_or_default()
     }
 
     pub(crate) fn applied(&self) -> Seq {
@@ -158,7 +190,9 @@ impl RealStore {
 
     /// The transactions in the data file, as any tool reads it.
     pub(crate) fn written(&self) -> Result<Vec<Written>, String> {
-        let Some((file, tail)) = self.disk.data_file("1") else { return Ok(Vec::new()) };
+        let Some((file, tail)) = self.disk.data_file("1") else {
+            return Ok(Vec::new());
+        };
         let mut all = Vec::new();
         let mut transactions = Transactions::from_pos(file, 4, tail);
         while let Some(transaction) = transactions.next() {

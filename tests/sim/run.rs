@@ -64,6 +64,7 @@ pub(crate) struct Watch {
 pub(crate) fn run(plan: &Plan, watch: &Watch) -> Outcome {
     let mut world = build(plan.clone());
     world.logs = watch.logs;
+    world.steps_max = watch.steps;
     if let Some(path) = &watch.trace {
         let file = std::fs::File::create(path).ok();
         let trace = file.and_then(|file| Trace::new(std::io::BufWriter::new(file)).ok());
@@ -75,7 +76,11 @@ pub(crate) fn run(plan: &Plan, watch: &Watch) -> Outcome {
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
         Err(format!("panic: {}", text.unwrap_or_default()))
     });
-    let problem = result.err().map(|what| Problem { what, at: world.now, step: world.steps });
+    let problem = result.err().map(|what| Problem {
+        what,
+        at: world.now,
+        step: world.steps,
+    });
     if let Some(problem) = &problem {
         world.note(usize::MAX, "violation", || problem.what.clone());
     }
@@ -110,7 +115,10 @@ pub(crate) fn build(plan: Plan) -> World {
         world.disks += 1;
         let mut disk = [0; 16];
         disk[0] = index as u8 + 1;
-        let voter = Voter { node: name, disk: DiskId(disk) };
+        let voter = Voter {
+            node: name,
+            disk: DiskId(disk),
+        };
         if plan.is_voter {
             voters.insert(voter);
         }
@@ -136,14 +144,26 @@ pub(crate) fn build(plan: Plan) -> World {
             plan,
         });
     }
-    let arbiter = arbiter.map(|node| Arbiter { node, in_sync: voters.clone() });
+    let arbiter = arbiter.map(|node| Arbiter {
+        node,
+        in_sync: voters.clone(),
+    });
     let members = Members { voters, arbiter };
-    let settings = Settings { members, ..Settings::default() };
-    world.checker.begin(history, Point::start(history), settings.clone(), Tid::ZERO);
+    let settings = Settings {
+        members,
+        ..Settings::default()
+    };
+    world
+        .checker
+        .begin(history, Point::start(history), settings.clone(), Tid::ZERO);
     for index in 0..world.nodes.len() {
         let sort = world.sort(index);
         let node = &world.nodes[index];
-        let identity = Identity { history, node: node.name, disk: node.voter.disk };
+        let identity = Identity {
+            history,
+            node: node.name,
+            disk: node.voter.disk,
+        };
         Store::found(&node.disk, &node.kept, identity, settings.clone(), sort)
             .expect("a disk that has not failed yet");
         let time = world.within(0, 200);
@@ -170,7 +190,10 @@ fn users(plan: &Plan) -> Box<dyn Users> {
     let nodes = names.iter().zip(&plan.nodes);
     let nodes = nodes.filter(|(_, node)| node.kind != NodeKind::Arbiter);
     let nodes: Vec<NodeId> = nodes.map(|(name, _)| *name).collect();
-    let setup = Setup { mutant: plan.front, ..Setup::random(plan.seed, &nodes) };
+    let setup = Setup {
+        mutant: plan.front,
+        ..Setup::random(plan.seed, &nodes)
+    };
     Box::new(Stock::new(setup, names))
 }
 
@@ -252,7 +275,14 @@ impl World {
             if let Some(process) = self.nodes[node].process.as_ref().map(|process| process.id) {
                 let away = self.within(0, 500);
                 let same_name = false;
-                self.after(away, Happening::Join { node, process, same_name });
+                self.after(
+                    away,
+                    Happening::Join {
+                        node,
+                        process,
+                        same_name,
+                    },
+                );
             }
         }
         self.daemon.merge(self.now);
@@ -263,13 +293,24 @@ impl World {
     /// Whether enough of those who are counted are left, and one of them who may lead.
     fn can_be_led(&self) -> bool {
         let settings = self.checker.settings(self.history);
-        self.checker.all_members(self.history).iter().all(|it| self.can_lead(it, &settings))
+        self.checker
+            .all_members(self.history)
+            .iter()
+            .all(|it| self.can_lead(it, &settings))
     }
 
     fn can_lead(&self, members: &Members, settings: &Settings) -> bool {
         let Members { voters, arbiter } = members;
-        let is_left = |voter: &Voter| self.nodes.iter().any(|node| node.voter == *voter && !node.is_gone);
-        let left: Vec<&Node> = self.nodes.iter().filter(|node| voters.contains(&node.voter)).collect();
+        let is_left = |voter: &Voter| {
+            self.nodes
+                .iter()
+                .any(|node| node.voter == *voter && !node.is_gone)
+        };
+        let left: Vec<&Node> = self
+            .nodes
+            .iter()
+            .filter(|node| voters.contains(&node.voter))
+            .collect();
         let may_lead = |node: &&Node| {
             let plan = &node.plan;
             plan.priority > 0 && (settings.home.is_empty() || settings.home == plan.site)
@@ -277,7 +318,8 @@ impl World {
         let is_enough = match arbiter {
             None => 2 * left.len() > voters.len(),
             Some(arbiter) => {
-                left.len() + usize::from(is_left(&arbiter.node)) >= 2 && arbiter.in_sync.iter().any(is_left)
+                left.len() + usize::from(is_left(&arbiter.node)) >= 2
+                    && arbiter.in_sync.iter().any(is_left)
             }
         };
         is_enough && left.iter().any(may_lead)
@@ -290,15 +332,25 @@ impl World {
             let process = node.process.as_ref();
             process.is_some_and(|process| process.serving.writers == Writers::Open)
         };
-        let primaries: Vec<NodeId> = self.nodes.iter().filter(open).map(|node| node.name).collect();
+        let primaries: Vec<NodeId> = self
+            .nodes
+            .iter()
+            .filter(open)
+            .map(|node| node.name)
+            .collect();
         if primaries.len() != 1 {
             return Err(format!("L1: {primaries:?} are open for writers"));
         }
         if goal.is_none() {
-            self.users.well(self.now).map_err(|error| format!("L1: {error}"))?;
+            self.users
+                .well(self.now)
+                .map_err(|error| format!("L1: {error}"))?;
         }
         let committed = *goal.get_or_insert(self.checker.committed(history));
-        let tip = self.checker.committed_at(history, committed).map(|entry| entry.header().digest);
+        let tip = self
+            .checker
+            .committed_at(history, committed)
+            .map(|entry| entry.header().digest);
         for node in &self.nodes {
             if node.is_gone || node.history != history || node.plan.kind == NodeKind::Arbiter {
                 continue;
@@ -308,12 +360,18 @@ impl World {
             };
             if process.applied < committed {
                 let applied = process.applied;
-                return Err(format!("L2: {} has applied {applied} of {committed}", node.name));
+                return Err(format!(
+                    "L2: {} has applied {applied} of {committed}",
+                    node.name
+                ));
             }
             let stable = self.checker.stable(&node.place());
             let at = stable.and_then(|log| log.at(committed));
             if at != tip && stable.is_none_or(|log| log.base_seq() <= committed.0) {
-                return Err(format!("L2: {} has another log than is committed", node.name));
+                return Err(format!(
+                    "L2: {} has another log than is committed",
+                    node.name
+                ));
             }
         }
         Ok(())

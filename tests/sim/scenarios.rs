@@ -13,7 +13,11 @@ fn expect(plan: &Plan, marks: &[&str]) -> Outcome {
         panic!("step {}: {}", problem.step, problem.what);
     }
     for mark in marks {
-        assert!(outcome.marks.count(mark) > 0, "{mark} never happened: {:?}", outcome.marks);
+        assert!(
+            outcome.marks.count(mark) > 0,
+            "{mark} never happened: {:?}",
+            outcome.marks
+        );
     }
     outcome
 }
@@ -25,14 +29,21 @@ const fn millis(millis: u64) -> Duration {
 /// Two with data, and one that decides between them.
 fn with_arbiter() -> Plan {
     let mut plan = Plan::quiet(2);
-    let arbiter = NodePlan { kind: NodeKind::Arbiter, is_voter: false, ..plan.nodes[0].clone() };
+    let arbiter = NodePlan {
+        kind: NodeKind::Arbiter,
+        is_voter: false,
+        ..plan.nodes[0].clone()
+    };
     plan.nodes.push(arbiter);
     plan
 }
 
 #[test]
 fn three_nodes_serve_when_nothing_goes_wrong() {
-    let outcome = expect(&Plan::quiet(3), &["finish committed", "promoted", "confirmed"]);
+    let outcome = expect(
+        &Plan::quiet(3),
+        &["finish committed", "promoted", "confirmed"],
+    );
     assert_eq!(outcome.marks.count("promoted"), 1, "{:?}", outcome.marks);
     assert_eq!(outcome.marks.count("finish lost"), 0);
 }
@@ -46,7 +57,14 @@ fn one_node_serves_by_itself() {
 fn another_node_leads_when_the_primary_dies() {
     let mut plan = Plan::quiet(3);
     for (at, node) in [(2000, 0), (4500, 1), (7000, 2)] {
-        plan = plan.with(at, Fault::Crash { node, power: true, down: millis(1500) });
+        plan = plan.with(
+            at,
+            Fault::Crash {
+                node,
+                power: true,
+                down: millis(1500),
+            },
+        );
     }
     let outcome = expect(&plan, &["finish committed"]);
     assert!(outcome.marks.count("promoted") > 1, "{:?}", outcome.marks);
@@ -58,7 +76,10 @@ fn all_is_there_when_the_power_comes_back() {
     for at in [1500, 4000, 6500] {
         plan = plan.with(at, Fault::PowerOfAll { down: millis(300) });
     }
-    expect(&plan, &["finish committed", "crash while the disk was busy"]);
+    expect(
+        &plan,
+        &["finish committed", "crash while the disk was busy"],
+    );
 }
 
 #[test]
@@ -67,7 +88,13 @@ fn the_part_with_most_goes_on_and_the_other_is_rewound() {
     // Whoever leads is alone at some time.
     for (at, groups) in [(2000, [1, 0, 0]), (4500, [0, 1, 0]), (7000, [0, 0, 1])] {
         let groups = groups.to_vec();
-        plan = plan.with(at, Fault::Partition { groups, time: millis(2000) });
+        plan = plan.with(
+            at,
+            Fault::Partition {
+                groups,
+                time: millis(2000),
+            },
+        );
     }
     expect(&plan, &["S1 rewind", "finish committed", "demoted"]);
 }
@@ -80,23 +107,60 @@ fn a_swap_loses_nothing() {
     }
     let outcome = expect(&plan, &["swap done", "finish committed"]);
     assert_eq!(outcome.marks.count("finish lost"), 0, "{:?}", outcome.marks);
-    assert_eq!(outcome.marks.count("finish unknown"), 0, "{:?}", outcome.marks);
+    assert_eq!(
+        outcome.marks.count("finish unknown"),
+        0,
+        "{:?}",
+        outcome.marks
+    );
 }
 
 #[test]
 fn members_come_and_go() {
     let plan = Plan::quiet(3)
-        .with(2000, Fault::Count { node: 2, counted: false })
-        .with(4000, Fault::Count { node: 2, counted: true })
-        .with(6000, Fault::Count { node: 1, counted: false });
+        .with(
+            2000,
+            Fault::Count {
+                node: 2,
+                counted: false,
+            },
+        )
+        .with(
+            4000,
+            Fault::Count {
+                node: 2,
+                counted: true,
+            },
+        )
+        .with(
+            6000,
+            Fault::Count {
+                node: 1,
+                counted: false,
+            },
+        );
     expect(&plan, &["member changed", "finish committed"]);
 }
 
 #[test]
 fn one_of_two_goes_on_by_the_word_of_the_arbiter() {
     let plan = with_arbiter()
-        .with(2000, Fault::Crash { node: 0, power: true, down: millis(3000) })
-        .with(6500, Fault::Crash { node: 1, power: true, down: millis(3000) });
+        .with(
+            2000,
+            Fault::Crash {
+                node: 0,
+                power: true,
+                down: millis(3000),
+            },
+        )
+        .with(
+            6500,
+            Fault::Crash {
+                node: 1,
+                power: true,
+                down: millis(3000),
+            },
+        );
     let outcome = expect(&plan, &["finish committed"]);
     assert!(outcome.marks.count("promoted") > 1, "{:?}", outcome.marks);
 }
@@ -106,7 +170,10 @@ fn what_one_node_has_goes_on_when_most_are_gone_for_good() {
     let mut plan = Plan::quiet(3).with(3000, Fault::ForcedPromotion { node: 0 });
     for is_real in [false, true] {
         plan.has_storage = is_real;
-        expect(&plan, &["forced promotion", "finish committed", "re-seeded"]);
+        expect(
+            &plan,
+            &["forced promotion", "finish committed", "re-seeded"],
+        );
     }
 }
 
@@ -114,9 +181,23 @@ fn what_one_node_has_goes_on_when_most_are_gone_for_good() {
 fn a_full_disk_of_a_primary_takes_back_what_it_only_knew() {
     let mut plan = Plan::quiet(3);
     plan.segment_len = 4096;
+    plan.load.finish_every = millis(10);
+    plan.load.body_len_max = 3000;
     for (at, node) in [(2000, 0), (4500, 1), (7000, 2)] {
-        plan = plan.with(at, Fault::SlowDisk { node, time: millis(500) });
-        plan = plan.with(at, Fault::FullDisk { node, time: millis(1500) });
+        plan = plan.with(
+            at,
+            Fault::SlowDisk {
+                node,
+                time: millis(500),
+            },
+        );
+        plan = plan.with(
+            at,
+            Fault::FullDisk {
+                node,
+                time: millis(1500),
+            },
+        );
     }
     expect(&plan, &["no room", "finish committed"]);
 }
@@ -124,10 +205,31 @@ fn a_full_disk_of_a_primary_takes_back_what_it_only_knew() {
 #[test]
 fn nobody_is_removed_whom_a_quorum_needs() {
     let plan = Plan::quiet(3)
-        .with(2000, Fault::LoseDisk { node: 2, down: millis(100) })
-        .with(9000, Fault::Count { node: 1, counted: false })
-        .with(9500, Fault::Count { node: 0, counted: false });
-    expect(&plan, &["re-seeded", "member change refused", "finish committed"]);
+        .with(
+            2000,
+            Fault::LoseDisk {
+                node: 2,
+                down: millis(100),
+            },
+        )
+        .with(
+            9000,
+            Fault::Count {
+                node: 1,
+                counted: false,
+            },
+        )
+        .with(
+            9500,
+            Fault::Count {
+                node: 0,
+                counted: false,
+            },
+        );
+    expect(
+        &plan,
+        &["re-seeded", "member change refused", "finish committed"],
+    );
 }
 
 #[test]
@@ -138,10 +240,19 @@ fn a_node_with_a_long_old_tail_gets_a_copy() {
     plan.load.finish_every = millis(10);
     for (at, groups) in [(1500, [1, 0, 0]), (4500, [0, 1, 0]), (7500, [0, 0, 1])] {
         let groups = groups.to_vec();
-        plan = plan.with(at, Fault::Partition { groups, time: millis(2900) });
+        plan = plan.with(
+            at,
+            Fault::Partition {
+                groups,
+                time: millis(2900),
+            },
+        );
     }
     for is_real in [false, true] {
         plan.has_storage = is_real;
-        expect(&plan, &["catch-up by copy", "copy adopted", "finish committed"]);
+        expect(
+            &plan,
+            &["catch-up by copy", "copy adopted", "finish committed"],
+        );
     }
 }

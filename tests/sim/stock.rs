@@ -26,7 +26,12 @@ impl Stock {
     pub(crate) fn new(setup: Setup, names: Vec<NodeId>) -> Self {
         let crowd = Crowd::new(setup, crate::base());
         let (asked, lost) = Default::default();
-        Self { crowd, names, asked, lost }
+        Self {
+            crowd,
+            names,
+            asked,
+            lost,
+        }
     }
 
     fn node(&self, name: NodeId) -> Option<usize> {
@@ -53,11 +58,13 @@ impl Users for Stock {
     }
 
     fn pause(&mut self, node: usize, is_paused: bool, now: Duration) {
-        self.crowd.set_paused(self.names[node], is_paused, instant(now));
+        self.crowd
+            .set_paused(self.names[node], is_paused, instant(now));
     }
 
     fn isolate(&mut self, node: usize, is_isolated: bool, now: Duration) {
-        self.crowd.isolate(self.names[node], is_isolated, instant(now));
+        self.crowd
+            .isolate(self.names[node], is_isolated, instant(now));
     }
 
     fn on_action(&mut self, node: usize, action: &Action, now: Duration) {
@@ -95,7 +102,9 @@ impl Users for Stock {
         let events = self.crowd.take_events();
         let mut taken = Vec::new();
         for (name, event) in events {
-            let Some(node) = self.node(name) else { continue };
+            let Some(node) = self.node(name) else {
+                continue;
+            };
             if let Event::Finish { token, body, .. } = &event {
                 self.asked.insert(token.0, (node, body.pieces().to_vec()));
             }

@@ -19,8 +19,8 @@ use crate::replica::settings::{Change, Kind, Settings};
 #[cfg(not(mutants))]
 use standby::server::log_disk::Snapshot;
 use standby::storage::disk::Disk;
-use standby::storage::transfer::{Record, Transfer};
 use standby::storage::journal::{Create, EpochRow, Identity, Journal, JournalError, Options};
+use standby::storage::transfer::{Record, Transfer};
 
 /// The directory of a node's journal.
 pub(crate) const JOURNAL: &str = "journal";
@@ -158,14 +158,25 @@ impl Store {
         if sort.is_real {
             let (store, start) = RealStore::open(disk, sort.has_data, sort.sizes)?;
             let log = &start.log;
-            let position = Position { epoch: log.last.epoch, seq: log.last.seq };
+            let position = Position {
+                epoch: log.last.epoch,
+                seq: log.last.seq,
+            };
             let record = (!sort.has_data).then(|| (position, log.settings.members.clone()));
             let store = Self::Real(Box::new(store));
-            return Ok(Opened { store, start, record });
+            return Ok(Opened {
+                store,
+                start,
+                record,
+            });
         }
         let (store, start) = ListStore::open(disk, kept, sort.sizes)?;
         let record = lock(kept).record.clone();
-        Ok(Opened { store: Self::List(Box::new(store)), start, record })
+        Ok(Opened {
+            store: Self::List(Box::new(store)),
+            start,
+            record,
+        })
     }
 
     /// Does it. `None`: what was to be appended does not follow any more, as there was no room.
@@ -180,7 +191,9 @@ impl Store {
     /// Whether a crash may leave some of it done, and some not. What the list does is done at once.
     pub(crate) const fn is_divisible(&self, job: &Job) -> bool {
         match self {
-            Self::List(_) => !matches!(job, Job::Adopt { .. } | Job::Apply { .. } | Job::Record(..)),
+            Self::List(_) => {
+                !matches!(job, Job::Adopt { .. } | Job::Apply { .. } | Job::Record(..))
+            }
             #[cfg(not(mutants))]
             Self::Real(_) => true,
         }
@@ -272,7 +285,11 @@ impl Store {
 pub(crate) fn wrap(body: &[Bytes]) -> Vec<Bytes> {
     let data = Bytes::from(body.concat());
     let oid = Oid(data.iter().take(8).map(|byte| u64::from(*byte)).sum());
-    let record = Record { oid, data: Some(data), same_as: None };
+    let record = Record {
+        oid,
+        data: Some(data),
+        same_as: None,
+    };
     let transfer = Transfer {
         storage: "1".to_owned(),
         status: b' ',
@@ -291,16 +308,26 @@ pub(crate) fn unwrap(entry: &Entry) -> Vec<Bytes> {
         return entry.body().to_vec();
     }
     let transfer = Transfer::decode(entry.body()).expect("nothing else was proposed");
-    transfer.records.into_iter().filter_map(|record| record.data).collect()
+    transfer
+        .records
+        .into_iter()
+        .filter_map(|record| record.data)
+        .collect()
 }
 
 /// As it has to be in the data; `None` if nothing is written for it.
 pub(crate) fn written(entry: &Entry) -> Option<Written> {
     let tid = entry.header().tid;
     match Kind::from_number(entry.header().kind)? {
-        Kind::Transaction => Some(Written { tid, data: unwrap(entry) }),
+        Kind::Transaction => Some(Written {
+            tid,
+            data: unwrap(entry),
+        }),
         // The jump of a forced promotion.
-        Kind::Barrier if tid != Tid::ZERO => Some(Written { tid, data: Vec::new() }),
+        Kind::Barrier if tid != Tid::ZERO => Some(Written {
+            tid,
+            data: Vec::new(),
+        }),
         _ => None,
     }
 }
@@ -332,8 +359,15 @@ pub(crate) struct Sizes {
 }
 
 fn options(sizes: Sizes) -> Options {
-    let Sizes { segment_len, window_len } = sizes;
-    Options { create: None, segment_len, window_len }
+    let Sizes {
+        segment_len,
+        window_len,
+    } = sizes;
+    Options {
+        create: None,
+        segment_len,
+        window_len,
+    }
 }
 
 impl ListStore {
@@ -345,13 +379,21 @@ impl ListStore {
         settings: Settings,
         sizes: Sizes,
     ) -> Result<(), String> {
-        disk.create_directories(Path::new(JOURNAL)).map_err(|error| error.to_string())?;
-        disk.sync_directory_of(Path::new(JOURNAL)).map_err(|error| error.to_string())?;
+        disk.create_directories(Path::new(JOURNAL))
+            .map_err(|error| error.to_string())?;
+        disk.sync_directory_of(Path::new(JOURNAL))
+            .map_err(|error| error.to_string())?;
         let create = Some(Create::new(identity));
-        let options = Options { create, ..options(sizes) };
+        let options = Options {
+            create,
+            ..options(sizes)
+        };
         let disk = Arc::new(disk.clone());
         Journal::open(disk, Path::new(JOURNAL), options).map_err(|error| error.to_string())?;
-        *lock(kept) = Kept { settings, ..Kept::default() };
+        *lock(kept) = Kept {
+            settings,
+            ..Kept::default()
+        };
         Ok(())
     }
 
@@ -367,18 +409,31 @@ impl ListStore {
         old.apply(last.seq)?;
         old.checkpoint()?;
         let mut epochs = old.journal.epochs().rows().to_vec();
-        let known = lock(kept).applied.iter().map(|entry| entry.header().tid).max();
+        let known = lock(kept)
+            .applied
+            .iter()
+            .map(|entry| entry.header().tid)
+            .max();
         if let Some((_, tid)) = epochs.last_mut().and_then(|row| row.tids.as_mut()) {
             *tid = known.unwrap_or(*tid);
         }
         drop(old);
         let disk = SimDisk::new(Model::default(), None);
-        let base = Point { digest: Point::start(identity.history).digest, ..last };
-        let copy = ListCopy { last: base, epochs, kept: lock(kept).clone() };
+        let base = Point {
+            digest: Point::start(identity.history).digest,
+            ..last
+        };
+        let copy = ListCopy {
+            last: base,
+            epochs,
+            kept: lock(kept).clone(),
+        };
         Self::seed(&disk, kept, identity, &copy, sizes)?;
         lock(kept).settings = settings;
         let (mut new, _) = Self::open(&disk, kept, sizes)?;
-        new.journal.promise(last.epoch).map_err(|error| error.to_string())?;
+        new.journal
+            .promise(last.epoch)
+            .map_err(|error| error.to_string())?;
         Ok(disk)
     }
 
@@ -390,10 +445,15 @@ impl ListStore {
         copy: &ListCopy,
         sizes: Sizes,
     ) -> Result<(), String> {
-        disk.create_directories(Path::new(JOURNAL)).map_err(|error| error.to_string())?;
-        disk.sync_directory_of(Path::new(JOURNAL)).map_err(|error| error.to_string())?;
+        disk.create_directories(Path::new(JOURNAL))
+            .map_err(|error| error.to_string())?;
+        disk.sync_directory_of(Path::new(JOURNAL))
+            .map_err(|error| error.to_string())?;
         let create = Some(Create::behind(identity, copy.last, &copy.epochs));
-        let options = Options { create, ..options(sizes) };
+        let options = Options {
+            create,
+            ..options(sizes)
+        };
         let disk = Arc::new(disk.clone());
         Journal::open(disk, Path::new(JOURNAL), options).map_err(|error| error.to_string())?;
         *lock(kept) = copy.kept.clone();
@@ -409,11 +469,24 @@ impl ListStore {
         let opened = Journal::open(disk, Path::new(JOURNAL), options(sizes));
         let (journal, recovered) = opened.map_err(|error| error.to_string())?;
         let identity = *journal.identity();
-        let me = Voter { node: identity.node, disk: identity.disk };
+        let me = Voter {
+            node: identity.node,
+            disk: identity.disk,
+        };
         let taken = lock(kept).applied.len();
-        let store = Self { journal, kept: kept.clone(), taken, is_full: false };
+        let store = Self {
+            journal,
+            kept: kept.clone(),
+            taken,
+            is_full: false,
+        };
         let log = store.log_start()?;
-        let start = Start { history: identity.history, me, promised: recovered.promised, log };
+        let start = Start {
+            history: identity.history,
+            me,
+            promised: recovered.promised,
+            log,
+        };
         Ok((store, start))
     }
 
@@ -421,16 +494,31 @@ impl ListStore {
         let kept = lock(&self.kept);
         let positions = self.journal.positions();
         let base = Seq(positions.first.0 - 1);
-        let point = self.journal.point_at(base).map_err(|error| error.to_string())?;
+        let point = self
+            .journal
+            .point_at(base)
+            .map_err(|error| error.to_string())?;
         let point = point.ok_or("the log begins nowhere")?;
-        let before = Position { epoch: point.epoch, seq: point.seq };
+        let before = Position {
+            epoch: point.epoch,
+            seq: point.seq,
+        };
         let applied = Seq(kept.applied.len() as u64);
         let last_applied = kept.applied.iter().rev().map(|entry| entry.header().tid);
-        let mut last_tid = last_applied.into_iter().find(|tid| *tid != Tid::ZERO).unwrap_or_default();
+        let mut last_tid = last_applied
+            .into_iter()
+            .find(|tid| *tid != Tid::ZERO)
+            .unwrap_or_default();
         let (mut changes, mut ends) = (Vec::new(), Vec::<Position>::new());
-        for entry in self.entries(positions.first, positions.last.seq, u64::MAX).unwrap_or_default() {
+        for entry in self
+            .entries(positions.first, positions.last.seq, u64::MAX)
+            .unwrap_or_default()
+        {
             let header = *entry.header();
-            let end = Position { epoch: header.epoch, seq: header.seq };
+            let end = Position {
+                epoch: header.epoch,
+                seq: header.seq,
+            };
             match ends.last_mut() {
                 Some(last) if last.epoch == end.epoch => *last = end,
                 _ => ends.push(end),
@@ -438,16 +526,25 @@ impl ListStore {
             if header.seq > applied && header.tid != Tid::ZERO {
                 last_tid = header.tid;
             }
-            if header.seq > kept.settled && let Some(change) = change_of(&entry) {
+            if header.seq > kept.settled
+                && let Some(change) = change_of(&entry)
+            {
                 changes.push((header.seq, change));
             }
         }
         if let Some((position, members)) = &kept.record {
             // An arbiter has nothing else.
-            let settings = Settings { members: members.clone(), ..Settings::default() };
+            let settings = Settings {
+                members: members.clone(),
+                ..Settings::default()
+            };
             return Ok(LogStart {
                 before: *position,
-                last: Point { epoch: position.epoch, seq: position.seq, ..positions.last },
+                last: Point {
+                    epoch: position.epoch,
+                    seq: position.seq,
+                    ..positions.last
+                },
                 last_tid: Tid::ZERO,
                 ends: Vec::new(),
                 committed: position.seq,
@@ -477,9 +574,13 @@ impl ListStore {
     /// Does it. `None`: what was to be appended does not follow any more, as there was no room.
     pub(crate) fn run(&mut self, job: Job) -> Result<Option<Event>, String> {
         let event = match job {
-            Job::Append(entries) => return self.append(&entries).map_err(|error| error.to_string()),
+            Job::Append(entries) => {
+                return self.append(&entries).map_err(|error| error.to_string());
+            }
             Job::Promise(epoch) => {
-                self.journal.promise(epoch).map_err(|error| error.to_string())?;
+                self.journal
+                    .promise(epoch)
+                    .map_err(|error| error.to_string())?;
                 Event::Promised(epoch)
             }
             Job::Cut { after, committed } => {
@@ -487,7 +588,10 @@ impl ListStore {
                 cut.map_err(|error| error.to_string())?;
                 self.is_full = false;
                 let last = self.journal.positions().last;
-                Event::Cut { last, last_tid: self.log_start()?.last_tid }
+                Event::Cut {
+                    last,
+                    last_tid: self.log_start()?.last_tid,
+                }
             }
             Job::Apply { through } => {
                 self.apply(through)?;
@@ -498,7 +602,10 @@ impl ListStore {
                 Event::Recorded(position)
             }
             Job::Adopt { id, copy } => match self.adopt_any(&copy) {
-                Ok(log) => Event::Copied { id, log: Box::new(log) },
+                Ok(log) => Event::Copied {
+                    id,
+                    log: Box::new(log),
+                },
                 Err(_) => Event::FetchFailed { id },
             },
         };
@@ -535,7 +642,10 @@ impl ListStore {
         let mut kept = lock(&kept);
         let from = Seq(kept.applied.len() as u64 + 1);
         let entries = self.entries(from, through, u64::MAX).unwrap_or_default();
-        if entries.last().is_some_and(|entry| entry.header().seq > self.journal.positions().synced) {
+        if entries
+            .last()
+            .is_some_and(|entry| entry.header().seq > self.journal.positions().synced)
+        {
             return Err("applied before it was synced".to_owned());
         }
         kept.applied.extend(entries);
@@ -543,7 +653,9 @@ impl ListStore {
             return Err(format!("nothing to apply up to {through}"));
         }
         drop(kept);
-        self.journal.note_committed(through).map_err(|error| error.to_string())?;
+        self.journal
+            .note_committed(through)
+            .map_err(|error| error.to_string())?;
         Ok(())
     }
 
@@ -559,14 +671,18 @@ impl ListStore {
             }
         }
         kept.settled = Seq(applied as u64);
-        self.journal.release(kept.settled).map_err(|error| error.to_string())?;
+        self.journal
+            .release(kept.settled)
+            .map_err(|error| error.to_string())?;
         Ok(())
     }
 
     pub(crate) fn entries(&self, from: Seq, to: Seq, len_max: u64) -> Option<Vec<Entry>> {
         let entries = self.journal.reader().read(from, len_max);
         let entries = entries.take_while(|entry| {
-            entry.as_ref().map_or(true, |entry| entry.header().seq <= to)
+            entry
+                .as_ref()
+                .map_or(true, |entry| entry.header().seq <= to)
         });
         entries.collect::<Result<_, _>>().ok()
     }
@@ -584,7 +700,11 @@ impl ListStore {
     }
 
     fn written(&self) -> Vec<Written> {
-        lock(&self.kept).applied.iter().filter_map(written).collect()
+        lock(&self.kept)
+            .applied
+            .iter()
+            .filter_map(written)
+            .collect()
     }
 
     /// Where the log can be read from, and where it ends.
@@ -595,16 +715,28 @@ impl ListStore {
 
     fn base(&self) -> Point {
         let (first, last) = self.ends();
-        self.journal.point_at(Seq(first.0 - 1)).ok().flatten().unwrap_or(last)
+        self.journal
+            .point_at(Seq(first.0 - 1))
+            .ok()
+            .flatten()
+            .unwrap_or(last)
     }
 
     pub(crate) fn snapshot(&mut self) -> Result<ListCopy, String> {
         let kept = lock(&self.kept).clone();
         let applied = Seq(kept.applied.len() as u64);
-        let last = self.journal.point_at(applied).map_err(|error| error.to_string())?;
+        let last = self
+            .journal
+            .point_at(applied)
+            .map_err(|error| error.to_string())?;
         let last = last.ok_or("what was applied is not in the log")?;
         let epochs = self.journal.epochs();
-        let epochs = epochs.rows().iter().filter(|row| row.first <= applied).copied().collect();
+        let epochs = epochs
+            .rows()
+            .iter()
+            .filter(|row| row.first <= applied)
+            .copied()
+            .collect();
         let mut kept = kept;
         for at in kept.settled.0 as usize..kept.applied.len() {
             let entry = &kept.applied[at];
@@ -629,10 +761,14 @@ impl ListStore {
         if copy.last.seq < Seq(lock(&self.kept).applied.len() as u64) {
             return Err("the copy is older".to_owned());
         }
-        if self.journal.point_at(copy.last.seq).ok().flatten() != Some(copy.last) || copy.last.seq < last.seq {
+        if self.journal.point_at(copy.last.seq).ok().flatten() != Some(copy.last)
+            || copy.last.seq < last.seq
+        {
             // What is not applied is not known to be in the copy: it is kept in a file.
             let applied = Seq(lock(&self.kept).applied.len() as u64);
-            self.journal.cut_after(applied, applied).map_err(|error| error.to_string())?;
+            self.journal
+                .cut_after(applied, applied)
+                .map_err(|error| error.to_string())?;
         }
         let behind = self.journal.begin_behind(copy.last, &copy.epochs);
         behind.map_err(|error| error.to_string())?;

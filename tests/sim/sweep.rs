@@ -79,11 +79,19 @@ impl Sum {
         if self.seeds < 2000 {
             return Vec::new();
         }
-        MARKS.into_iter().filter(|mark| self.marks.count(mark) == 0).collect()
+        MARKS
+            .into_iter()
+            .filter(|mark| self.marks.count(mark) == 0)
+            .collect()
     }
 
     pub(crate) fn print(&self) {
-        let Self { seeds, steps, seconds, .. } = self;
+        let Self {
+            seeds,
+            steps,
+            seconds,
+            ..
+        } = self;
         println!("{seeds} seeds, {steps} steps, {seconds:.0} simulated seconds of nodes");
         let line = |marks: &Marks| -> String {
             let marks = marks.iter().map(|(mark, count)| format!("{mark} {count}"));
@@ -114,7 +122,9 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn parse(text: &str) -> u64 {
-    text.trim().parse().unwrap_or_else(|_| panic!("{text:?} is no number"))
+    text.trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("{text:?} is no number"))
 }
 
 /// Runs all of these, on all cores, until one fails.
@@ -145,7 +155,11 @@ pub(crate) fn sweep(seeds: std::ops::Range<u64>) -> (Sum, Vec<Failed>) {
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let threads = if seeds.end - seeds.start == 1 { 1 } else { threads };
+    let threads = if seeds.end - seeds.start == 1 {
+        1
+    } else {
+        threads
+    };
     let threads = number("SIM_THREADS").map_or(threads, |threads| threads as usize);
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -160,7 +174,9 @@ pub(crate) fn sweep(seeds: std::ops::Range<u64>) -> (Sum, Vec<Failed>) {
 
 fn watch() -> Watch {
     Watch {
-        trace: env::var_os("SIM_TRACE").filter(|_| env::var("SIM_SEED").is_ok()).map(PathBuf::from),
+        trace: env::var_os("SIM_TRACE")
+            .filter(|_| env::var("SIM_SEED").is_ok())
+            .map(PathBuf::from),
         logs: env::var("SIM_LOG").is_ok(),
         steps: number("SIM_STEPS"),
     }
@@ -180,7 +196,10 @@ pub(crate) fn explain(failed: &Failed) -> String {
     let shrunk = shrink(&Plan::new(*seed));
     if let Some((plan, problem)) = shrunk {
         let path = env::temp_dir().join(format!("sim-{seed}.pcapng"));
-        let watch = Watch { trace: Some(path.clone()), ..Watch::default() };
+        let watch = Watch {
+            trace: Some(path.clone()),
+            ..Watch::default()
+        };
         run(&plan, &watch);
         text.push_str(&format!(
             "  shrunk to {} nodes and {} faults: step {}: {}\n  zeodump --utc {}\n",
@@ -191,15 +210,23 @@ pub(crate) fn explain(failed: &Failed) -> String {
             path.display()
         ));
         for planned in &plan.faults {
-            text.push_str(&format!("    {:>10.6} {:?}\n", planned.at.as_secs_f64(), planned.fault));
+            text.push_str(&format!(
+                "    {:>10.6} {:?}\n",
+                planned.at.as_secs_f64(),
+                planned.fault
+            ));
         }
     }
     text
 }
 
 fn commit() -> String {
-    let output = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let text = output.ok().and_then(|output| String::from_utf8(output.stdout).ok());
+    let output = std::process::Command::new("git")
+        .args(["rev-parse", "--short", "HEAD"])
+        .output();
+    let text = output
+        .ok()
+        .and_then(|output| String::from_utf8(output.stdout).ok());
     text.unwrap_or_default().trim().to_owned()
 }
 
@@ -237,7 +264,11 @@ pub(crate) fn shrink(plan: &Plan) -> Option<(Plan, Problem)> {
     let milder: [fn(&mut Plan); 5] = [
         |plan| plan.daemon.lost = 0,
         |plan| plan.daemon.repeats = 0,
-        |plan| plan.nodes.iter_mut().for_each(|node| (node.drift, node.wall_off) = (0, 0)),
+        |plan| {
+            plan.nodes
+                .iter_mut()
+                .for_each(|node| (node.drift, node.wall_off) = (0, 0))
+        },
         |plan| plan.window_len = 1 << 24,
         |plan| plan.load.body_len_max = 60,
     ];

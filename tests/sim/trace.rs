@@ -12,9 +12,9 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use bytes::Bytes;
 use crate::group::message::encode;
 use crate::replica::message::Message;
+use bytes::Bytes;
 use standby::value::Value;
 
 /// What packets of a trace begin with: `LINKTYPE_USER0` of the tcpdump project's list.

@@ -97,7 +97,9 @@ impl Hand {
     fn answered(&mut self, node: usize, token: Token) -> Option<Asked> {
         let asked = self.asked.remove(&token.0);
         if asked.as_ref().is_none_or(|asked| asked.node != node) {
-            self.fail(format!("I13: {token:?} is answered twice, or was never asked"));
+            self.fail(format!(
+                "I13: {token:?} is answered twice, or was never asked"
+            ));
         }
         asked
     }
@@ -116,7 +118,15 @@ impl Hand {
         let Some(body) = Body::new(body) else { return };
         let oid = self.random.next() % (self.oid_max + 1);
         let oids = vec![("1".to_owned(), Oid(oid))];
-        self.events.push((node, Event::Finish { token, body, tid: None, oids }));
+        self.events.push((
+            node,
+            Event::Finish {
+                token,
+                body,
+                tid: None,
+                oids,
+            },
+        ));
     }
 
     fn hand_out(&mut self, range: &std::ops::Range<u64>) {
@@ -155,7 +165,9 @@ impl Users for Hand {
                 }
             }
             Action::Reply { token, outcome } => {
-                let Some(asked) = self.answered(node, *token) else { return };
+                let Some(asked) = self.answered(node, *token) else {
+                    return;
+                };
                 match outcome {
                     Outcome::Committed { .. } => {
                         self.marks.hit("finish committed");
@@ -215,7 +227,14 @@ impl Users for Hand {
                 if self.random.percent(20) {
                     let token = self.ask(node, None, now);
                     let (storage, count) = ("1".to_owned(), 100);
-                    self.events.push((node, Event::AllocateOids { token, storage, count }));
+                    self.events.push((
+                        node,
+                        Event::AllocateOids {
+                            token,
+                            storage,
+                            count,
+                        },
+                    ));
                 }
             }
             if self.random.percent(5) {
@@ -237,7 +256,11 @@ impl Users for Hand {
     }
 
     fn well(&mut self, _: Duration) -> Checked {
-        if self.is_served { Ok(()) } else { Err("no finish was committed".to_owned()) }
+        if self.is_served {
+            Ok(())
+        } else {
+            Err("no finish was committed".to_owned())
+        }
     }
 
     fn check(&mut self) -> Checked {

@@ -22,18 +22,50 @@ use crate::users::Users;
 /// Something that will happen.
 pub(crate) enum Happening {
     /// The daemon has something for a member.
-    Daemon { node: usize, attachment: u64, what: What },
+    Daemon {
+        node: usize,
+        attachment: u64,
+        what: What,
+    },
     /// Something comes to a process directly.
-    Direct { node: usize, process: u64, event: Event },
+    Direct {
+        node: usize,
+        process: u64,
+        event: Event,
+    },
     /// An answer to a fetch comes, or a copy.
-    Fetched { node: usize, process: u64, id: u64, event: Event },
+    Fetched {
+        node: usize,
+        process: u64,
+        id: u64,
+        event: Event,
+    },
     /// Nobody has answered.
-    FetchOver { node: usize, process: u64, id: u64 },
+    FetchOver {
+        node: usize,
+        process: u64,
+        id: u64,
+    },
     /// A copy has been made, and is to be taken over.
-    Copied { node: usize, process: u64, id: u64, from: usize, at_least: Seq },
-    DiskDone { node: usize, process: u64 },
-    Packed { node: usize, process: u64 },
-    Wake { node: usize, process: u64 },
+    Copied {
+        node: usize,
+        process: u64,
+        id: u64,
+        from: usize,
+        at_least: Seq,
+    },
+    DiskDone {
+        node: usize,
+        process: u64,
+    },
+    Packed {
+        node: usize,
+        process: u64,
+    },
+    Wake {
+        node: usize,
+        process: u64,
+    },
     /// Users want to go on.
     Users,
     /// A fault of the plan.
@@ -43,7 +75,11 @@ pub(crate) enum Happening {
     Start(usize),
     /// A node that has another history is made anew.
     Reseed(usize),
-    Join { node: usize, process: u64, same_name: bool },
+    Join {
+        node: usize,
+        process: u64,
+        same_name: bool,
+    },
     Resume(usize),
     /// Data are brought to the disk now and then.
     Checkpoint(usize),
@@ -85,6 +121,8 @@ pub(crate) struct World {
     pub(crate) is_calm: bool,
     pub(crate) trace: Option<Trace<BufWriter<File>>>,
     pub(crate) logs: bool,
+    /// It ends behind so many steps.
+    pub(crate) steps_max: Option<u64>,
     users_at: Option<Duration>,
 }
 
@@ -114,6 +152,7 @@ impl World {
             is_calm: false,
             trace: None,
             logs: false,
+            steps_max: None,
             users_at: None,
             plan,
         }
@@ -121,7 +160,8 @@ impl World {
 
     pub(crate) fn at(&mut self, at: Duration, what: Happening) {
         self.serial += 1;
-        self.queue.insert((at.max(self.now), self.serial), Box::new(what));
+        self.queue
+            .insert((at.max(self.now), self.serial), Box::new(what));
     }
 
     pub(crate) fn after(&mut self, time: Duration, what: Happening) {
@@ -142,6 +182,9 @@ impl World {
             self.now = at;
             self.happen(*what)?;
             self.settle()?;
+            if self.steps_max.is_some_and(|max| self.steps >= max) {
+                return Err(format!("stopped behind step {}, as was wanted", self.steps));
+            }
             if self.steps > STEPS_MAX {
                 return Err(format!("L1: {STEPS_MAX} steps are not enough"));
             }
@@ -160,9 +203,19 @@ impl World {
             }
             for (node, event) in events {
                 let event = match event {
-                    Event::Finish { token, body, tid, oids } => {
+                    Event::Finish {
+                        token,
+                        body,
+                        tid,
+                        oids,
+                    } => {
                         let body = Body::new(wrap(body.pieces())).expect("it is short");
-                        Event::Finish { token, body, tid, oids }
+                        Event::Finish {
+                            token,
+                            body,
+                            tid,
+                            oids,
+                        }
                     }
                     event => event,
                 };
@@ -189,20 +242,40 @@ impl World {
     fn post(&mut self) {
         for delivery in std::mem::take(&mut self.daemon.out) {
             let (node, attachment, what) = (delivery.to, delivery.attachment, delivery.what);
-            self.at(delivery.at, Happening::Daemon { node, attachment, what });
+            self.at(
+                delivery.at,
+                Happening::Daemon {
+                    node,
+                    attachment,
+                    what,
+                },
+            );
         }
     }
 
     fn happen(&mut self, what: Happening) -> Checked {
         match what {
-            Happening::Daemon { node, attachment, what } => self.deliver(node, attachment, what),
-            Happening::Direct { node, process, event } => {
+            Happening::Daemon {
+                node,
+                attachment,
+                what,
+            } => self.deliver(node, attachment, what),
+            Happening::Direct {
+                node,
+                process,
+                event,
+            } => {
                 if self.is_running(node, process) {
                     self.arrive(node, event)?;
                 }
                 Ok(())
             }
-            Happening::Fetched { node, process, id, event } => {
+            Happening::Fetched {
+                node,
+                process,
+                id,
+                event,
+            } => {
                 if self.is_running(node, process) && self.end_fetch(node, id) {
                     self.arrive(node, event)?;
                 }
@@ -214,7 +287,13 @@ impl World {
                 }
                 Ok(())
             }
-            Happening::Copied { node, process, id, from, at_least } => {
+            Happening::Copied {
+                node,
+                process,
+                id,
+                from,
+                at_least,
+            } => {
                 if self.is_running(node, process) {
                     self.take_copy(node, id, from, at_least)?;
                 }
@@ -257,7 +336,11 @@ impl World {
                 self.reseed(node);
                 Ok(())
             }
-            Happening::Join { node, process, same_name } => {
+            Happening::Join {
+                node,
+                process,
+                same_name,
+            } => {
                 if self.is_running(node, process) && !self.daemon.is_attached(node) {
                     let name = self.nodes[node].name;
                     self.daemon.join(node, name.as_str(), same_name, self.now);
@@ -270,7 +353,10 @@ impl World {
     }
 
     pub(crate) fn is_running(&self, node: usize, process: u64) -> bool {
-        self.nodes[node].process.as_ref().is_some_and(|it| it.id == process)
+        self.nodes[node]
+            .process
+            .as_ref()
+            .is_some_and(|it| it.id == process)
     }
 
     fn end_fetch(&mut self, node: usize, id: u64) -> bool {
@@ -287,7 +373,14 @@ impl World {
             if !self.daemon.is_attached(node) {
                 let away = self.within(1, 500);
                 let same_name = self.random.percent(20);
-                self.after(away, Happening::Join { node, process, same_name });
+                self.after(
+                    away,
+                    Happening::Join {
+                        node,
+                        process,
+                        same_name,
+                    },
+                );
                 return self.arrive(node, Event::Lost);
             }
             return Ok(());
@@ -373,7 +466,10 @@ impl World {
         let name = self.nodes.get(node).map_or("world", |it| it.name.as_str());
         if self.logs {
             let (now, steps) = (self.now, self.steps);
-            println!("{:>12.6} {steps:>7} {name:<6} {event:<10} {text}", now.as_secs_f64());
+            println!(
+                "{:>12.6} {steps:>7} {name:<6} {event:<10} {text}",
+                now.as_secs_f64()
+            );
         }
         if let Some(trace) = &mut self.trace {
             trace.at(self.now, self.steps);

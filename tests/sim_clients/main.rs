@@ -6,6 +6,9 @@
 #[path = "../sim/clients/mod.rs"]
 mod clients;
 mod perfect;
+#[allow(dead_code, reason = "it is shared with the tests of the data file")]
+#[path = "../storage_crash/random.rs"]
+mod random;
 
 use std::collections::BTreeMap;
 use std::thread;

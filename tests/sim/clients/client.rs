@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use super::cache::Cache;
 use super::message::{Attempt, ClientMessage, Conn, Port, Refused, ServerMessage, Value};
-use super::random::Random;
 use super::work::Work;
 use crate::ids::{NodeId, Oid, Tid};
+use crate::random::Random;
 
 /// `wait_timeout`: how long a call waits for a connection.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(30);

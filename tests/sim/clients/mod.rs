@@ -8,8 +8,6 @@ pub(crate) mod client;
 pub(crate) mod database;
 pub(crate) mod front;
 pub(crate) mod message;
-#[path = "../../storage_crash/random.rs"]
-mod random;
 pub(crate) mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,9 +17,9 @@ use self::checks::Checks;
 use self::client::{Address, Client, ClientOut, ClientSetup, Fact, Mode, ToServer};
 use self::front::{Front, FrontMutant, FrontOptions, FrontOut, ToClient};
 use self::message::{Applied, ClientMessage, Conn, Port, ServerMessage};
-use self::random::Random;
 use self::work::Mishap;
 use crate::ids::{HistoryId, NodeId, Seq};
+use crate::random::Random;
 use crate::replica::event::{Action, Event};
 
 /// What there is.
