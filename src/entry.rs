@@ -131,6 +131,17 @@ pub struct Body {
     digest: Digest,
 }
 
+impl Default for Body {
+    /// Nothing.
+    fn default() -> Self {
+        Self {
+            pieces: Vec::new(),
+            len: 0,
+            digest: sha256(&[]),
+        }
+    }
+}
+
 impl Body {
     /// Reads it all once. `None` if it is longer than [`JOURNAL_BODY_LEN_MAX`].
     pub fn new(pieces: Vec<Bytes>) -> Option<Self> {

@@ -389,3 +389,73 @@ const _: () = assert!(JOURNAL_EPOCHS_MAX as u64 * 100 < JOURNAL_STATE_LEN_MAX);
 /// Ends of epochs in a request for entries: a log that differs in more of its last epochs is
 /// fetched from what is committed on.
 pub const FETCH_ENDS_MAX: usize = 64;
+
+/// How long a member of a view waits for the others to say their states: longer than a busy one
+/// takes, and no longer than a lease, or writers would be turned away because of a member that hangs.
+pub const UNBLOCK_MAX: Duration = Duration::from_secs(2);
+
+/// How often a replica says again how things are, while no primary is there.
+pub const STATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A node whose clock differs by more than this from that of most will not be primary.
+pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(30);
+/// Entries in the answer to such a request: that their values are not too many for a message.
+pub const FETCHED_ENTRIES_MAX: usize = 4096;
+
+/// Pieces of the body of an entry that are values of their own in a message; of more the short ones
+/// are put together.
+pub const ENTRY_PIECES_MAX: usize = 16;
+
+/// Bytes of the name of a storage that nodes agree about.
+pub const STORAGE_NAME_LEN_MAX: usize = 255;
+
+/// Bytes of the name of a site.
+pub const SITE_LEN_MAX: usize = 40;
+
+// An entry is nine values and four containers or marks, and each piece one.
+const _: () = assert!(FETCHED_ENTRIES_MAX * (ENTRY_PIECES_MAX + 16) <= VALUES_PER_MESSAGE_MAX);
+// In the longest body a short piece may stand in front of each long one.
+const _: () = assert!(
+    2 * (JOURNAL_BODY_LEN_MAX as usize).div_ceil(SHARED_DATA_LEN_MIN) + 100
+        <= VALUES_PER_MESSAGE_MAX
+);
+
+/// Bytes of proposals that a replica keeps which come behind a gap; the others are fetched.
+pub const AHEAD_LEN_MAX: u64 = 8 << 20;
+
+/// Proposals that a replica keeps which come behind a gap.
+pub const AHEAD_COUNT_MAX: u64 = 4096;
+
+/// Entries that a replica may lack before it asks another replica for them, and not the primary.
+pub const FAR_BEHIND: u64 = 1000;
+
+/// How long a replica waits for entries that it has asked for.
+pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a replica waits before it asks for entries again.
+pub const FETCH_RETRY: Duration = Duration::from_millis(200);
+
+/// How long a replica without room for its journal does nothing.
+pub const NO_ROOM_RETRY: Duration = Duration::from_secs(1);
+
+/// Signs of life that a primary remembers the times of: those of some leases, each of a twentieth.
+pub const BEATS_MAX: usize = 128;
+
+/// Clients of a node that wait at a time to hear what is committed; more are sent away.
+pub const CONFIRMS_MAX: usize = 1000;
+
+/// Oids by which a ceiling is raised: one entry of the log for so many new objects, and so many
+/// that are never handed out after a restart.
+pub const OID_BLOCK: u64 = 10_000;
+
+/// Requests for oids that wait for a ceiling to be raised.
+pub const OID_REQUESTS_MAX: usize = 10_000;
+
+/// Entries that a node may lack and be level: about what is on its way under load.
+pub const LEVEL_COUNT: u64 = 100;
+
+/// How long a swap may take, with the transactions that are being finished.
+pub const SWAP_MAX: Duration = Duration::from_secs(10);
+
+/// How long a node is believed to pack without a word of it.
+pub const PACK_TURN_MAX: Duration = Duration::from_secs(5);

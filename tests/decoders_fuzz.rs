@@ -6,6 +6,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "decoders_fuzz/replica.rs"]
+mod replica;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -34,6 +37,7 @@ use standby::storage::journal::{self, Create, Entry, Identity, Journal};
 use standby::storage::memory::MemoryDisk;
 use standby::storage::oids;
 use standby::storage::references::references;
+use standby::storage::transfer::{Record, Transfer};
 use standby::zeo::client::ClientSession;
 use standby::zeo::message::Encoder;
 use standby::zeo::session::{Incoming, Session};
@@ -295,6 +299,7 @@ fn nasty_inputs_are_decoded_or_refused() {
         };
         check_decoders(&input);
         check_frames(&mut random, &input);
+        replica::check(&Bytes::from(input.clone()));
     }
 }
 
@@ -420,7 +425,9 @@ fn mutated_journals_are_opened_or_refused_and_taken_apart() {
                 input: &bytes,
             };
             disk.replace(path, &[&bytes]).unwrap();
-            check_memory("a segment", 32 * 1024, || take_segment(&bytes));
+            for decoder in [Decoder::new(), Decoder::within_segment()] {
+                check_memory("a segment", 32 * 1024, || take_segment(decoder, &bytes));
+            }
         }
         // Three pieces of a megabyte that it is read and written in.
         check_memory("a journal", 5 << 20, || {
@@ -430,8 +437,7 @@ fn mutated_journals_are_opened_or_refused_and_taken_apart() {
 }
 
 /// Takes a segment apart, as tools do; nothing of it is left out.
-fn take_segment(bytes: &[u8]) {
-    let mut decoder = Decoder::new();
+fn take_segment(mut decoder: Decoder, bytes: &[u8]) {
     let mut len = 0;
     let mut pieces = bytes.chunks(4096);
     loop {
@@ -454,6 +460,53 @@ fn take_segment(bytes: &[u8]) {
             },
         }
     }
+}
+
+#[test]
+fn mutated_transactions_are_taken_or_refused() {
+    let corpus: Vec<Vec<u8>> = (0..4).map(transfer).collect();
+    let seed = number_from_env("FUZZ_SEED", 1);
+    let mut random = Random::new(seed);
+    for round in 0..number_from_env("FUZZ_ROUNDS", 20_000) {
+        let mut input = random.choose(&corpus).clone();
+        for _ in 0..=random.below(4) {
+            mutate(&mut random, &mut input, &corpus);
+        }
+        let _report = Report {
+            name: format!("FUZZ_SEED={seed} round {round}"),
+            input: &input,
+        };
+        let piece_len = 1 + random.below(input.len() + 1);
+        let pieces: Vec<Bytes> = input
+            .chunks(piece_len)
+            .map(Bytes::copy_from_slice)
+            .collect();
+        // A record takes more memory than its bytes, and so does the list of all while it grows.
+        check_memory("a transaction", 10_000 + 10 * input.len(), || {
+            let transfer = Transfer::decode(&pieces).ok()?;
+            assert_eq!(transfer.encode().unwrap().concat(), input);
+            Some(())
+        });
+    }
+}
+
+/// A body with so many records.
+fn transfer(count: u64) -> Vec<u8> {
+    let record = |oid| Record {
+        oid: Oid(oid),
+        data: (oid != 2).then(|| Bytes::from(vec![7; 50 << oid])),
+        same_as: (oid == 1).then_some(Tid(3)),
+    };
+    let transfer = Transfer {
+        storage: "main".to_owned(),
+        status: b' ',
+        user: Bytes::from_static(b"user"),
+        description: Bytes::from_static(b"description"),
+        extension: Bytes::from_static(b"}q\x01."),
+        records: (0..count).map(record).collect(),
+        blobs: Vec::new(),
+    };
+    transfer.encode().unwrap().concat()
 }
 
 #[test]

@@ -262,6 +262,8 @@ const TOOLS_MAY_USE: &[&str] = &[
     "zeo",
     "storage",
     "group",
+    "entry",
+    "replica",
     "args",
     "exit",
     "reactor",

@@ -29,6 +29,9 @@ pub struct Options {
     pub site: String,
     /// See [`State::priority`](super::message::State::priority).
     pub priority: u32,
+    /// If it needs a copy of the database, the newest revisions are enough. It lacks the old ones
+    /// then, and so does not undo, and is no primary, unless:
+    pub copies_newest_only: bool,
     /// It may be primary though it lacks old revisions.
     pub leads_without_history: bool,
     /// How long a primary is believed to be there without a sign of life, and how long it serves
@@ -58,8 +61,7 @@ pub struct LogStart {
     pub last: Point,
     /// The tid of the last transaction in it, or in front of it.
     pub last_tid: Tid,
-    /// The ends of its epochs: the last entry of each, oldest first, the last being that of `last`.
-    /// At least those behind `committed`, and the one that `committed` belongs to.
+    /// The last entry of each epoch behind `before`, oldest first, the last being `last`.
     pub ends: Vec<Position>,
     /// What is known to be committed.
     pub committed: Seq,
@@ -261,6 +263,8 @@ pub enum Action {
         id: u64,
         /// From whom
         from: MemberId,
+        /// Old revisions are not wanted: [`LogStart::history_from`].
+        newest_only: bool,
     },
 
     // With the disk, one after the other.
@@ -342,6 +346,8 @@ pub enum Outcome {
     },
     /// It is not committed, and never will be.
     Lost,
+    /// Nobody can tell: the connection ends without an answer.
+    Unknown,
 }
 
 /// What clients may do.

@@ -134,12 +134,12 @@ pub enum Content {
     Record(Record),
     /// The arbiter has this on record.
     Recorded(Position),
-    /// To the primary: the sender wants to pack, or still packs.
+    /// To the primary: the sender wants to pack, or packs, or has packed.
     Packing {
         /// Its epoch
         epoch: Epoch,
-        /// Whether it wants a turn; `false` if it is done.
-        wanted: bool,
+        /// How far it is.
+        stage: PackStage,
     },
     /// The primary: the sender of a [`Content::Packing`] may begin.
     Pack {
@@ -148,6 +148,17 @@ pub enum Content {
         /// Who
         node: NodeId,
     },
+}
+
+/// How far a node is with a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackStage {
+    /// It wants a turn.
+    Wanted,
+    /// It packs.
+    Begun,
+    /// It is done.
+    Done,
 }
 
 /// Who is in sync, by the entry at this place.

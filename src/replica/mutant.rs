@@ -5,16 +5,15 @@
 
 /// A rule that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(mutants), allow(missing_docs, dead_code))]
 #[allow(
     missing_docs,
+    dead_code,
     reason = "the names say what is broken; the manual has the rules"
 )]
 pub enum Mutant {
     AckBeforeSync,
     AckUnmatched,
     PromiseNotSynced,
-    PromiseForgotten,
     PromiseOfLowerEpoch,
     OfficeNotLeft,
     EpochNotAdopted,

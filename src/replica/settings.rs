@@ -4,6 +4,7 @@
 //! its settings; every barrier entry repeats them as a whole.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::members::Members;
 use crate::ids::{Oid, Seq, Tid};
@@ -24,6 +25,9 @@ pub struct Settings {
     pub ceilings: BTreeMap<StorageName, Oid>,
     /// Of each storage: the last pack that was ordered.
     pub packs: BTreeMap<StorageName, Pack>,
+    /// If not zero: the next barrier entry is a jump, with this tid or a later one, since what was
+    /// in front of it may have been lost. Zero as of that entry.
+    pub jump: Tid,
 }
 
 /// A pack that was ordered.
@@ -111,7 +115,33 @@ impl Change {
     }
 }
 
+/// A lost transaction may have any tid up to this much behind the last that is known.
+const JUMP: Duration = Duration::from_secs(20 * 60);
+
+/// Oids that may have been handed out behind the last ceiling that is known.
+const OIDS_JUMP: u64 = 1_000_000;
+
 impl Settings {
+    /// For a new history that begins with what is left of this one, as its majority is gone for
+    /// good and an administrator accepts the loss: other members, and a jump of tids and oids.
+    /// `last` is the largest tid that anybody has heard of.
+    ///
+    /// Clients' caches that have seen what is lost are cleared when they come back: what is lost is
+    /// then in front of the jump, and in no epoch of the new history.
+    pub fn after_loss(&self, members: Members, last: Tid, wall: Duration) -> Self {
+        let time = last.unix_time().max(wall) + JUMP;
+        let ceilings = self.ceilings.iter();
+        let raised = |oid: &Oid| Oid(oid.0.saturating_add(OIDS_JUMP).min(Oid::END.0));
+        let ceilings = ceilings.map(|(storage, oid)| (storage.clone(), raised(oid)));
+        Self {
+            members,
+            home: String::new(),
+            ceilings: ceilings.collect(),
+            packs: self.packs.clone(),
+            jump: Tid::from_unix_time(time).max(last.next()),
+        }
+    }
+
     /// These, and the change by the entry `seq`.
     pub fn changed(&self, change: &Change, seq: Seq) -> Self {
         let mut settings = self.clone();

@@ -27,6 +27,7 @@
 //! | `pack`, `references` | dropping what nobody can ask for any more |
 //! | `job` | what workers do |
 //! | `journal` | what is proposed and not committed yet |
+//! | `transfer` | a transaction as other nodes get it |
 
 mod batch;
 pub mod blob;
@@ -55,6 +56,7 @@ pub mod references;
 mod staging;
 #[cfg(test)]
 mod testing;
+pub mod transfer;
 mod undo;
 mod window;
 pub mod witness;

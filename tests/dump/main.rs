@@ -5,7 +5,10 @@
 
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
 
+mod journal;
 mod packets;
+#[path = "../sim/trace.rs"]
+mod trace;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,6 +17,8 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+
+use standby::value::Value;
 
 use packets::{ACK, Ends, Packet, Sent, conversation, pcap};
 
@@ -420,12 +425,17 @@ fn a_hole_in_a_spread_connection_is_told_and_passed() {
     assert!(found > 3, "{found}");
 }
 
+/// What a client may say to its group.
+fn hello() -> (&'static str, Vec<Value>) {
+    let text = Value::text("a text that does not fit into one fragment");
+    ("hello", vec![text, Value::Int(7)])
+}
+
 /// A client that says something to its group, in fragments of this length.
-fn group_conversation(fragment_len: usize) -> Vec<Sent> {
+fn group_conversation(said: (&'static str, Vec<Value>), fragment_len: usize) -> Vec<Sent> {
     use standby::group::fragment::{Context, Seal};
     use standby::group::spread::wire::{Endian, Frame, MessageType, Name};
     use standby::group::{Audience, Lane, MemberId, message};
-    use standby::value::Value;
 
     let name = |name: &str| Name::new(name.as_bytes()).unwrap();
     let from = MemberId::new("#alice#localhost");
@@ -435,8 +445,8 @@ fn group_conversation(fragment_len: usize) -> Vec<Sent> {
         lane: Lane::Commit,
         audience: Audience::All,
     };
-    let text = Value::text("a text that does not fit into one fragment");
-    let said = message::encode("hello", vec![text, Value::Int(7)]).concat();
+    let (method, args) = said;
+    let said = message::encode(method, args).concat();
     let pieces = said.chunks(fragment_len);
     let count = pieces.len() as u16;
     let frames = pieces.enumerate().flat_map(|(n, piece)| {
@@ -476,7 +486,7 @@ fn messages_of_our_group_are_put_together_from_fragments() {
         ..ENDS
     };
     for fragment_len in [10, 1000] {
-        let sent = group_conversation(fragment_len);
+        let sent = group_conversation(hello(), fragment_len);
         let packets = ends.connection(&sent, 100);
         let file = place.file("a.pcap", &pcap(&packets, 1, 65_535, false));
         let (text, status) = shown(&[&file]);

@@ -27,7 +27,7 @@ pub(crate) enum Invocation {
 /// Where the bytes come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// Capture files, or data files; told apart by their first bytes. `-` is standard input.
+    /// Captures, data files, journals: told apart by their first bytes. `-` is standard input.
     Files(Vec<PathBuf>),
     /// Data files, whatever they look like.
     DataFiles(Vec<PathBuf>),
@@ -214,10 +214,12 @@ fn time(text: &str) -> Result<crate::clock::When, Failure> {
 
 /// The answer to `--help`.
 pub(crate) const USAGE: &str = "\
-zeodump, a packet dump for ZEO, Spread, our replication, and data files
+zeodump, a packet dump for ZEO, Spread, our replication, data files and journals
 
 Usage: zeodump [options] FILE...                 capture files (pcap, pcapng; - is standard
-                                                 input) and data files (Data.fs)
+                                                 input), data files (Data.fs), journals
+                                                 (directories, or single files of them), and
+                                                 traces of simulations
        zeodump [options] -i INTERFACE            what passes an interface now (needs root)
        zeodump [options] --proxy LISTEN=TARGET   what passes through itself
        zeodump [options] --stream PROTOCOL NAME  raw streams NAME.c2s.bin and NAME.s2c.bin
@@ -241,8 +243,9 @@ Output, one line for each message by default:
       --utc                  times in UTC
 
 Only messages that are all of these (values may be lists with commas):
-      --client WHO           a connection (c3), the client's address, or its host
-  -m, --method NAME          calls, replies, notices and frames of that name
+      --client WHO           a connection (c3), the client's address, or its host; in a trace
+                             a node
+  -m, --method NAME          calls, replies, notices, frames and notes of that name
       --oid HEX              with this oid in them
       --tid HEX              with this tid in them
       --since TIME           e.g. 12:30, '2026-11-21 12:30:15.5', 2026-11-21T12:30:15Z

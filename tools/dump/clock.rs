@@ -44,6 +44,11 @@ impl Clock {
         self.format(tid.unix_time(), "%Y-%m-%dT%H:%M:%S%.3f")
     }
 
+    /// Any other time, without blanks.
+    pub(crate) fn word(&self, time: Duration) -> String {
+        self.format(time, "%Y-%m-%dT%H:%M:%S%.6f")
+    }
+
     /// What `--since` and `--until` are given: a date, a time, or both. A time alone is one of the
     /// day of `first`, which is when the capture begins.
     pub(crate) fn parse(text: &str) -> Option<When> {

@@ -13,6 +13,7 @@ use crate::output::Output;
 use crate::packet::{self, Skipped};
 use crate::talk::{Protocol, Talk};
 use crate::tcp::{ConnectionId, Tcp, TcpEvent, What};
+use crate::trace;
 use crate::zeo::Budgets;
 
 type Time = Option<Duration>;
@@ -83,6 +84,10 @@ impl<W: Write> Dump<W> {
     ) -> Result<bool, Failure> {
         self.packets += 1;
         self.last_time = self.last_time.max(Some(time));
+        if link == trace::LINK {
+            self.out.put(trace::message(time, data, len))?;
+            return Ok(false);
+        }
         let segment = match packet::segment(link, data, len) {
             Ok(segment) => segment,
             Err(skipped) => {

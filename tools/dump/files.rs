@@ -11,6 +11,7 @@ use standby::zeo::FrameReader;
 use crate::data;
 use crate::dump::Dump;
 use crate::failure::Failure;
+use crate::journal::{Journal, Part};
 use crate::message::{Kind, Message, Way};
 use crate::pcap::{PcapError, PcapReader};
 use crate::talk::Protocol;
@@ -27,9 +28,31 @@ fn read_one(path: &Path, dump: &mut Dump<impl Write>) -> Result<(), Failure> {
     if path == Path::new("-") {
         return read_packets(path, io::stdin().lock(), dump);
     }
+    if path.is_dir() {
+        return read_journal(path, dump);
+    }
     let file = File::open(path).map_err(|error| Failure::input(path.display(), error))?;
     // It may be a pipe, which gives its bytes once.
     read_packets(path, BufReader::with_capacity(256 * 1024, file), dump)
+}
+
+/// Reads the directory of a journal, in the order that opening does.
+fn read_journal(path: &Path, dump: &mut Dump<impl Write>) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::input(path.display(), error);
+    let entries = std::fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = entries.map_err(|error| failed(&error))?;
+    let files = entries.iter().map(std::fs::DirEntry::path);
+    let mut files: Vec<(Part, PathBuf)> = files.map(|file| (Part::of(&file), file)).collect();
+    files.sort();
+    if files.iter().all(|(part, _)| *part == Part::Other) {
+        return Err(failed(&"no journal: there is no file of one"));
+    }
+    let mut journal = Journal::default();
+    for (part, file) in &files {
+        let input = File::open(file).map_err(|error| Failure::input(file.display(), error))?;
+        journal.read(*part, file, input, &mut dump.out)?;
+    }
+    journal.finish(&mut dump.out)
 }
 
 fn read_packets(
@@ -42,6 +65,10 @@ fn read_packets(
     input
         .read_exact(&mut magic)
         .map_err(|_| failed(&"no pcap or pcapng file: it is shorter than any"))?;
+    let part = Part::of_file(path, magic);
+    if part != Part::Other {
+        return Journal::default().read(part, path, magic.chain(input), &mut dump.out);
+    }
     if [MAGIC, MAGIC_PYTHON2].contains(&magic) {
         return data::read(path, &mut dump.out);
     }

@@ -10,7 +10,8 @@ use crate::message::{Connection, Field, Message};
 /// All that is asked of a message; what is not asked for is `None`, or empty.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    /// Numbers (`c3`), addresses (`10.0.0.1:4711`) and hosts; one of them has to match.
+    /// Numbers (`c3`), addresses (`10.0.0.1:4711`), hosts, and nodes of a trace; one of them has to
+    /// match.
     pub clients: Vec<String>,
     pub methods: Vec<String>,
     pub oids: Vec<Oid>,
@@ -35,11 +36,7 @@ impl Filter {
     /// Whether the message is to be shown. `first` is the time of the first one.
     pub(crate) fn passes(&self, message: &Message, clock: &Clock, first: Duration) -> bool {
         self.passes_time(message, clock, first)
-            && (self.clients.is_empty()
-                || message
-                    .connection
-                    .as_ref()
-                    .is_some_and(|connection| self.is_client(connection)))
+            && (self.clients.is_empty() || self.passes_client(message))
             && (self.methods.is_empty() || self.methods.contains(&message.name))
             && (!self.errors_only || message.kind.is_error())
             && self
@@ -55,6 +52,13 @@ impl Filter {
         let limit = |when: Option<When>| clock.resolve(when?, first);
         limit(self.since).is_none_or(|since| time >= since)
             && limit(self.until).is_none_or(|until| time <= until)
+    }
+
+    fn passes_client(&self, message: &Message) -> bool {
+        let node = message.node.as_ref();
+        let connection = message.connection.as_ref();
+        node.is_some_and(|node| self.clients.contains(node))
+            || connection.is_some_and(|connection| self.is_client(connection))
     }
 
     fn is_client(&self, connection: &Connection) -> bool {

@@ -1,5 +1,5 @@
 //! `zeodump`: shows what is on the wire between clients, servers and the group daemon, and what is
-//! in data files. It has no parser of its own for any of it: it uses the server's.
+//! in data files and journals. It has no parser of its own for any of it: it uses the server's.
 
 mod args;
 mod clock;
@@ -8,6 +8,7 @@ mod dump;
 mod failure;
 mod files;
 mod filter;
+mod journal;
 mod json;
 mod limits;
 mod live;
@@ -17,11 +18,13 @@ mod packet;
 mod pcap;
 mod proxy;
 mod record;
+mod replica;
 mod show;
 mod spread;
 mod summary;
 mod talk;
 mod tcp;
+mod trace;
 mod value;
 mod zeo;
 

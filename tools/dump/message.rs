@@ -72,6 +72,12 @@ pub(crate) enum Kind {
     Transaction,
     /// A record of a data file.
     Record,
+    /// An entry of a journal.
+    Entry,
+    /// A file of a journal's state.
+    State,
+    /// What a simulation has noted.
+    Note,
     /// The beginning or the end of a connection.
     Connection,
     /// What is missing, or cannot be decoded.
@@ -94,6 +100,9 @@ impl Kind {
             Self::Message => "message",
             Self::Transaction => "transaction",
             Self::Record => "record",
+            Self::Entry => "entry",
+            Self::State => "state",
+            Self::Note => "note",
             Self::Connection => "connection",
             Self::Trouble => "trouble",
         }
@@ -110,8 +119,10 @@ impl Kind {
 pub(crate) struct Message {
     /// When its last byte was seen, since 1970; `None` where that was not recorded.
     pub time: Option<Duration>,
-    /// `None` in a data file.
+    /// `None` in a file.
     pub connection: Option<Rc<Connection>>,
+    /// In a trace: where it happened.
+    pub node: Option<String>,
     pub way: Option<Way>,
     pub kind: Kind,
     /// The method, the kind of frame: what is looked for by `--method`.
@@ -142,6 +153,10 @@ pub(crate) enum Field {
     Text(String),
     /// Text from the other side, or bytes that are meant to be text.
     Bytes(Bytes),
+    /// A digest, or another name of random bytes: its begin says enough to people.
+    Hex(Bytes),
+    /// A time, since 1970.
+    Time(Duration),
     /// The data of an object: their begin at least, and their length.
     Record(Bytes, usize),
     /// What has no better form.
@@ -156,6 +171,7 @@ impl Message {
         Self {
             time,
             connection: None,
+            node: None,
             way: None,
             kind,
             name: name.into(),

@@ -21,7 +21,7 @@ pub(crate) struct Output<W: Write> {
     to: io::BufWriter<W>,
     /// What introduces connections of which nothing was shown yet.
     waiting: BTreeMap<u64, Message>,
-    /// A transaction that did not pass, and of which no record was shown yet.
+    /// A transaction, or an entry with one, that did not pass, and of which no record was shown yet.
     transaction: Option<Message>,
     first: Option<Duration>,
     /// Messages that tell of something missing or wrong.
@@ -64,7 +64,7 @@ impl<W: Write> Output<W> {
             return Ok(());
         }
         let passes = self.filter.passes(&message, &self.show.clock, first);
-        if message.kind == Kind::Transaction {
+        if matches!(message.kind, Kind::Transaction | Kind::Entry) {
             self.transaction = (!passes).then(|| message.clone());
         }
         if !passes {

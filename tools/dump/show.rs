@@ -24,6 +24,9 @@ pub(crate) enum Form {
 /// Items of a list in a line; the others are counted.
 const LIST_ITEMS_MAX: usize = 8;
 
+/// Bytes of a digest in a line.
+const HEX_SHORT_LEN: usize = 4;
+
 /// Writes messages down.
 #[derive(Debug)]
 pub(crate) struct Show {
@@ -75,6 +78,10 @@ impl Show {
         if let Some(connection) = &message.connection {
             let _ = write!(text, "c{} {} ", connection.number, sign(message));
         }
+        if let Some(node) = &message.node {
+            let node = value::text(node.as_bytes(), VALUE_CHARS_MAX);
+            let _ = write!(text, "{node} {} ", sign(message));
+        }
         text.push_str(&value::text(message.name.as_bytes(), VALUE_CHARS_MAX));
         if self.form == Form::Tree {
             let _ = write!(text, " ({}", message.kind.name());
@@ -97,6 +104,8 @@ impl Show {
             Field::Bool(bool) => bool.to_string(),
             Field::Text(text) => value::text(text.as_bytes(), VALUE_CHARS_MAX),
             Field::Bytes(bytes) => value::text(bytes, VALUE_CHARS_MAX),
+            Field::Hex(bytes) => hex_of(&bytes[..bytes.len().min(HEX_SHORT_LEN)]),
+            Field::Time(time) => self.clock.word(*time),
             Field::Record(record, len) => match class_of(record) {
                 Some(class) => {
                     let class = value::text(class.as_bytes(), VALUE_CHARS_MAX);
@@ -164,6 +173,7 @@ impl Show {
             Field::Value(value) => {
                 let _ = writeln!(text, " {}", value::shown(value, LONG_VALUE_CHARS_MAX));
             }
+            Field::Hex(bytes) => _ = writeln!(text, " {}", hex_of(bytes)),
             field => _ = writeln!(text, " {}", self.short(field)),
         }
     }
@@ -205,7 +215,9 @@ impl Show {
             put("client", Json::Text(connection.client.clone()));
             put("server", Json::Text(connection.server.clone()));
         }
-        if let Some(way) = message.way {
+        if let Some(node) = &message.node {
+            put("node", Json::Text(node.clone()));
+        } else if let Some(way) = message.way {
             put("to", Json::text_of(way_name(way)));
         }
         put("kind", Json::text_of(message.kind.name()));
@@ -248,6 +260,8 @@ impl Show {
             Field::Bool(bool) => Json::Bool(*bool),
             Field::Text(text) => Json::Text(text.clone()),
             Field::Bytes(bytes) => json_bytes(bytes),
+            Field::Hex(bytes) => Json::Text(hex_of(bytes)),
+            Field::Time(time) => Json::Text(clock::rfc3339(*time)),
             Field::Record(record, len) => {
                 let mut members = vec![("bytes".to_owned(), Json::from(*len as u64))];
                 if let Some(class) = class_of(record) {

@@ -4,15 +4,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use standby::group::fragment::{Assembled, Assembler, Fragment};
-use standby::group::message::Message as GroupMessage;
 use standby::group::spread::wire::{
     ClientItem, ClientStream, Connect, DaemonItem, DaemonStream, Delivery, Frame, GroupId,
     HEADER_LEN, Header, Membership, MessageType, NAME_LEN, Name, Pending, Request,
 };
 use standby::group::{Audience, Body, Lane, MemberId};
-use standby::value::Value;
 
 use crate::message::{Field, Kind, Message, Way};
+use crate::replica;
 
 type Time = Option<Duration>;
 
@@ -305,10 +304,8 @@ impl Side {
         }
         let mut message = match outcome.assembled {
             None => return,
-            Some(Assembled::Whole(bytes)) => match GroupMessage::decode(&bytes) {
-                Ok(said) => Message::new(time, Kind::Message, said.method)
-                    .with("args", Value::Tuple(said.args))
-                    .of_bytes(bytes, 0),
+            Some(Assembled::Whole(bytes)) => match replica::said(time, &bytes) {
+                Ok(said) => said,
                 Err(error) => self
                     .trouble(time, "no-message")
                     .with("why", error.to_string())

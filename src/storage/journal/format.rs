@@ -229,12 +229,22 @@ pub struct Decoder {
     /// Bytes in front of `pos` that are nothing, and whether they are zeros.
     run: Option<(u64, bool)>,
     is_ended: bool,
+    /// It begins with an entry.
+    is_headless: bool,
 }
 
 impl Decoder {
     /// At the start of a segment.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// At an entry of some segment, with the rest of that: what is kept of a torn end.
+    pub fn within_segment() -> Self {
+        Self {
+            is_headless: true,
+            ..Self::default()
+        }
     }
 
     /// The bytes that are next.
@@ -256,9 +266,9 @@ impl Decoder {
                 return self.poll_body();
             }
             let left = self.buf.len() - self.at;
-            let needed = match self.pos {
-                0 => SEGMENT_HEADER_LEN,
-                _ => ENTRY_HEADER_LEN,
+            let needed = match self.is_at_segment() {
+                true => SEGMENT_HEADER_LEN,
+                false => ENTRY_HEADER_LEN,
             };
             if left < needed && !self.is_ended || left == 0 {
                 return if self.is_ended { self.take_run() } else { None };
@@ -275,10 +285,14 @@ impl Decoder {
         }
     }
 
+    const fn is_at_segment(&self) -> bool {
+        self.pos == 0 && !self.is_headless
+    }
+
     fn header_here(&self) -> Option<Item> {
         let rest = &self.buf[self.at..];
         let pos = self.pos;
-        if pos == 0 {
+        if self.is_at_segment() {
             return SegmentHeader::decode(rest).map(Item::Segment);
         }
         let header = match self.place {

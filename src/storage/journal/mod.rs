@@ -44,7 +44,7 @@ pub use error::{Fault, JournalError, Refusal};
 pub use format::Point;
 pub use read::{Entries, Reader};
 pub use recover::{Create, Recovered, TornTail};
-pub use state::{EpochRow, EpochRows, Identity};
+pub use state::{EpochRow, EpochRows, Identity, StateFile};
 
 use format::{ALIGNMENT, EntryHeader, Place, SegmentHeader};
 use segment::Segment;

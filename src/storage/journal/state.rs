@@ -349,6 +349,67 @@ impl State for Released {
     }
 }
 
+/// What a file of the state says, for tools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateFile {
+    /// `identity`
+    Identity(Identity),
+    /// `promised`
+    Promised(Epoch),
+    /// `commit`
+    Commit {
+        /// Committed, and on stable storage.
+        committed: Seq,
+        /// On stable storage.
+        synced: Seq,
+    },
+    /// `epochs`
+    Epochs {
+        /// The last entry that was released.
+        through: Point,
+        /// The epochs up to there.
+        epochs: EpochRows,
+        /// The log begins anew behind it.
+        is_anew: bool,
+    },
+}
+
+impl StateFile {
+    /// The names of these files.
+    pub const NAMES: [&str; 4] = [Identity::NAME, Promised::NAME, Hint::NAME, Released::NAME];
+
+    /// Reads the file of this name, and the disk that it names. `None` if it is not such a file, as
+    /// a whole.
+    pub fn decode(name: &str, bytes: &[u8]) -> Option<(Self, DiskId)> {
+        match name {
+            Identity::NAME => {
+                Identity::decode(bytes).map(|(identity, disk)| (Self::Identity(identity), disk))
+            }
+            Promised::NAME => {
+                Promised::decode(bytes).map(|(promised, disk)| (Self::Promised(promised.0), disk))
+            }
+            Hint::NAME => Hint::decode(bytes).map(|(hint, disk)| {
+                let Hint { committed, synced } = hint;
+                (Self::Commit { committed, synced }, disk)
+            }),
+            Released::NAME => Released::decode(bytes).map(|(released, disk)| {
+                let Released {
+                    through,
+                    epochs,
+                    is_anew,
+                } = released;
+                let file = Self::Epochs {
+                    through,
+                    epochs,
+                    is_anew,
+                };
+                (file, disk)
+            }),
+            _ => None,
+        }
+    }
+}
+
 /// The path of a file that nobody has, beginning with this one.
 pub(super) fn free_name(disk: &dyn Disk, directory: &Path, name: &str, suffix: &str) -> PathBuf {
     let mut path = directory.join(format!("{name}{suffix}"));

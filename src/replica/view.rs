@@ -1,0 +1,286 @@
+//! Who is there, and the barrier of a view.
+//!
+//! In each view every member says its state; when it knows those of all, it says `Unblock` with the
+//! name of the view; and when all have, what is not recovery goes on. So what was queued before the
+//! change and comes after it is held off. A member that takes too long is not waited for. No rule
+//! of safety rests on any of this.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::event::Notice;
+use super::message::{Content, NodeKind, Position, Role, Sender, State};
+use super::mutant::{self, Mutant};
+use super::{Office, Replica};
+use crate::group::{MemberId, ViewId};
+use crate::ids::{Epoch, NodeId, Tid};
+use crate::limits::{CLOCK_DIFFERENCE_MAX, STATE_INTERVAL, UNBLOCK_MAX};
+
+/// A view, as far as it is known.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) id: ViewId,
+    me: MemberId,
+    pub(super) members: BTreeMap<MemberId, Member>,
+    began: Instant,
+    said: Option<Said>,
+    /// Somebody should know better.
+    pub(super) wants_state: bool,
+    unblocked: Option<Instant>,
+    /// Messages that are not of recovery may be sent.
+    pub(super) is_open: bool,
+    /// Those that something was wrong with: each is told of once in a view.
+    complained_of: BTreeSet<NodeId>,
+}
+
+/// What is known of a member.
+#[derive(Debug, Default)]
+pub(super) struct Member {
+    pub(super) stated: Option<Stated>,
+    unblocked: bool,
+}
+
+/// What a member has said.
+#[derive(Debug)]
+pub(super) struct Stated {
+    pub(super) sender: Sender,
+    pub(super) state: State,
+    pub(super) at: Instant,
+}
+
+/// What was said of oneself, and when.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    at: Instant,
+    role: Role,
+    hears: Option<Epoch>,
+    promised: Epoch,
+    last: Position,
+}
+
+impl View {
+    /// All that have said their state.
+    pub(super) fn stated(&self) -> impl Iterator<Item = (&MemberId, &Stated)> {
+        let members = self.members.iter();
+        members.filter_map(|(id, member)| Some((id, member.stated.as_ref()?)))
+    }
+
+    /// The member that goes by this name.
+    pub(super) fn find(&self, node: NodeId) -> Option<(&MemberId, &Stated)> {
+        self.stated().find(|(_, stated)| stated.sender.node == node)
+    }
+
+    fn knows_all(&self) -> bool {
+        self.members.values().all(|member| member.stated.is_some())
+    }
+
+    fn is_complained_of(&mut self, node: NodeId) -> bool {
+        !self.complained_of.insert(node)
+    }
+}
+
+impl Replica {
+    pub(super) fn on_view(&mut self, id: ViewId, members: Vec<MemberId>, me: MemberId) {
+        let members = members
+            .into_iter()
+            .map(|member| (member, Member::default()));
+        self.view = Some(View {
+            id,
+            me,
+            members: members.collect(),
+            began: self.now.instant,
+            said: None,
+            wants_state: false,
+            unblocked: None,
+            is_open: mutant::is(Mutant::UnblockNotAwaited),
+            complained_of: BTreeSet::new(),
+        });
+        self.say_state();
+    }
+
+    pub(super) fn on_lost(&mut self) {
+        self.view = None;
+    }
+
+    /// Whether this member is us.
+    pub(super) fn is_me(&self, member: &MemberId) -> bool {
+        self.view.as_ref().is_some_and(|view| view.me == *member)
+    }
+
+    /// Whether messages that are not of recovery may be sent.
+    pub(super) fn is_unblocked(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| view.is_open)
+    }
+
+    pub(super) fn ignore_foreign(&mut self, from: &MemberId, sender: &Sender, content: &Content) {
+        if let (Some(view), Content::State(_)) = (&mut self.view, content)
+            && view.members.contains_key(from)
+            && !view.is_complained_of(sender.node)
+        {
+            self.tell(Notice::OtherHistory(sender.node, sender.history));
+        }
+    }
+
+    pub(super) fn on_state(&mut self, from: &MemberId, sender: Sender, state: State) {
+        let at = self.now.instant;
+        let Some(view) = &mut self.view else {
+            return;
+        };
+        let is_mine = view.me == *from;
+        let Some(member) = view.members.get_mut(from) else {
+            return;
+        };
+        let (role, promised, hears) = (state.role, state.promised, state.hears);
+        let is_of_this_view = state.view == view.id;
+        if is_of_this_view || member.stated.is_some() {
+            member.stated = Some(Stated { sender, state, at });
+        }
+        if is_mine {
+            return;
+        }
+        self.complain(&sender);
+        if promised == self.promised
+            && let Office::Primary(primary) = &mut self.office
+        {
+            primary.on_contact(sender.voter(), at);
+        }
+        // R4. Its word is as good as what it proposes.
+        if role == Role::Primary && promised.node == sender.node && hears == Some(promised) {
+            self.hear(from, promised);
+        }
+    }
+
+    fn complain(&mut self, sender: &Sender) {
+        let electors = &self.log.settings().members;
+        let of_name = electors.electors().find(|who| who.node == sender.node);
+        let notice = match of_name {
+            _ if sender.node == self.me.node => Notice::Namesakes(sender.node),
+            Some(voter) if *voter != sender.voter() => Notice::OtherDisk(sender.voter()),
+            _ => return,
+        };
+        let view = self.view.as_mut();
+        if view.is_some_and(|view| !view.is_complained_of(sender.node)) {
+            self.tell(notice);
+        }
+    }
+
+    pub(super) fn on_unblock(&mut self, from: &MemberId, id: ViewId) {
+        let Some(view) = &mut self.view else {
+            return;
+        };
+        if let Some(member) = view.members.get_mut(from)
+            && (view.id == id || mutant::is(Mutant::StaleUnblock))
+        {
+            member.unblocked = true;
+        }
+    }
+
+    /// The barrier.
+    pub(super) fn go_on_with_view(&mut self) {
+        let now = self.now.instant;
+        let Some(view) = &mut self.view else {
+            return;
+        };
+        if view.is_open || view.said.is_none() {
+            return;
+        }
+        let is_late = now >= view.began + UNBLOCK_MAX;
+        let id = view.id;
+        if (view.knows_all() || is_late)
+            && view.unblocked.is_none_or(|at| now >= at + STATE_INTERVAL)
+        {
+            view.unblocked = Some(now);
+            self.send_all(Content::Unblock { view: id });
+        }
+        if let Some(view) = &mut self.view
+            && (is_late || view.members.values().all(|member| member.unblocked))
+        {
+            view.is_open = true;
+            self.on_open_view();
+        }
+    }
+
+    /// The epoch whose primary has been heard of within a lease; of a primary, its own, if a quorum
+    /// has.
+    pub(super) fn hears(&self) -> Option<Epoch> {
+        let now = self.now.instant;
+        match &self.office {
+            Office::Primary(primary) => self
+                .has_lease(primary, self.options.lease)
+                .then_some(primary.epoch),
+            Office::Candidate(_) => None,
+            Office::Replica => {
+                let leader = self.leader.as_ref()?;
+                (now < leader.heard + self.options.lease).then_some(self.promised)
+            }
+        }
+    }
+
+    /// Says how things are, if others do not know.
+    pub(super) fn say_state(&mut self) {
+        let (now, hears, role) = (self.now.instant, self.hears(), self.role());
+        let (promised, last) = (self.durable, self.log.last());
+        let tick = self.tick();
+        let Some(view) = &mut self.view else {
+            return;
+        };
+        let is_due = view.said.is_none_or(|said| {
+            let age = now.saturating_duration_since(said.at);
+            let is_other = said.promised != promised || view.wants_state;
+            let is_alone = hears.is_none() && (said.last != last || age >= STATE_INTERVAL);
+            let is_waiting = !view.is_open && age >= STATE_INTERVAL;
+            (said.role, said.hears) != (role, hears)
+                || age >= tick && (is_other || is_alone || is_waiting)
+                || age >= 5 * STATE_INTERVAL
+        });
+        if !is_due {
+            return;
+        }
+        view.wants_state = false;
+        view.said = Some(Said {
+            at: now,
+            role,
+            hears,
+            promised,
+            last,
+        });
+        let view = view.id;
+        let has_gap = self.log.history_from() != Tid::ZERO;
+        let may_lead = !has_gap || self.options.leads_without_history;
+        self.send_all(Content::State(Box::new(State {
+            view,
+            promised,
+            last,
+            committed: self.log.committed(),
+            applied: self.log.applied(),
+            role,
+            hears,
+            kind: self.options.kind,
+            site: self.options.site.clone(),
+            priority: if may_lead { self.options.priority } else { 0 },
+            history_from: self.log.history_from(),
+            wall: self.now.wall,
+        })));
+    }
+
+    /// The wall clock that most show now, as far as they have said: that of the middle, or, of
+    /// two, the earlier one. A clock that runs ahead drags all later tids into the future.
+    fn median_clock(&self) -> std::time::Duration {
+        let now = self.now.instant;
+        let stated = self.view.iter().flat_map(View::stated);
+        let others = stated.filter(|(member, stated)| {
+            !self.is_me(member) && stated.state.kind != NodeKind::Observer
+        });
+        let others =
+            others.map(|(_, stated)| stated.state.wall + now.saturating_duration_since(stated.at));
+        let mut clocks: Vec<_> = others.chain([self.now.wall]).collect();
+        clocks.sort_unstable();
+        clocks[(clocks.len() - 1) / 2]
+    }
+
+    /// By how much this clock is off, if that is too much to be primary.
+    pub(super) fn clock_error(&self, wall: std::time::Duration) -> Option<std::time::Duration> {
+        let error = wall.abs_diff(self.median_clock());
+        (error > CLOCK_DIFFERENCE_MAX).then_some(error)
+    }
+}
