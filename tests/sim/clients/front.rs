@@ -121,6 +121,8 @@ pub(crate) struct FrontOut {
 pub(crate) enum ToClient {
     Send(Conn, ServerMessage),
     HangUp(Conn),
+    /// Without the answer to a finish: nobody knows it.
+    GiveUp(Conn),
 }
 
 impl FrontOut {
@@ -248,10 +250,24 @@ impl Front {
         self.history
     }
 
-    /// The data were replaced; nobody is connected who has read them.
-    pub(crate) fn on_copied(&mut self, history: HistoryId, applied: &[Applied]) {
+    /// The data were replaced. Nobody reads them but who waits for the end of a finish; and to these
+    /// no end can be told, as what was committed before it, and was not applied one by one, cannot
+    /// be taken out of their caches any more.
+    pub(crate) fn on_copied(
+        &mut self,
+        history: HistoryId,
+        applied: &[Applied],
+        out: &mut FrontOut,
+    ) {
         self.history = history;
         self.database = Database::new(applied, self.options.queue_len_max);
+        let sessions = self.sessions.iter();
+        let finishing = sessions.filter(|(_, session)| session.is_finishing());
+        let finishing: Vec<Conn> = finishing.map(|(conn, _)| *conn).collect();
+        for conn in finishing {
+            self.forget(conn);
+            out.clients.push(ToClient::GiveUp(conn));
+        }
     }
 
     pub(crate) fn on_serving(&mut self, serving: Serving, now: Instant, out: &mut FrontOut) {
@@ -344,6 +360,15 @@ impl Front {
                 Ok(self.database.last().next())
             }
             Outcome::Lost => Err(Refused::Lost),
+            Outcome::Unknown => {
+                self.unlock(conn);
+                if self.sessions.contains_key(&conn) {
+                    self.forget(conn);
+                    out.clients.push(ToClient::GiveUp(conn));
+                }
+                self.on_locks_changed(now, out);
+                return;
+            }
         };
         if let Ok(tid) = result
             && tid > self.database.last()

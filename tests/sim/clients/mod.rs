@@ -9,6 +9,7 @@ pub(crate) mod database;
 pub(crate) mod front;
 pub(crate) mod message;
 #[path = "../../storage_crash/random.rs"]
+#[allow(dead_code, reason = "others use the rest")]
 mod random;
 pub(crate) mod work;
 
@@ -240,11 +241,19 @@ impl Crowd {
     }
 
     /// The data were replaced by a copy of somebody else's.
-    pub(crate) fn on_copied(&mut self, node: NodeId, history: HistoryId, applied: &[Applied]) {
+    pub(crate) fn on_copied(
+        &mut self,
+        node: NodeId,
+        history: HistoryId,
+        applied: &[Applied],
+        now: Instant,
+    ) {
         let Some(front) = self.fronts.get_mut(&node) else {
             return;
         };
-        front.on_copied(history, applied);
+        let mut out = FrontOut::default();
+        front.on_copied(history, applied, &mut out);
+        self.front_wants(node, out, now);
         let links = self.links.iter();
         let ours = links.filter(|(_, link)| link.address.node == node && link.is_accepted);
         for conn in ours.map(|(conn, _)| *conn) {
@@ -330,8 +339,13 @@ impl Crowd {
                     self.checks.on_sent(conn, &message);
                     self.send(conn, Delivery::ToClient(message), now);
                 }
-                ToClient::HangUp(conn) => {
-                    self.checks.on_closed(conn);
+                ToClient::HangUp(conn) | ToClient::GiveUp(conn) => {
+                    if matches!(what, ToClient::GiveUp(_)) {
+                        self.checks.mark("outcome unknown to the server");
+                        self.checks.on_gone(conn);
+                    } else {
+                        self.checks.on_closed(conn);
+                    }
                     if let Some(link) = self.links.get_mut(&conn) {
                         link.is_accepted = false;
                     }
