@@ -377,14 +377,27 @@ pub const JOURNAL_BODY_LEN_MAX: u64 = 64 << 20;
 /// them that caches of clients from then need not be cleared.
 pub const JOURNAL_EPOCHS_MAX: usize = 10_000;
 
-/// Bytes of a file of the journal's state: the longest lists the epochs, each in less than 100.
-pub const JOURNAL_STATE_LEN_MAX: u64 = 1 << 20;
+/// Bytes of a file of the journal's state: the longest lists the epochs, each in less than 100, and
+/// has the settings.
+pub const JOURNAL_STATE_LEN_MAX: u64 = 2 << 20;
 
 /// Bytes of segments between two entries whose positions are remembered: what is read in vain to
 /// find one, and 16 bytes of memory each.
 pub const JOURNAL_INDEX_STEP: u64 = 64 * 1024;
 
 const _: () = assert!(JOURNAL_EPOCHS_MAX as u64 * 100 < JOURNAL_STATE_LEN_MAX);
+
+/// Transactions that a data file gets from the log between two checkpoints: as many statuses as
+/// opening writes once more, since after a failed sync they may be shown and not be there.
+pub const APPLIED_COUNT_MAX: usize = 1000;
+
+/// Bytes that are applied before a checkpoint is made, if nothing else is said: what is read again
+/// after a crash.
+pub const APPLIED_LEN_DEFAULT: u64 = 64 << 20;
+
+/// Transactions that were applied and that nobody has asked for: as many as are kept for clients that
+/// come back. Of what was before them it is only told that there was something.
+pub const APPLIED_TOLD_MAX: usize = 10_000;
 
 /// Ends of epochs in a request for entries: a log that differs in more of its last epochs is
 /// fetched from what is committed on.

@@ -113,7 +113,9 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         module: "server",
-        may_use: &["ids", "limits", "cursor", "pickle", "zeo", "storage"],
+        may_use: &[
+            "ids", "limits", "cursor", "pickle", "zeo", "storage", "entry", "replica",
+        ],
         may_touch: &[],
     },
     Layer {

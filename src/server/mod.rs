@@ -14,6 +14,7 @@ mod browse;
 mod calls;
 mod client;
 mod invalidation;
+pub mod log_disk;
 mod long_replies;
 mod packing;
 mod reads;

@@ -44,6 +44,41 @@ pub enum StorageError {
         /// The tid.
         tid: Tid,
     },
+    /// There is no space for what was to be written. Nothing was; it may be tried again.
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A transaction to be applied is not newer than the last one, or leaves no tid above.
+    TidOrder {
+        /// The file.
+        path: PathBuf,
+        /// Its tid.
+        tid: Tid,
+        /// That of the last one.
+        last: Tid,
+    },
+    /// A transaction has the blob of an object, and blobs are not kept here.
+    NoBlobs {
+        /// The data file.
+        path: PathBuf,
+        /// The object.
+        oid: Oid,
+    },
+    /// Something else stands under the name of the file that is in use.
+    Replaced {
+        /// The name.
+        path: PathBuf,
+    },
+    /// A write or sync has failed before. Only opening anew finds out what is there.
+    Failed {
+        /// The file.
+        path: PathBuf,
+        /// What it was.
+        first: String,
+    },
     /// The blob directory has a layout that is not known.
     BlobLayout {
         /// The file that names it.
@@ -118,6 +153,33 @@ impl fmt::Display for StorageError {
             Self::TidTooHigh { path, tid } => write!(
                 f,
                 "{}: the tid of the last transaction, {tid}, leaves none for another",
+                path.display()
+            ),
+            Self::NoSpace { path, source } => {
+                write!(
+                    f,
+                    "{}: no space for a transaction: {source}",
+                    path.display()
+                )
+            }
+            Self::TidOrder { path, tid, last } => write!(
+                f,
+                "{}: transaction {tid} cannot follow {last}",
+                path.display()
+            ),
+            Self::NoBlobs { path, oid } => write!(
+                f,
+                "{}: a blob of {oid}, and no blob directory is configured",
+                path.display()
+            ),
+            Self::Replaced { path } => write!(
+                f,
+                "{}: the file was replaced while it was in use",
+                path.display()
+            ),
+            Self::Failed { path, first } => write!(
+                f,
+                "{}: refused after an earlier failure ({first})",
                 path.display()
             ),
             Self::BlobLayout { path, found } => write!(

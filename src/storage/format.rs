@@ -80,6 +80,16 @@ impl Status {
         }
     }
 
+    /// The same, of a transaction in front of the tail: one that is voted there has been committed,
+    /// and gets its status with the next checkpoint (`apply`), or would if the file were not opened
+    /// read-only.
+    pub const fn of_committed(self) -> Self {
+        match self {
+            Self::Voted => Self::Finished,
+            status => status,
+        }
+    }
+
     /// The byte in the file.
     pub const fn to_byte(self) -> u8 {
         match self {

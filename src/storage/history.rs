@@ -166,7 +166,7 @@ impl Query {
 fn info(txn: &Transaction) -> TxnInfo {
     TxnInfo {
         tid: txn.header.tid,
-        status: txn.header.status.to_byte(),
+        status: txn.header.status.of_committed().to_byte(),
         user: Bytes::copy_from_slice(txn.user()),
         description: Bytes::copy_from_slice(txn.descr()),
         extension: Bytes::copy_from_slice(txn.ext()),
@@ -214,7 +214,7 @@ fn log(
             break;
         }
         let txn = txn?;
-        match txn.header.status {
+        match txn.header.status.of_committed() {
             Status::Packed => break,
             Status::Finished => {}
             _ => continue,

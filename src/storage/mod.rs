@@ -27,8 +27,10 @@
 //! | `pack`, `references` | dropping what nobody can ask for any more |
 //! | `job` | what workers do |
 //! | `journal` | what is proposed and not committed yet |
+//! | `apply` | a data file that only a log writes to |
 //! | `transfer` | a transaction as other nodes get it |
 
+pub mod apply;
 mod batch;
 pub mod blob;
 mod commit;

@@ -33,7 +33,7 @@ use super::pack;
 use super::window::Window;
 use super::witness::{self, Mark, Sectors, Witness};
 use crate::ids::{Oid, Tid};
-use crate::limits::WITNESSED_LEN_MAX;
+use crate::limits::{APPLIED_COUNT_MAX, WITNESSED_LEN_MAX};
 
 /// What the file is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,9 @@ pub enum Access {
     ReadOnly,
     /// Reading and writing; created if it does not exist.
     ReadWrite,
+    /// The same, of a file that a log is applied to (`apply`): what is not finished at its end is
+    /// cut and not kept, since the journal has it.
+    Applied,
     /// Reading and writing a new file in the place of what stands there.
     Create,
 }
@@ -76,9 +79,10 @@ pub struct Progress {
 /// Bytes between two reports: some tens of milliseconds. Whoever logs them knows the time.
 const PROGRESS_LEN: u64 = 32 << 20;
 
-/// Statuses written again when opening: more than go to the disk with one sync, which is at most
-/// one for each client. What the index file covers was on stable storage when that was saved.
-const SEAL_AGAIN_COUNT: usize = 1000;
+/// Statuses written again when opening: as many as go to the disk with one sync, at most, which is
+/// one for each client, or what was applied since a checkpoint. What the index file covers was on
+/// stable storage when that was saved.
+const SEAL_AGAIN_COUNT: usize = APPLIED_COUNT_MAX;
 
 /// Bytes of a tid, with which a header begins.
 const TID_LEN: usize = 8;
@@ -158,7 +162,10 @@ pub fn open(
     }
     if writable {
         if tail < size {
-            cut(disk, path, &*file, tail, size)?;
+            if access != Access::Applied {
+                keep(disk, path, &*file, tail..size)?;
+            }
+            file.set_len(tail).map_err(StorageError::io("cut", path))?;
         }
         for pos in &unsealed {
             warn!(
@@ -795,17 +802,17 @@ impl Scan<'_> {
     }
 }
 
-/// Cuts the file to `tail`. What is lost by that is kept in a file of its own first.
-fn cut(
+/// Keeps what is about to be cut in a file of its own.
+fn keep(
     disk: &dyn Disk,
     path: &Path,
     file: &dyn File,
-    tail: u64,
-    size: u64,
+    range: Range<u64>,
 ) -> Result<(), StorageError> {
+    let tail = range.start;
     let (kept_path, kept) = open_kept(disk, path)?;
     let failed = StorageError::io("write", &kept_path);
-    copy(file, tail..size, &*kept, 0)
+    copy(file, range, &*kept, 0)
         .and_then(|()| kept.sync())
         .and_then(|()| disk.sync_directory_of(&kept_path))
         .map_err(failed)?;
@@ -814,7 +821,7 @@ fn cut(
         path.display(),
         kept_path.display()
     );
-    file.set_len(tail).map_err(StorageError::io("cut", path))
+    Ok(())
 }
 
 /// The first of `Data.fs.tr0`, `Data.fs.tr1`, ... that does not exist yet.

@@ -168,6 +168,18 @@ impl Transfer {
         Head::read(&mut pieces)?.storage(&mut pieces)
     }
 
+    /// The blobs that the transaction of a body names. The rest is read only if there are any.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::decode`], as far as it is read.
+    pub fn blobs_of(body: &[Bytes]) -> Result<Vec<BlobName>, TransferError> {
+        match Head::read(&mut Pieces::new(body))?.blob_count {
+            0 => Ok(Vec::new()),
+            _ => Self::decode(body).map(|transfer| transfer.blobs),
+        }
+    }
+
     fn check(&self) -> Result<(), TransferError> {
         if !(1..=usize::from(u8::MAX)).contains(&self.storage.len()) {
             return Err(TransferError::Name);

@@ -328,7 +328,7 @@ impl LookBack {
                 break;
             };
             if let Some(found) = wanted.get_mut(&txn.header.tid) {
-                if txn.header.status != Status::Finished {
+                if txn.header.status.of_committed() != Status::Finished {
                     return Err(Refusal::NotUndoable(WRONG_STATUS));
                 }
                 *found = Some(txn.pos);

@@ -145,9 +145,70 @@ impl BlobDirectory {
             .join(format!("{}.blob", short_hex(tid.0)))
     }
 
+    /// All committed blobs, in any order: whose they are, of which transactions, and where. What has
+    /// no such name is passed over.
+    pub fn walk<'a>(
+        &'a self,
+        disk: &'a dyn Disk,
+    ) -> impl Iterator<Item = io::Result<(Oid, Tid, PathBuf)>> + 'a {
+        let mut directories = vec![self.base.clone()];
+        let mut found = Vec::new();
+        std::iter::from_fn(move || {
+            loop {
+                if let Some(blob) = found.pop() {
+                    return Some(Ok(blob));
+                }
+                let directory = directories.pop()?;
+                let names = match disk.names(&directory) {
+                    Ok(names) => names,
+                    // A pack has removed it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Some(Err(error)),
+                };
+                for path in names.iter().map(|name| directory.join(name)) {
+                    match self.parse(&path) {
+                        Some((oid, tid)) => found.push((oid, tid, path)),
+                        None if self.may_be_on_the_way(&path) => directories.push(path),
+                        None => {}
+                    }
+                }
+            }
+        })
+    }
+
+    /// Whose blob a file is, by its name.
+    fn parse(&self, path: &Path) -> Option<(Oid, Tid)> {
+        let name = path.file_name()?.to_str()?;
+        let tid = parse_hex(name.strip_suffix(".blob")?)?;
+        let directory = path.parent()?.strip_prefix(&self.base).ok()?;
+        let mut oid = 0;
+        for part in directory.iter() {
+            let number = parse_hex(part.to_str()?)?;
+            oid = match self.layout {
+                Layout::Bushy => oid << 8 | number,
+                Layout::Lawn => number,
+            };
+        }
+        // Which also tells that it is not too deep, and written in the one right way.
+        (self.file(Oid(oid), Tid(tid)) == path).then_some((Oid(oid), Tid(tid)))
+    }
+
+    /// Whether a directory has the form of one with blobs in it, or in others below it.
+    fn may_be_on_the_way(&self, path: &Path) -> bool {
+        let Ok(below) = path.strip_prefix(&self.base) else {
+            return false;
+        };
+        let depth_max = match self.layout {
+            Layout::Bushy => 8,
+            Layout::Lawn => 1,
+        };
+        let is_hex = |part: &OsStr| part.to_str().and_then(parse_hex).is_some();
+        below.iter().count() <= depth_max && below.iter().all(is_hex)
+    }
+
     /// The directory of an object and those above it that are below the blob directory, which is
     /// what has to be durable before the name of a file in the first can be.
-    pub(super) fn directories_of(&self, oid: Oid) -> Vec<PathBuf> {
+    pub(in crate::storage) fn directories_of(&self, oid: Oid) -> Vec<PathBuf> {
         let directory = self.directory_of(oid);
         let below = |path: &&Path| **path != self.base;
         let all = directory.ancestors().take_while(below);
@@ -160,6 +221,10 @@ fn short_hex(number: u64) -> String {
     let digits = format!("{number:x}");
     let padding = if digits.len() % 2 == 1 { "0" } else { "" };
     format!("0x{padding}{digits}")
+}
+
+fn parse_hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }
 
 /// The layout that the marker names; without one that of a directory that is in use without a

@@ -20,14 +20,16 @@
 //! | `recover` | opening: what is whole, torn, or damaged |
 //! | `read` | reading, beside writing and in other threads |
 //! | `cut` | cutting what diverged, and releasing what is old |
+//! | `retire` | a journal that makes room for one of another history |
 
 mod cut;
 mod error;
 pub mod format;
 mod read;
 mod recover;
+mod retire;
 mod segment;
-mod state;
+pub mod state;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;

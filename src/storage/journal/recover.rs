@@ -34,7 +34,7 @@ use crate::storage::witness::Sectors;
 const PIECE_LEN: usize = 1 << 20;
 
 /// The file that is locked.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 
 /// How a new journal begins.
 #[derive(Clone, Debug)]
@@ -177,7 +177,11 @@ fn missing(directory: &Path) -> JournalError {
 }
 
 /// The lock on the directory, which is made if it is not there.
-fn lock(disk: &dyn Disk, directory: &Path, create: bool) -> Result<Arc<dyn File>, JournalError> {
+pub(super) fn lock(
+    disk: &dyn Disk,
+    directory: &Path,
+    create: bool,
+) -> Result<Arc<dyn File>, JournalError> {
     let path = directory.join(LOCK);
     let io = |action| JournalError::io(action, &path);
     let opened = match disk.open(&path, OpenMode::Write) {

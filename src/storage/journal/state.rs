@@ -24,8 +24,8 @@ use crate::storage::disk::{Disk, OpenMode};
 /// What stands in front of a checksum.
 const CHECK: &str = "sha256 ";
 
-/// A file of the state.
-pub(super) trait State: Sized {
+/// A file of the state. Who uses a journal may keep more of them in its directory.
+pub trait State: Sized {
     /// Its name.
     const NAME: &'static str;
 
@@ -36,7 +36,11 @@ pub(super) trait State: Sized {
     /// compared, so that nothing more has to be looked at.
     fn parse(lines: &mut Words<'_>) -> Option<Self>;
 
-    /// What stands in the directory; `None` if there is no file.
+    /// What stands in the directory, and the disk that it is of; `None` if there is no file.
+    ///
+    /// # Errors
+    ///
+    /// The file is not what was written, or of another disk than it should be.
     fn load(
         disk: &dyn Disk,
         directory: &Path,
@@ -55,6 +59,10 @@ pub(super) trait State: Sized {
     }
 
     /// As [`Self::load`], of a file that must be there.
+    ///
+    /// # Errors
+    ///
+    /// As there; [`Fault::NoFile`] if it is not.
     fn load_existing(disk: &dyn Disk, directory: &Path, of: DiskId) -> Result<Self, JournalError> {
         let Some((value, _)) = Self::load(disk, directory, Some(of))? else {
             let path = directory.join(Self::NAME);
@@ -64,6 +72,10 @@ pub(super) trait State: Sized {
     }
 
     /// Replaces the file; it is on stable storage when this returns.
+    ///
+    /// # Errors
+    ///
+    /// The disk has failed; the old file or the new one is there.
     fn save(&self, disk: &dyn Disk, directory: &Path, of: DiskId) -> Result<(), JournalError> {
         let path = directory.join(Self::NAME);
         disk.replace(&path, &[self.encode(of).as_bytes()])
@@ -98,23 +110,56 @@ pub(super) trait State: Sized {
 }
 
 /// The words of a file, one after the other.
-pub(super) struct Words<'a>(std::str::SplitAsciiWhitespace<'a>);
+#[derive(Clone, Debug)]
+pub struct Words<'a>(std::str::SplitAsciiWhitespace<'a>);
 
-impl<'a> Words<'a> {
+impl<'a> Iterator for Words<'a> {
+    type Item = &'a str;
+
     fn next(&mut self) -> Option<&'a str> {
         self.0.next()
     }
+}
 
+impl<'a> Words<'a> {
     /// The value behind a word.
-    fn after(&mut self, word: &str) -> Option<&'a str> {
+    pub fn after(&mut self, word: &str) -> Option<&'a str> {
         (self.next()? == word).then(|| self.next())?
     }
 
-    fn number(&mut self) -> Option<u64> {
+    /// The word that comes next, which stays.
+    pub fn peek(&self) -> Option<&'a str> {
+        self.0.clone().next()
+    }
+
+    /// A number.
+    pub fn number(&mut self) -> Option<u64> {
         self.next()?.parse().ok()
     }
 
-    fn epoch(&mut self) -> Option<Epoch> {
+    /// A tid.
+    pub fn tid(&mut self) -> Option<Tid> {
+        u64::from_str_radix(self.next()?, 16).ok().map(Tid)
+    }
+
+    /// A place in the log, as [`put_point`] writes it.
+    pub fn point(&mut self) -> Option<Point> {
+        let epoch = self.epoch()?;
+        let (seq, digest) = (Seq(self.number()?), Digest::from_hex(self.next()?)?);
+        Some(Point { epoch, seq, digest })
+    }
+
+    /// A row of a table of epochs, as [`put_row`] writes it.
+    pub fn row(&mut self) -> Option<EpochRow> {
+        let epoch = self.epoch()?;
+        let first = Seq(self.number()?);
+        let tids = (self.tid()?, self.tid()?);
+        let tids = (tids != (Tid::ZERO, Tid::ZERO)).then_some(tids);
+        Some(EpochRow { epoch, first, tids })
+    }
+
+    /// An epoch, as [`show`] writes it.
+    pub fn epoch(&mut self) -> Option<Epoch> {
         let counter = self.number()?;
         let node = match self.next()? {
             NO_NODE => NodeId::NONE,
@@ -130,12 +175,29 @@ const NO_NODE: &str = "*";
 /// The line that says that the log begins anew.
 const ANEW: &str = "anew";
 
-fn put_line(text: &mut String, line: impl Display) {
+/// Adds a line.
+pub fn put_line(text: &mut String, line: impl Display) {
     // Writing to a text does not fail.
     let _ = writeln!(text, "{line}");
 }
 
-fn show(epoch: Epoch) -> String {
+/// Adds a line with a place in the log behind a word.
+pub fn put_point(text: &mut String, word: &str, point: &Point) {
+    let Point { epoch, seq, digest } = point;
+    let epoch = show(*epoch);
+    put_line(text, format_args!("{word} {epoch} {seq} {digest}"));
+}
+
+/// Adds a line with a row of a table of epochs.
+pub fn put_row(text: &mut String, row: &EpochRow) {
+    let EpochRow { epoch, first, tids } = row;
+    let (first_tid, last_tid) = tids.unwrap_or_default();
+    let epoch = show(*epoch);
+    put_line(text, format_args!("{epoch} {first} {first_tid} {last_tid}"));
+}
+
+/// An epoch in two words.
+pub fn show(epoch: Epoch) -> String {
     let node = match epoch.node {
         NodeId::NONE => NO_NODE,
         _ => epoch.node.as_str(),
@@ -256,7 +318,7 @@ impl EpochRows {
     }
 
     /// From rows that are in order.
-    pub(super) fn of(rows: &[EpochRow]) -> Self {
+    pub fn of(rows: &[EpochRow]) -> Self {
         let mut all = Self::default();
         rows.iter().for_each(|row| all.add_row(*row));
         all
@@ -311,35 +373,25 @@ impl State for Released {
     const NAME: &'static str = "epochs";
 
     fn write(&self, text: &mut String) {
-        let Point { epoch, seq, digest } = self.through;
-        put_line(text, format_args!("through {} {seq} {digest}", show(epoch)));
+        put_point(text, "through", &self.through);
         if self.is_anew {
             put_line(text, ANEW);
         }
-        for EpochRow { epoch, first, tids } in self.epochs.rows() {
-            let (first_tid, last_tid) = tids.unwrap_or_default();
-            let epoch = show(*epoch);
-            put_line(text, format_args!("{epoch} {first} {first_tid} {last_tid}"));
+        for row in self.epochs.rows() {
+            put_row(text, row);
         }
     }
 
     fn parse(words: &mut Words<'_>) -> Option<Self> {
         (words.next()? == "through").then_some(())?;
-        let epoch = words.epoch()?;
-        let (seq, digest) = (Seq(words.number()?), Digest::from_hex(words.next()?)?);
-        let through = Point { epoch, seq, digest };
-        let is_anew = words.0.clone().next() == Some(ANEW);
+        let through = words.point()?;
+        let is_anew = words.peek() == Some(ANEW);
         if is_anew {
             words.next();
         }
         let mut epochs = EpochRows::default();
-        while words.0.clone().next().is_some() {
-            let epoch = words.epoch()?;
-            let first = Seq(words.number()?);
-            let mut tid = || u64::from_str_radix(words.next()?, 16).ok().map(Tid);
-            let tids = (tid()?, tid()?);
-            let tids = (tids != (Tid::ZERO, Tid::ZERO)).then_some(tids);
-            epochs.add_row(EpochRow { epoch, first, tids });
+        while words.peek().is_some() {
+            epochs.add_row(words.row()?);
         }
         Some(Self {
             through,
