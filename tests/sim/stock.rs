@@ -53,8 +53,9 @@ impl Users for Stock {
         self.crowd.stop_front(self.names[node], instant(now));
     }
 
-    fn copied(&mut self, node: usize, history: HistoryId, all: Vec<Applied>, _: Duration) {
-        self.crowd.on_copied(self.names[node], history, &all);
+    fn copied(&mut self, node: usize, history: HistoryId, all: Vec<Applied>, now: Duration) {
+        self.crowd
+            .on_copied(self.names[node], history, &all, instant(now));
     }
 
     fn pause(&mut self, node: usize, is_paused: bool, now: Duration) {

@@ -29,6 +29,7 @@ pub(crate) enum Faults {
 
 struct Node {
     is_up: bool,
+    is_paused: bool,
     /// So much of the log is in its data.
     applied: usize,
     /// Of finishes that were not answered: whether, and as what, they are committed.
@@ -73,6 +74,7 @@ enum Turn {
     Work,
     Fault,
     Restart(usize),
+    Continue(usize),
     Thaw,
 }
 
@@ -214,10 +216,14 @@ impl Run {
 
     fn serve(&mut self, node: usize, writers: Writers, readers: Readers) {
         let serving = Serving { writers, readers };
-        if self.nodes[node].is_up && self.nodes[node].serving != serving {
+        if self.runs(node) && self.nodes[node].serving != serving {
             self.nodes[node].serving = serving;
             self.act(node, &Action::Serve(serving));
         }
+    }
+
+    fn runs(&self, node: usize) -> bool {
+        self.nodes[node].is_up && !self.nodes[node].is_paused
     }
 
     fn on_finish(&mut self, node: usize, token: Token, body: Body) {
@@ -241,7 +247,11 @@ impl Run {
             self.swaps += 1;
             self.mark("swap");
             self.serve(node, Writers::Closed, Readers::Open);
-            self.take_office(next);
+            if self.runs(next) {
+                self.take_office(next);
+            } else {
+                self.leave_office();
+            }
         }
     }
 
@@ -256,6 +266,10 @@ impl Run {
                 self.plan(Turn::Fault, 1500);
             }
             Turn::Restart(node) => self.start_node(node),
+            Turn::Continue(node) => {
+                self.nodes[node].is_paused = false;
+                self.crowd.set_paused(self.names[node], false, self.now);
+            }
             Turn::Thaw => {
                 if let Some(node) = self.primary
                     && self.draining_for.is_none()
@@ -269,7 +283,7 @@ impl Run {
     /// Something is committed, and something is applied here and there.
     fn work(&mut self) {
         if self.elect_at.is_some_and(|at| at <= self.now) {
-            let up: Vec<usize> = (0..3).filter(|node| self.nodes[*node].is_up).collect();
+            let up: Vec<usize> = (0..3).filter(|node| self.runs(*node)).collect();
             if !up.is_empty() {
                 let at = self.below(up.len() as u64) as usize;
                 self.take_office(up[at]);
@@ -281,6 +295,9 @@ impl Run {
             }
         }
         for node in 0..3 {
+            if !self.runs(node) {
+                continue;
+            }
             let through = self.log.len();
             if Some(node) == self.primary || self.below(10) == 0 {
                 self.apply(node, through);
@@ -337,7 +354,7 @@ impl Run {
 
     /// And answers, behind all that was applied at once.
     fn apply(&mut self, node: usize, through: usize) {
-        if !self.nodes[node].is_up {
+        if !self.runs(node) {
             return;
         }
         let from = self.nodes[node].applied;
@@ -421,6 +438,7 @@ impl Run {
 
     fn stop_node(&mut self, node: usize) {
         self.nodes[node].is_up = false;
+        self.nodes[node].is_paused = false;
         self.nodes[node].open.clear();
         self.nodes[node].asked.clear();
         self.nodes[node].serving = Serving::default();
@@ -436,13 +454,13 @@ impl Run {
             return;
         }
         let kind = match self.faults {
-            Faults::All => self.below(8),
+            Faults::All => self.below(10),
             Faults::Demotions => self.below(3),
             Faults::Swaps => self.below(2) * 2,
         };
         let node = self.below(3) as usize;
         match (kind, self.primary) {
-            (0, Some(primary)) if primary != node && self.nodes[node].is_up => {
+            (0, Some(primary)) if primary != node && self.runs(node) => {
                 self.draining_for = Some(node);
                 self.serve(primary, Writers::Draining, Readers::Open);
                 self.take_events();
@@ -463,7 +481,7 @@ impl Run {
                 self.stop_node(primary);
                 self.plan(Turn::Restart(primary), 3000);
             }
-            (5, _) if self.nodes[node].is_up => {
+            (5, _) if self.runs(node) => {
                 self.stop_node(node);
                 self.plan(Turn::Restart(node), 3000);
             }
@@ -472,8 +490,48 @@ impl Run {
                 let is_isolated = self.below(2) == 0;
                 self.crowd.isolate(self.names[node], is_isolated, self.now);
             }
+            (8, _) if self.runs(node) && self.primary != Some(node) => {
+                if !self.nodes[node].open.is_empty() {
+                    return;
+                }
+                self.mark("paused");
+                self.nodes[node].is_paused = true;
+                self.crowd.set_paused(self.names[node], true, self.now);
+                self.plan(Turn::Continue(node), 5000);
+            }
+            (9, Some(primary)) if primary != node => self.copy(node),
+            (9, Some(primary)) => {
+                // While others have taken over some of what it has proposed.
+                self.serve(primary, Writers::Closed, Readers::Kept);
+                self.leave_office();
+                self.commit_one();
+                self.copy(primary);
+            }
             _ => {}
         }
+    }
+
+    /// A replica gets its data from another one.
+    fn copy(&mut self, node: usize) {
+        if !self.runs(node) {
+            return;
+        }
+        self.mark("copied");
+        self.serve(node, Writers::Closed, Readers::Closed);
+        let through = self.log.len();
+        self.nodes[node].applied = through;
+        // What the copy has, nobody knows any more by its number.
+        let open = std::mem::take(&mut self.nodes[node].open);
+        let (known, unknown): (Vec<_>, Vec<_>) = open
+            .into_iter()
+            .partition(|(_, place)| place.is_none_or(|at| at > through));
+        self.nodes[node].open = known;
+        for (token, _) in unknown {
+            let outcome = Outcome::Unknown;
+            self.act(node, &Action::Reply { token, outcome });
+        }
+        self.crowd
+            .on_copied(self.names[node], self.history, &self.log, self.now);
     }
 
     /// The last entries are lost with the disks that had them.
@@ -511,6 +569,7 @@ impl Node {
     fn new() -> Self {
         Self {
             is_up: false,
+            is_paused: false,
             applied: 0,
             open: Vec::new(),
             serving: Serving::default(),

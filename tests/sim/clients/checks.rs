@@ -515,7 +515,7 @@ impl Checks {
                 }
             }
             Fact::Upgraded => self.mark("fallback upgraded"),
-            Fact::OidsGot(_) => self.mark("oids"),
+            Fact::OidsGot => self.mark("oids"),
             Fact::TimedOut => self.mark("waited in vain"),
             Fact::ReadOnly => self.mark("ReadOnlyError"),
             Fact::Conflict => self.mark("conflict"),

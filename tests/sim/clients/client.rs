@@ -93,7 +93,7 @@ pub(crate) enum Fact {
     /// It reconnects to be able to write.
     Upgraded,
     /// A `new_oids`.
-    OidsGot(Vec<Oid>),
+    OidsGot,
     /// It waited for a connection for too long.
     TimedOut,
     /// It wanted to write where it can only read.

@@ -171,7 +171,7 @@ impl Client {
                 }
             }
             (ServerMessage::Oids(oids), Step::Allocating) => {
-                out.facts.push(Fact::OidsGot(oids.clone()));
+                out.facts.push(Fact::OidsGot);
                 self.oids.extend(oids.iter().rev());
                 self.proceed(now, out);
             }
