@@ -13,8 +13,8 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use bytes::Bytes;
-use standby::group::message::encode;
-use standby::replica::message::Message;
+use crate::group::message::encode;
+use crate::replica::message::Message;
 use standby::value::Value;
 
 /// What packets of a trace begin with: `LINKTYPE_USER0` of the tcpdump project's list.

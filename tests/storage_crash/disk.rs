@@ -311,6 +311,18 @@ impl Model {
             .collect()
     }
 
+    /// Turns bits of a file over that stands on the disk.
+    #[allow(dead_code, reason = "not all who include this file do")]
+    pub(crate) fn rot(&mut self, path: &Path, pos: usize, bits: u8) {
+        let inode = self.names.files[path];
+        let inode = self.inode(inode);
+        for bytes in [&mut inode.shown, &mut inode.durable] {
+            if let Some(byte) = bytes.get_mut(pos) {
+                *byte ^= bits;
+            }
+        }
+    }
+
     /// What the system shows.
     pub(crate) fn shown(&self) -> Files {
         self.names
@@ -517,6 +529,8 @@ struct State {
     /// A change through a handle after one through it has failed: nobody knows what such a file
     /// holds.
     reckless: Option<String>,
+    /// No room can be reserved.
+    is_full: bool,
 }
 
 #[derive(Debug)]
@@ -538,6 +552,7 @@ impl SimDisk {
             failure,
             locked: BTreeSet::new(),
             reckless: None,
+            is_full: false,
         })))
     }
 
@@ -604,6 +619,42 @@ impl SimDisk {
     fn find(&self, path: &Path) -> io::Result<u64> {
         let inode = self.state().model.names.files.get(path).copied();
         inode.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+/// For whoever has the disk in hand while it is used.
+#[allow(dead_code, reason = "not all who include this file do")]
+impl SimDisk {
+    /// What was done from this step on.
+    pub(crate) fn log_from(&self, step: usize) -> Vec<Op> {
+        self.state().log[step..].to_vec()
+    }
+
+    /// Whether there is room for anything.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.state().is_full = is_full;
+    }
+
+    /// Lets a step fail that has not been made yet, or none.
+    pub(crate) fn fail(&self, failure: Option<Failure>) {
+        self.state().failure = failure;
+    }
+
+    /// Whether a power cut would leave what is shown below this directory.
+    pub(crate) fn is_settled(&self, directory: &Path) -> bool {
+        let model = &self.state().model;
+        let is_below = |path: &Path| path.starts_with(directory);
+        let names = &model.pending_names;
+        let named = |op: &Op| match op {
+            Op::Rename { from, to, .. } => is_below(from) || is_below(to),
+            op => op.path().is_some_and(|path| is_below(path)),
+        };
+        let mut files = model.names.files.iter().filter(|(path, _)| is_below(path));
+        let is_settled = |inode: &u64| {
+            let inode = &model.inodes[inode];
+            inode.pending.is_empty() && inode.shown == inode.durable
+        };
+        !names.iter().any(named) && files.all(|(_, inode)| is_settled(inode))
     }
 }
 
@@ -771,6 +822,9 @@ impl File for SimFile {
     }
 
     fn allocate(&self, _pos: u64, _len: u64) -> io::Result<()> {
+        if self.disk.state().is_full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.disk.run(Op::Allocate)
     }
 

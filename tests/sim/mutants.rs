@@ -1,0 +1,120 @@
+//! Rules that are broken on purpose, each of which must be noticed: else the checks are worth
+//! nothing.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use crate::clients::front::FrontMutant;
+use crate::disk::Lie;
+use crate::plan::Plan;
+use crate::replica::mutant::{Mutant, select};
+use crate::run::{Problem, Watch, run};
+
+/// What lives longer than this is not caught.
+const SEEDS_MAX: u64 = 3000;
+
+/// Something that is broken.
+#[derive(Clone, Copy, Debug)]
+enum Broken {
+    Core(Mutant),
+    Front(FrontMutant),
+    Disk(Lie),
+}
+
+const CORE: &[Mutant] = &[
+    Mutant::AckBeforeSync,
+    Mutant::AckUnmatched,
+    Mutant::PromiseNotSynced,
+    Mutant::PromiseOfLowerEpoch,
+    Mutant::OfficeNotLeft,
+    Mutant::EpochNotAdopted,
+    Mutant::LogsNotCompared,
+    Mutant::SeqBeforeEpoch,
+    Mutant::QuorumOfTheLiving,
+    Mutant::NoBarrier,
+    Mutant::OpenBeforeBarrier,
+    Mutant::ProposeOfAnyEpoch,
+    Mutant::PrevNotCompared,
+    Mutant::OldEntriesCounted,
+    Mutant::OldAcksCounted,
+    Mutant::OwnSyncNotAwaited,
+    Mutant::CommitUnmatched,
+    Mutant::CommitOfAnyEpoch,
+    Mutant::AppliedBeforeSync,
+    Mutant::ExposeOnReceipt,
+    Mutant::TidOfTheClock,
+    Mutant::StaleUnblock,
+    Mutant::UnblockNotAwaited,
+    Mutant::OidsFromTheFloor,
+    Mutant::CeilingNotAwaited,
+    Mutant::ForeignDiskCounted,
+    Mutant::TwoChangesAtOnce,
+    Mutant::SwapNotDrained,
+    Mutant::ReadersNotHeldBack,
+    Mutant::FateGuessed,
+    Mutant::ArbiterCounted,
+    Mutant::JumpForgotten,
+    Mutant::PackUnordered,
+];
+
+const LIES: [Lie; 3] = [Lie::SyncsNothing, Lie::SyncsAllButTheLast, Lie::ForgetsNames];
+
+fn plan(seed: u64, broken: Broken) -> Plan {
+    let mut plan = Plan::new(seed);
+    match broken {
+        Broken::Core(_) => {}
+        Broken::Front(mutant) => {
+            plan.clients = 1;
+            plan.front = Some(mutant);
+        }
+        Broken::Disk(lie) => plan.lie = Some(lie),
+    }
+    plan
+}
+
+fn catch(broken: Broken) -> Option<(u64, Problem)> {
+    select(match broken {
+        Broken::Core(mutant) => Some(mutant),
+        _ => None,
+    });
+    let caught = (1..=SEEDS_MAX).find_map(|seed| {
+        let problem = run(&plan(seed, broken), &Watch::default()).problem?;
+        Some((seed, problem))
+    });
+    select(None);
+    caught
+}
+
+#[test]
+fn each_broken_rule_is_noticed() {
+    let wanted = std::env::var("SIM_MUTANT").unwrap_or_default();
+    let all = CORE.iter().copied().map(Broken::Core);
+    let all = all.chain(FrontMutant::ALL.into_iter().map(Broken::Front));
+    let all = all.chain(LIES.into_iter().map(Broken::Disk));
+    let all: Vec<Broken> = all.filter(|it| format!("{it:?}").contains(&wanted)).collect();
+    let next = AtomicUsize::new(0);
+    let survivors = Mutex::new(Vec::new());
+    std::panic::set_hook(Box::new(|_| {}));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some(broken) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    match catch(*broken) {
+                        Some((seed, problem)) => {
+                            let what = problem.what.lines().next().unwrap_or_default().to_owned();
+                            println!("{broken:?}: {seed} seeds: {what}");
+                        }
+                        None => {
+                            println!("{broken:?}: NOT CAUGHT in {SEEDS_MAX} seeds");
+                            let mut survivors = survivors.lock().expect("no panic in here");
+                            survivors.push(format!("{broken:?}"));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let survivors = survivors.into_inner().expect("no panic in there");
+    assert!(survivors.is_empty(), "not noticed: {survivors:?}");
+}
