@@ -64,7 +64,7 @@ impl World {
         let last_tid = tids.max().unwrap_or_default().max(self.checker.last_tid(old));
         let it = &self.nodes[node];
         let members = Members { voters: BTreeSet::from([it.voter]), arbiter: None };
-        let settings: Settings = settings.after_loss(members, last_tid, wall);
+        let settings: Settings = settings.after_loss(members, &["1".to_owned()], last_tid, wall);
         let identity = Identity { history: new, node: it.name, disk: it.voter.disk };
         let it = &mut self.nodes[node];
         it.disk = Store::found_behind(&it.disk, &it.kept, identity, settings.clone(), sort)?;

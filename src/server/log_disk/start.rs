@@ -140,7 +140,6 @@ impl LogDisk {
         }
         let committed = positions.committed.max(self.applied).max(scan.seen);
         Ok(LogStart {
-            packed: std::collections::BTreeMap::new(),
             before,
             last: positions.last,
             last_tid: self.last_tid(),
@@ -161,7 +160,6 @@ impl LogDisk {
         let digest = Point::start(self.identity().history).digest;
         let Position { epoch, seq } = *position;
         LogStart {
-            packed: std::collections::BTreeMap::new(),
             before: *position,
             last: Point { epoch, seq, digest },
             last_tid: Tid::ZERO,
