@@ -124,13 +124,21 @@ const OIDS_JUMP: u64 = 1_000_000;
 impl Settings {
     /// For a new history that begins with what is left of this one, as its majority is gone for
     /// good and an administrator accepts the loss: other members, and a jump of tids and oids.
-    /// `last` is the largest tid that anybody has heard of.
+    /// `storages` are all that there are, `last` is the largest tid that anybody has heard of.
     ///
     /// Clients' caches that have seen what is lost are cleared when they come back: what is lost is
     /// then in front of the jump, and in no epoch of the new history.
-    pub fn after_loss(&self, members: Members, last: Tid, wall: Duration) -> Self {
+    pub fn after_loss(
+        &self,
+        members: Members,
+        storages: &[StorageName],
+        last: Tid,
+        wall: Duration,
+    ) -> Self {
         let time = last.unix_time().max(wall) + JUMP;
-        let ceilings = self.ceilings.iter();
+        // A node that never heard of a ceiling may be all that is left.
+        let unheard = storages.iter().map(|storage| (storage, &Oid::ZERO));
+        let ceilings = unheard.chain(&self.ceilings);
         let raised = |oid: &Oid| Oid(oid.0.saturating_add(OIDS_JUMP).min(Oid::END.0));
         let ceilings = ceilings.map(|(storage, oid)| (storage.clone(), raised(oid)));
         Self {

@@ -59,9 +59,7 @@ impl World {
         let last = opened.store.ends().1;
         drop(opened);
         let inherited: Vec<Entry> = self.checker.log_of(place, last)?;
-        let mut settings = Settings::clone(&self.checker.settings_at(old, last.digest));
-        // The node may never have heard how far oids were handed out.
-        settings.ceilings.entry("1".to_owned()).or_default();
+        let settings = self.checker.settings_at(old, last.digest);
         let tids = inherited.iter().map(|entry| entry.header().tid);
         let last_tid = tids
             .max()
@@ -72,7 +70,7 @@ impl World {
             voters: BTreeSet::from([it.voter]),
             arbiter: None,
         };
-        let settings: Settings = settings.after_loss(members, last_tid, wall);
+        let settings: Settings = settings.after_loss(members, &["1".to_owned()], last_tid, wall);
         let identity = Identity {
             history: new,
             node: it.name,

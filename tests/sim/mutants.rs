@@ -4,15 +4,16 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::clients::front::FrontMutant;
 use crate::disk::Lie;
-use crate::plan::Plan;
+use crate::plan::{Fault, Plan, Planned};
 use crate::replica::mutant::{Mutant, select};
 use crate::run::{Problem, Watch, run};
 
 /// What lives longer than this is not caught.
-const SEEDS_MAX: u64 = 3000;
+const SEEDS_MAX: u64 = 2000;
 
 /// Something that is broken.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +68,25 @@ const LIES: [Lie; 3] = [
 fn plan(seed: u64, broken: Broken) -> Plan {
     let mut plan = Plan::new(seed);
     match broken {
+        Broken::Core(Mutant::JumpForgotten) => {
+            plan.clients = 1;
+            let at = plan.calm_at.mul_f64(0.7);
+            let fault = Fault::ForcedPromotion { node: 0 };
+            plan.faults.push(Planned { at, fault });
+        }
+        // What is to be seen if nothing goes wrong.
+        Broken::Core(Mutant::SwapNotDrained | Mutant::PackUnordered) => {
+            plan = Plan::quiet(3);
+            plan.seed = seed;
+            plan.load.finish_every = Duration::from_millis(5);
+            for at in (1500..9500).step_by(400) {
+                let to = (seed + at) as usize % 3;
+                plan = plan
+                    .with(at, Fault::Swap { to })
+                    .with(at + 200, Fault::Pack);
+            }
+        }
+        Broken::Core(_) if seed.is_multiple_of(2) => plan.contest(),
         Broken::Core(_) => {}
         Broken::Front(mutant) => {
             plan.clients = 1;
@@ -83,8 +103,15 @@ fn catch(broken: Broken) -> Option<(u64, Problem)> {
         _ => None,
     });
     let caught = (1..=SEEDS_MAX).find_map(|seed| {
-        let problem = run(&plan(seed, broken), &Watch::default()).problem?;
-        Some((seed, problem))
+        let outcome = run(&plan(seed, broken), &Watch::default());
+        let lost = outcome.marks.count("finish lost") + outcome.marks.count("finish unknown");
+        let is_swap = matches!(broken, Broken::Core(Mutant::SwapNotDrained));
+        if is_swap && outcome.problem.is_none() && lost > 0 {
+            let what = format!("{lost} finishes are lost by swaps");
+            let (at, step) = (outcome.time, outcome.steps);
+            return Some((seed, Problem { what, at, step }));
+        }
+        Some((seed, outcome.problem?))
     });
     select(None);
     caught
@@ -108,7 +135,8 @@ fn each_broken_rule_is_noticed() {
                 while let Some(broken) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
                     match catch(*broken) {
                         Some((seed, problem)) => {
-                            let what = problem.what.lines().next().unwrap_or_default().to_owned();
+                            let what: String = problem.what.chars().take(90).collect();
+                            let what = what.lines().next().unwrap_or_default();
                             println!("{broken:?}: {seed} seeds: {what}");
                         }
                         None => {

@@ -220,7 +220,74 @@ impl Plan {
             nodes,
         };
         plan.faults = faults(&plan, random);
+        if seed.is_multiple_of(4) {
+            plan.contest();
+        }
         plan
+    }
+
+    /// Elections and changes of the members one behind the other, under much load, and nothing else:
+    /// what goes wrong with the order of things goes wrong here.
+    pub(crate) fn contest(&mut self) {
+        let random = &mut Random::of_step(self.seed, 4);
+        let voters = [3, 3, 4, 5][random.below(4)];
+        let (spares, arbiters) = match random.below(6) {
+            0 => (0, 1),
+            1 | 2 => (1, 0),
+            _ => (0, 0),
+        };
+        let voters = if arbiters > 0 { 2 } else { voters };
+        self.nodes = nodes((voters, spares, arbiters, false), random);
+        for node in self.nodes.iter_mut().filter(|node| node.is_voter) {
+            (node.priority, node.wall_off) = (10, 0);
+        }
+        self.lease = millis(random, 200, 700);
+        self.load.finish_every = millis(random, 5, 60);
+        self.daemon.view_lag = millis(random, 5, 300);
+        self.clients = 0;
+        self.faults.clear();
+        let count = self.nodes.len();
+        let operators = [0, 0, 30, 60][random.below(4)];
+        let gap = [100, 300, 800][random.below(3)];
+        let mut at = millis(random, 400, 900);
+        while at < self.calm_at {
+            let node = random.below(count);
+            let time = millis(random, 50, 3 * gap);
+            let fault = if random.percent(operators) {
+                match random.below(5) {
+                    0 => Fault::Swap { to: node },
+                    _ => Fault::Count {
+                        node,
+                        counted: random.percent(50),
+                    },
+                }
+            } else {
+                match random.below(10) {
+                    0..5 => Fault::Partition {
+                        groups: groups(count, random),
+                        time,
+                    },
+                    5 => Fault::Mess {
+                        seed: random.next(),
+                        time,
+                    },
+                    6 => Fault::Crash {
+                        node,
+                        power: random.percent(50),
+                        down: time,
+                    },
+                    7 => Fault::SlowDisk { node, time },
+                    8 => Fault::Pause { node, time },
+                    _ => Fault::Late {
+                        node,
+                        by: time,
+                        time,
+                    },
+                }
+            };
+            self.faults.push(Planned { at, fault });
+            at += millis(random, 1, 2 * gap);
+        }
     }
 
     /// Nothing goes wrong in it but what is scripted.

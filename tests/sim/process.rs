@@ -7,6 +7,7 @@ use crate::checker::Checked;
 use crate::group::{Lane, MemberId, ViewId};
 use crate::ids::Seq;
 use crate::node::SeenView;
+use crate::plan::Fault;
 use crate::replica::event::{Action, Event, Notice, Writers};
 use crate::replica::message::{Content, Fetch, Fetched, Message, NodeKind, Role, Supply};
 use crate::store::{Job, change_of};
@@ -139,6 +140,7 @@ impl World {
             }
             Action::Pack { storage, pack } => {
                 process.packing = Some((storage, pack.at));
+                self.check_packs()?;
                 let time = self.within(10, 2000);
                 self.marks.hit("pack begun");
                 self.after(time, Happening::Packed { node, process: id });
@@ -163,6 +165,26 @@ impl World {
                 return Err(format!("{} must not go on: {fatal}", self.nodes[node].name));
             }
             Action::Reply { .. } | Action::Oids { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Packs slow a node down: of those who serve, not most do it at a time. Who was cut off may still
+    /// be at it when others begin.
+    fn check_packs(&self) -> Checked {
+        let faults = self.plan.faults.iter();
+        let is_operation = |fault: &Fault| matches!(fault, Fault::Swap { .. } | Fault::Pack);
+        let is_quiet = faults.map(|it| &it.fault).all(is_operation);
+        let packing = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.process.as_ref()?.packing.as_ref());
+        let count = packing.count();
+        if is_quiet && count > 1 && 3 * count > self.nodes.len() {
+            return Err(format!(
+                "{count} of {} nodes pack at a time",
+                self.nodes.len()
+            ));
         }
         Ok(())
     }
