@@ -175,6 +175,13 @@ impl Checker {
         Some(all)
     }
 
+    /// Whether an entry is older than a history.
+    pub(crate) fn is_before(&self, history: HistoryId, seq: Seq) -> bool {
+        self.lineages
+            .get(&history)
+            .is_some_and(|it| seq <= it.start.seq)
+    }
+
     /// What is in front of the first entry of a history.
     pub(crate) fn inherit(&mut self, history: HistoryId, entries: Vec<Entry>) {
         if let Some(lineage) = self.lineages.get_mut(&history) {
@@ -343,13 +350,23 @@ impl Checker {
                 }
             }
         }
+        if let Some((position, _)) = &found.record
+            && position.epoch >= found.promised
+        {
+            let records = self.records.entry((place, position.epoch)).or_default();
+            *records = position.seq.max(*records);
+        }
         self.running.insert(place, found.clone());
         let record = self.stable.get(&place).and_then(|old| old.record.clone());
         let found = NodeLog {
             record: found.record.clone().or(record),
             ..found
         };
+        let epoch = found.record.as_ref().map(|(position, _)| position.epoch);
         self.stable.insert(place, found);
+        if let Some(epoch) = epoch {
+            self.advance(place.0, epoch)?;
+        }
         self.note_held(place)
     }
 

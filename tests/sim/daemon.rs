@@ -159,7 +159,7 @@ impl Daemon {
     }
 
     pub(crate) fn partition(&mut self, groups: Vec<u8>, now: Duration) {
-        self.mess = None;
+        let was_mess = self.mess.take().is_some();
         let old = std::mem::replace(&mut self.groups, groups);
         let all: Vec<usize> = self.attached.keys().copied().collect();
         let with = |groups: &[u8], node: usize| -> Vec<usize> {
@@ -169,7 +169,8 @@ impl Daemon {
                 .collect()
         };
         let changed = all.iter().copied();
-        let changed = changed.filter(|node| with(&old, *node) != with(&self.groups, *node));
+        let changed =
+            changed.filter(|node| was_mess || with(&old, *node) != with(&self.groups, *node));
         let changed: BTreeSet<u8> = changed.map(|node| self.groups[node]).collect();
         for group in changed {
             self.tell_group(group, now);
@@ -178,12 +179,8 @@ impl Daemon {
 
     /// All see each other again.
     pub(crate) fn merge(&mut self, now: Duration) {
-        let was_mess = self.mess.take().is_some();
         let groups = vec![0; self.groups.len()];
         self.partition(groups, now);
-        if was_mess {
-            self.tell_group(0, now);
-        }
     }
 
     pub(crate) fn make_mess(&mut self, seed: u64, now: Duration) {

@@ -43,8 +43,13 @@ impl World {
             return;
         };
         if let Job::Append(entries) = &mut job {
-            // They share a sync.
+            // They share a sync; but not with those that are dropped, as there was no room for what
+            // was in front of them.
             while let Some(Job::Append(more)) = process.jobs.front_mut() {
+                let last = entries.last().map(|entry| entry.header().digest);
+                if more.first().map(|entry| entry.header().previous) != last {
+                    break;
+                }
                 entries.append(more);
                 process.jobs.pop_front();
             }
@@ -89,7 +94,9 @@ impl World {
             self.job_done(node, &job, &event)?;
             self.check_settled(node)?;
             for entry in self.applied_now(node) {
-                self.exposed = self.exposed.max(entry.header().seq.0);
+                if self.nodes[node].history == self.history {
+                    self.exposed = self.exposed.max(entry.header().seq.0);
+                }
                 self.users.on_applied(node, &plain(&entry), self.now);
             }
             self.arrive(node, event)?;
@@ -113,9 +120,6 @@ impl World {
         match (job, event) {
             (Job::Append(entries), Event::Synced { .. }) => {
                 self.checker.on_appended(place, entries)?
-            }
-            (Job::Append(_), Event::NoRoom { last, .. }) => {
-                self.checker.on_no_room(&place, last.seq);
             }
             (Job::Promise(epoch), _) => self.checker.on_promised(place, *epoch)?,
             (Job::Cut { after, .. }, _) => self.checker.on_cut_done(place, *after)?,

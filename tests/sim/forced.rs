@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::entry::{Entry, Point};
-use crate::ids::{HistoryId, Tid};
+use crate::ids::{HistoryId, Seq, Tid};
 use crate::replica::members::Members;
 use crate::replica::message::NodeKind;
 use crate::replica::settings::Settings;
@@ -79,7 +79,13 @@ impl World {
         let it = &mut self.nodes[node];
         it.disk = Store::found_behind(&it.disk, &it.kept, identity, settings.clone(), sort)?;
         it.history = new;
-        let known = self.checker.committed(old).min(last.seq);
+        // What it has and is not committed may be something else than what is.
+        let same = inherited.iter().take_while(|entry| {
+            let committed = self.checker.committed_at(old, entry.header().seq);
+            let is_old = self.checker.is_before(old, entry.header().seq);
+            is_old || committed.map(Entry::header) == Some(entry.header())
+        });
+        let known = Seq(same.count() as u64);
         let start = Point {
             digest: Point::start(new).digest,
             ..last

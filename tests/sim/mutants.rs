@@ -81,9 +81,13 @@ fn plan(seed: u64, broken: Broken) -> Plan {
             plan.load.finish_every = Duration::from_millis(5);
             for at in (1500..9500).step_by(400) {
                 let to = (seed + at) as usize % 3;
-                plan = plan
-                    .with(at, Fault::Swap { to })
-                    .with(at + 200, Fault::Pack);
+                let is_swap = matches!(broken, Broken::Core(Mutant::SwapNotDrained));
+                let fault = if is_swap {
+                    Fault::Swap { to }
+                } else {
+                    Fault::Pack
+                };
+                plan = plan.with(at, fault);
             }
         }
         Broken::Core(_) if seed.is_multiple_of(2) => plan.contest(),

@@ -47,6 +47,8 @@ impl World {
             }
             Event::Applied { through } => process.applied = *through,
             Event::Copied { log, .. } => process.applied = log.applied,
+            // Only now does it know.
+            Event::NoRoom { last, .. } => self.checker.on_no_room(&place, last.seq),
             _ => {}
         }
         let actions = process.replica.step(event, now);
@@ -127,7 +129,7 @@ impl World {
             Action::Serve(serving) => process.serving = serving,
             Action::Confirmed { token, is_sure } => {
                 let exposed = self.confirms.remove(&token.0).unwrap_or(0);
-                if is_sure {
+                if is_sure && place.0 == self.history {
                     self.marks.hit("confirmed");
                     if process.applied.0 < exposed {
                         let applied = process.applied;
@@ -173,7 +175,7 @@ impl World {
     /// be at it when others begin.
     fn check_packs(&self) -> Checked {
         let faults = self.plan.faults.iter();
-        let is_operation = |fault: &Fault| matches!(fault, Fault::Swap { .. } | Fault::Pack);
+        let is_operation = |fault: &Fault| matches!(fault, Fault::Pack);
         let is_quiet = faults.map(|it| &it.fault).all(is_operation);
         let packing = self
             .nodes
