@@ -601,6 +601,8 @@ impl Replica {
         let Office::Primary(primary) = &mut self.office else {
             return false;
         };
+        // Who packs by the leave of the primary before has to be heard of first.
+        let is_new = now < primary.since + 2 * STATE_INTERVAL;
         let turns = &mut primary.duties.turns;
         turns.retain(|_, at| now < *at + PACK_TURN_MAX);
         match stage {
@@ -610,7 +612,7 @@ impl Replica {
             }
             PackStage::Begun => {}
             PackStage::Wanted if turns.contains_key(&to) => {}
-            PackStage::Wanted if turns.len() < max => {}
+            PackStage::Wanted if turns.len() < max && !is_new => {}
             PackStage::Wanted => return false,
         }
         turns.insert(to, now);

@@ -132,14 +132,19 @@ impl DiskAction {
         })
     }
 
-    /// Makes one of two appends that follow each other, so that they share a sync.
+    /// Makes one of two appends that follow each other, so that they share a sync. One that does not
+    /// continue the other is left alone: the first may be dropped, as there was no room for what was
+    /// in front of it, and the next is what the replica has made of that.
     ///
     /// # Errors
     ///
     /// The next action, if they are not that.
     pub fn join(&mut self, next: Self) -> Result<(), Self> {
         match (self, next) {
-            (Self::Append(entries), Self::Append(mut more)) => {
+            (Self::Append(entries), Self::Append(mut more))
+                if more.first().map(|entry| entry.header().previous)
+                    == entries.last().map(|entry| entry.header().digest) =>
+            {
                 entries.append(&mut more);
                 Ok(())
             }

@@ -661,6 +661,22 @@ fn damaged_settings_are_named_and_a_copy_that_was_not_completed_is_removed() {
 }
 
 #[test]
+fn appends_are_joined_only_if_one_continues_the_other() {
+    let entry = |after: &Point| Entry::new(after, Epoch::ZERO, 2, Tid(1), Vec::new()).unwrap();
+    let start = Point::start(HistoryId([1; 16]));
+    let first = entry(&start);
+    let second = entry(&first.point());
+    let mut action = DiskAction::Append(vec![first.clone()]);
+    assert_eq!(
+        action.join(DiskAction::Append(vec![second.clone()])),
+        Ok(())
+    );
+    assert_eq!(action, DiskAction::Append(vec![first, second.clone()]));
+    let again = DiskAction::Append(vec![second]);
+    assert_eq!(action.join(again.clone()), Err(again));
+}
+
+#[test]
 fn an_entry_that_nobody_understands_stops_the_node() {
     let mut node = Node::found(&["main"]);
     let body = vec![Bytes::from_static(
