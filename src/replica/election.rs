@@ -350,9 +350,9 @@ impl Replica {
 
     /// How many of those who could be primary are better than this node; `None` if it cannot be.
     fn rank(&mut self) -> Option<u32> {
-        let settings = self.log.settings();
-        let (home, members) = (&settings.home, &settings.members);
-        let is_home = |site: &str| home.is_empty() || site == home;
+        let members = &self.log.settings().members;
+        let home = self.home();
+        let is_home = |site: &str| home.is_empty() || *site == home;
         let is_whole = self.log.history_from() == Tid::ZERO;
         let may_lead = is_whole || self.options.leads_without_history;
         if !members.is_voter(&self.me)
@@ -387,6 +387,18 @@ impl Replica {
                 && merit > mine
         });
         u32::try_from(better.count()).ok()
+    }
+
+    /// Where the primary is to be: the newest log knows. Who is there and has an older one fetches
+    /// what it lacks.
+    fn home(&self) -> String {
+        let stated = self.stated().filter(|(member, _)| !self.is_me(member));
+        let newest = stated.max_by_key(|(_, stated)| stated.state.last);
+        let newest = newest.filter(|(_, stated)| stated.state.last > self.log.last());
+        match newest {
+            Some((_, stated)) => stated.state.home.clone(),
+            None => self.log.settings().home.clone(),
+        }
     }
 
     fn complain_of_clock(&mut self, error: std::time::Duration) {

@@ -192,6 +192,8 @@ pub struct State {
     pub kind: NodeKind,
     /// Where it is.
     pub site: String,
+    /// Where the primary is to be, as of the end of its log.
+    pub home: String,
     /// Who has more is preferred as primary; who has none never takes over by itself.
     pub priority: u32,
     /// It knows nothing of transactions before this one, if not zero.

@@ -274,6 +274,7 @@ impl Replica {
             hears,
             kind: self.options.kind,
             site: self.options.site.clone(),
+            home: self.log.settings().home.clone(),
             priority: if may_lead { self.options.priority } else { 0 },
             history_from: self.log.history_from(),
             wall: self.now.wall,

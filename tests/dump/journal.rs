@@ -371,6 +371,7 @@ fn contents() -> Vec<Content> {
             hears: Some(one),
             kind: NodeKind::Data,
             site: "Berlin".to_owned(),
+            home: "Paris".to_owned(),
             priority: 100,
             history_from: Tid::ZERO,
             wall,

@@ -176,6 +176,7 @@ fn state_fields(state: &State) -> Fields {
         ("hears", state.hears.map(epoch).into()),
         ("kind", kind.into()),
         ("site", state.site.as_str().into()),
+        ("home", state.home.as_str().into()),
         ("priority", state.priority.into()),
         ("history_from", state.history_from.into()),
         ("clock", Field::Time(state.wall)),
