@@ -101,11 +101,15 @@ fn plan(seed: u64, broken: Broken) -> Plan {
     plan
 }
 
-fn catch(broken: Broken) -> Option<(u64, Problem)> {
+fn select_of(broken: Broken) {
     select(match broken {
         Broken::Core(mutant) => Some(mutant),
         _ => None,
     });
+}
+
+fn catch(broken: Broken) -> Option<(u64, Problem)> {
+    select_of(broken);
     let caught = (1..=SEEDS_MAX).find_map(|seed| {
         let outcome = run(&plan(seed, broken), &Watch::default());
         let lost = outcome.marks.count("finish lost") + outcome.marks.count("finish unknown");
@@ -115,7 +119,17 @@ fn catch(broken: Broken) -> Option<(u64, Problem)> {
             let (at, step) = (outcome.time, outcome.steps);
             return Some((seed, Problem { what, at, step }));
         }
-        Some((seed, outcome.problem?))
+        let problem = outcome.problem?;
+        // What fails anyhow says nothing.
+        let whole = Plan {
+            front: None,
+            lie: None,
+            ..plan(seed, broken)
+        };
+        select(None);
+        let fails_anyhow = run(&whole, &Watch::default()).problem.is_some();
+        select_of(broken);
+        (!fails_anyhow).then_some((seed, problem))
     });
     select(None);
     caught

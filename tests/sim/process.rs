@@ -182,7 +182,7 @@ impl World {
             .iter()
             .filter_map(|node| node.process.as_ref()?.packing.as_ref());
         let count = packing.count();
-        if is_quiet && count > 1 && 3 * count > self.nodes.len() {
+        if is_quiet && !self.is_calm && count > 1 && 3 * count > self.nodes.len() {
             return Err(format!(
                 "{count} of {} nodes pack at a time",
                 self.nodes.len()
