@@ -65,8 +65,8 @@ struct Seen {
     histories: Vec<HistoryId>,
     /// What was exposed when it asked to be level.
     floor: Tid,
-    /// How far its server was when it was let in last.
-    verified: Tid,
+    /// Where it was let in last.
+    conn: Option<Conn>,
 }
 
 impl Log {
@@ -484,7 +484,7 @@ impl Checks {
                 let history = self.accepted.get(conn).map(|accepted| accepted.history);
                 let seen = self.clients.entry(client).or_default();
                 seen.histories.push(history.unwrap_or_default());
-                seen.verified = cache.last();
+                seen.conn = Some(*conn);
                 self.check_cache(client, cache);
             }
             Fact::ServerBehind { conn, server } => self.on_behind(client, *conn, *server, cache),
@@ -575,10 +575,12 @@ impl Checks {
             self.mark("snapshot across histories");
             return;
         }
-        let is_ahead = generation != seen.histories.len() && tid > seen.verified;
+        // It has seen more than this server, by another one, since this one was asked to let it in;
+        // with an empty cache no client notices.
+        let link = seen.conn.and_then(|conn| self.links.get(&conn));
+        let is_ahead = link.is_none_or(|link| link.last < Some(tid));
         let expected = self.log(history).revision(oid, tid);
         let found = found.map(|(serial, value)| (*serial, value));
-        // It was taken at another server, and this one has let it in before it had that.
         if expected != found && is_ahead {
             self.mark("snapshot ahead of its server");
             return;
