@@ -541,8 +541,10 @@ impl Checks {
         let Some(accepted) = self.accepted.get(&conn) else {
             return;
         };
+        // It was answered only to be sent away, so that it begins anew.
+        let is_let_in = self.links.contains_key(&conn);
         let is_same = accepted.history == self.history_of(client);
-        if is_same && self.readers.contains(&conn) && server < accepted.floor {
+        if is_let_in && is_same && self.readers.contains(&conn) && server < accepted.floor {
             self.violated(format!(
                 "(c)4: client {client} has seen {}, and is let in to read at {server}",
                 cache.last()
