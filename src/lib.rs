@@ -49,6 +49,8 @@ pub mod manual {
     pub mod performance {}
     #[doc = include_str!("manual/replication.md")]
     pub mod replication {}
+    #[doc = include_str!("manual/simulation.md")]
+    pub mod simulation {}
     #[doc = include_str!("manual/spread.md")]
     pub mod spread {}
     #[doc = include_str!("manual/tls.md")]

@@ -605,3 +605,85 @@ fn packs_are_done_by_one_after_the_other() {
         world.give(at, Event::Packed);
     }
 }
+
+#[test]
+fn who_was_given_the_office_takes_it_again_though_its_disk_was_full() {
+    let mut world = World::of_voters(3);
+    world.nodes[2].replica.options.site = "away".to_owned();
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    world.finish(0, 1);
+    let to = voter(2).node;
+    let token = Token(9);
+    world.give(0, Event::Swap { token, to });
+    world.give(0, Event::Drained);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.open(), [2]);
+    // There was no room for its barrier entry, which names its site as home; the others have it.
+    let node = &mut world.nodes[2];
+    node.log.pop();
+    let last = node.log.last().unwrap();
+    let event = Event::NoRoom {
+        last: last.point(),
+        last_tid: last.header().tid,
+    };
+    world.nodes[2].replica.log = log::Log::new(LogStart {
+        committed: world.nodes[2].log.last().unwrap().header().seq,
+        ..log_start(&world.nodes[2])
+    });
+    world.give(2, event);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.open(), [2]);
+    world.assert_level(&[0, 1, 2]);
+}
+
+/// Where a node would start with the log that it has, and nothing applied but that.
+fn log_start(node: &Node) -> LogStart {
+    let last = node.log.last().unwrap();
+    let mut ends: Vec<Position> = Vec::new();
+    for point in node.log.iter().map(Entry::point) {
+        ends.retain(|end| end.epoch != point.epoch);
+        ends.push(Position {
+            epoch: point.epoch,
+            seq: point.seq,
+        });
+    }
+    let changes = node.log.iter().filter_map(|entry| {
+        let header = entry.header();
+        let kind = Kind::from_number(header.kind)?;
+        Some((header.seq, Change::decode(kind, entry.body()).ok()?))
+    });
+    let (seqs, settings) = (last.header().seq, Settings::default());
+    let settings = changes.fold(settings, |all, (seq, change)| all.changed(&change, seq));
+    LogStart {
+        before: Position::default(),
+        last: last.point(),
+        last_tid: last.header().tid,
+        ends,
+        committed: seqs,
+        applied: seqs,
+        settled: seqs,
+        settings,
+        changes: Vec::new(),
+        history_from: Tid::ZERO,
+        packed: BTreeMap::new(),
+    }
+}
+
+#[test]
+fn behind_a_loss_no_storage_begins_with_oids_that_were_handed_out() {
+    let heard = ("heard".to_owned(), Oid(500));
+    let settings = Settings {
+        ceilings: [heard].into(),
+        ..Settings::default()
+    };
+    let storages = ["heard".to_owned(), "unheard".to_owned()];
+    let wall = Duration::from_secs(1_800_000_000);
+    let last = Tid::from_unix_time(wall + Duration::from_secs(60));
+    let after = settings.after_loss(Members::default(), &storages, last, wall);
+    assert_eq!(after.ceilings["heard"], Oid(1_000_500));
+    assert_eq!(after.ceilings["unheard"], Oid(1_000_000));
+    // 20 minutes ahead of all that anybody has heard of.
+    let ahead = after.jump.unix_time() - last.unix_time();
+    assert_eq!(ahead.as_secs_f64().round(), 1200.0);
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::checker::Checked;
 use crate::group::{Lane, MemberId, ViewId};
-use crate::ids::Seq;
+use crate::ids::{Epoch, Seq};
 use crate::node::SeenView;
 use crate::plan::Fault;
 use crate::replica::event::{Action, Event, Notice, Writers};
@@ -51,8 +51,20 @@ impl World {
             Event::NoRoom { last, .. } => self.checker.on_no_room(&place, last.seq),
             _ => {}
         }
+        let is_of_primary = matches!(
+            &event,
+            Event::Message { message, .. } if matches!(
+                message.content,
+                Content::Propose { .. } | Content::Commit { .. } | Content::State(_)
+            )
+        );
+        let before = (process.replica.role(), process.replica.promised());
         let actions = process.replica.step(event, now);
         process.replica.invariants();
+        let after = (process.replica.role(), process.replica.promised());
+        if let Some(mark) = mark_of(before, after, is_of_primary) {
+            self.marks.hit(mark);
+        }
         for action in actions {
             if !self.nodes[node].is_up() {
                 break;
@@ -83,7 +95,12 @@ impl World {
         match action {
             Action::SendAll(message) => self.send(node, None, &message)?,
             Action::SendOne(to, message) => self.send(node, Some(&to), &message)?,
-            Action::Fetch { to, fetch } => self.fetch(node, &to, fetch),
+            Action::Fetch { to, fetch } => {
+                if fetch.is_claim {
+                    self.marks.hit("candidate fetched");
+                }
+                self.fetch(node, &to, fetch);
+            }
             Action::Supply {
                 to,
                 answer,
@@ -515,4 +532,23 @@ fn shorten(mut text: String) -> String {
         text.push_str(" ...");
     }
     text
+}
+
+/// What has become of an office, or of a promise, in one step.
+fn mark_of(
+    (role, promised): (Role, Epoch),
+    (now, promises): (Role, Epoch),
+    is_of_primary: bool,
+) -> Option<&'static str> {
+    let is_higher = promises > promised;
+    Some(match (role, now) {
+        (Role::Candidate, Role::Replica) if is_higher => "S4 claim beaten",
+        (Role::Candidate, Role::Replica) => "S3 candidate withdrew",
+        (Role::Candidate, Role::Primary) => "candidate in office",
+        (Role::Primary, Role::Candidate) => "office renewed",
+        (Role::Primary, Role::Replica) if is_higher => "primary beaten",
+        (Role::Primary, Role::Replica) => "office left",
+        (Role::Replica, Role::Replica) if is_higher && is_of_primary => "epoch adopted",
+        _ => return None,
+    })
 }

@@ -14,9 +14,16 @@ use crate::run::{Outcome, Problem, Watch, run};
 const SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 2000 };
 
 /// What has to have happened in so many seeds.
-const MARKS: [&str; 30] = [
+const MARKS: [&str; 37] = [
     "S1 rewind",
     "S2 barrier committed old",
+    "S3 candidate withdrew",
+    "S4 claim beaten",
+    "candidate fetched",
+    "epoch adopted",
+    "office left",
+    "office renewed",
+    "primary beaten",
     "append dropped",
     "arbiter changed",
     "cache cleared",
