@@ -200,6 +200,8 @@ impl World {
         let Some(stable) = self.checker.stable(&it.place()) else {
             return Ok(());
         };
+        let blobs = opened.store.check_blobs(&disk);
+        let blobs = blobs.map_err(|error| format!("{}: {error}", it.name))?;
         let last = opened.store.ends().1;
         if last.seq != stable.last_seq() || Some(last.digest) != stable.last() {
             let (last, told) = (last.seq, stable.last_seq());
@@ -215,6 +217,7 @@ impl World {
                 it.name
             ));
         }
+        self.marks.add("blob looked at", blobs);
         Ok(())
     }
 

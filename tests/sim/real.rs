@@ -16,10 +16,13 @@ use crate::entry::{Entry, Point};
 use crate::ids::{Epoch, Seq, Tid};
 use crate::replica::event::{Event, Start};
 use crate::replica::settings::Settings;
-use crate::store::{JOURNAL, Job, Sizes, Written};
+use crate::store::{JOURNAL, Job, Sizes, Written, blobs_of};
 
 /// Where the data file is.
 const DATA: &str = "data/Data.fs";
+
+/// Where its blobs are.
+const BLOBS: &str = "data/blobs";
 
 /// A node's disk in use.
 pub(crate) struct RealStore {
@@ -30,7 +33,7 @@ pub(crate) struct RealStore {
 fn directories(has_data: bool) -> Directories {
     let paths = StoragePaths {
         data: PathBuf::from(DATA),
-        blobs: None,
+        blobs: Some(PathBuf::from(BLOBS)),
     };
     Directories {
         journal: PathBuf::from(JOURNAL),
@@ -113,7 +116,10 @@ impl RealStore {
 
     pub(crate) fn run(&mut self, job: Job) -> Result<Option<Event>, String> {
         let action = match job {
-            Job::Append(entries) => DiskAction::Append(entries),
+            Job::Append(entries) => {
+                self.bring_blobs(&entries)?;
+                DiskAction::Append(entries)
+            }
             Job::Promise(epoch) => DiskAction::Promise(epoch),
             Job::Cut { after, committed } => DiskAction::Cut { after, committed },
             Job::Apply { through } => DiskAction::Apply { through },
@@ -136,6 +142,49 @@ impl RealStore {
             }
         };
         self.disk.run(action).map_err(text)
+    }
+
+    /// What entries name has to be there before they are.
+    fn bring_blobs(&self, entries: &[Entry]) -> Result<(), String> {
+        let missing = self.disk.missing_blobs(entries).map_err(text)?;
+        for (name, content) in entries.iter().filter_map(blobs_of) {
+            if missing.contains(&name) {
+                self.disk.put_blob(name, &[content]).map_err(text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// I14: the blobs of all that is on this disk are there, as a whole.
+    pub(crate) fn check_blobs(&self, disk: &SimDisk) -> Result<u64, String> {
+        let (first, last) = self.ends();
+        let entries = self.entries(first, last.seq, u64::MAX).unwrap_or_default();
+        let applied = self.disk.applied();
+        let mut count = 0;
+        for (entry, (name, content)) in entries
+            .iter()
+            .filter_map(|entry| Some((entry, blobs_of(entry)?)))
+        {
+            count += 1;
+            if entry.header().seq > applied {
+                let missing = self.disk.missing_blobs(std::slice::from_ref(entry));
+                if !missing.map_err(text)?.is_empty() {
+                    return Err(format!(
+                        "I14: the blob of {} is not here",
+                        entry.header().seq
+                    ));
+                }
+                continue;
+            }
+            let oid = name.oid.to_bytes().map(|byte| format!("0x{byte:02x}"));
+            let file = format!("0x{}.blob", entry.header().tid);
+            let path = Path::new(BLOBS).join(oid.join("/")).join(file);
+            let found = disk.read(&path);
+            if found.map_err(|error| format!("I14: {}: {error}", path.display()))? != content {
+                return Err(format!("I14: {} is another one", path.display()));
+            }
+        }
+        Ok(count)
     }
 
     pub(crate) fn note_packed(&mut self, storage: &str, at: Seq) -> Result<(), String> {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::disk::{Model, SimDisk};
 use crate::entry::{Entry, Point};
-use crate::ids::{Epoch, Oid, Seq, Tid};
+use crate::ids::{Digest, Epoch, Oid, Seq, Tid};
 #[cfg(not(mutants))]
 use crate::real::RealStore;
 use crate::replica::event::{Event, LogStart, Start};
@@ -20,7 +20,7 @@ use crate::replica::settings::{Change, Kind, Settings};
 use standby::server::log_disk::Snapshot;
 use standby::storage::disk::Disk;
 use standby::storage::journal::{Create, EpochRow, Identity, Journal, JournalError, Options};
-use standby::storage::transfer::{Record, Transfer};
+use standby::storage::transfer::{BlobName, Record, Transfer};
 
 /// The directory of a node's journal.
 pub(crate) const JOURNAL: &str = "journal";
@@ -132,6 +132,15 @@ impl Store {
             return Ok(disk.clone());
         }
         ListStore::found_behind(disk, kept, identity, settings, sort.sizes)
+    }
+
+    /// See [`RealStore::check_blobs`]; how many there are.
+    pub(crate) fn check_blobs(&self, disk: &SimDisk) -> Result<u64, String> {
+        match self {
+            Self::List(_) => Ok(0),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.check_blobs(disk),
+        }
     }
 
     /// Makes the directory of a new node from a copy.
@@ -284,7 +293,8 @@ impl Store {
 /// What users want to be committed, as a transaction that the storage understands.
 pub(crate) fn wrap(body: &[Bytes]) -> Vec<Bytes> {
     let data = Bytes::from(body.concat());
-    let oid = Oid(data.iter().take(8).map(|byte| u64::from(*byte)).sum());
+    let oid = oid_of(&data);
+    let blobs = blob_of(&data).map(|(name, _)| name).into_iter().collect();
     let record = Record {
         oid,
         data: Some(data),
@@ -297,9 +307,37 @@ pub(crate) fn wrap(body: &[Bytes]) -> Vec<Bytes> {
         description: Bytes::new(),
         extension: Bytes::new(),
         records: vec![record],
-        blobs: Vec::new(),
+        blobs,
     };
     transfer.encode().expect("it is short")
+}
+
+fn oid_of(data: &[u8]) -> Oid {
+    Oid(data.iter().take(8).map(|byte| u64::from(*byte)).sum())
+}
+
+/// Every fourth transaction has a blob. Its content follows from the data, so that each node can
+/// make what it would have to fetch.
+fn blob_of(data: &[u8]) -> Option<(BlobName, Bytes)> {
+    let has_blob = data.get(7).is_some_and(|byte| byte.is_multiple_of(4));
+    let content: Vec<u8> = data.iter().rev().copied().cycle().take(1000).collect();
+    let mut digest = Digest::default();
+    digest
+        .0
+        .copy_from_slice(ring::digest::digest(&ring::digest::SHA256, &content).as_ref());
+    let name = BlobName {
+        oid: oid_of(data),
+        len: content.len() as u64,
+        digest,
+    };
+    has_blob.then(|| (name, content.into()))
+}
+
+/// The blobs that an entry names, with their contents.
+#[cfg(not(mutants))]
+pub(crate) fn blobs_of(entry: &Entry) -> Option<(BlobName, Bytes)> {
+    let is_transaction = entry.header().kind == Kind::Transaction.number();
+    blob_of(&unwrap(entry).concat()).filter(|_| is_transaction)
 }
 
 /// What was wrapped.
