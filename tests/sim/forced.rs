@@ -1,5 +1,5 @@
-//! Most voters are gone for good, and an administrator accepts that something is lost: what one node
-//! has becomes another history.
+//! Most voters are gone for good, and an administrator accepts that something is lost: what one
+//! node has becomes another history.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -226,8 +226,8 @@ impl Plan {
         plan
     }
 
-    /// Elections and changes of the members one behind the other, under much load, and nothing else:
-    /// what goes wrong with the order of things goes wrong here.
+    /// Elections and changes of the members one behind the other, under much load, and nothing
+    /// else: what goes wrong with the order of things goes wrong here.
     pub(crate) fn contest(&mut self) {
         let random = &mut Random::of_step(self.seed, 4);
         let voters = [3, 3, 4, 5][random.below(4)];

@@ -192,8 +192,8 @@ impl World {
         Ok(())
     }
 
-    /// Packs slow a node down: of those who serve, not most do it at a time. Who was cut off may still
-    /// be at it when others begin.
+    /// Packs slow a node down: of those who serve, not most do it at a time. Who was cut off may
+    /// still be at it when others begin.
     fn check_packs(&self) -> Checked {
         let faults = self.plan.faults.iter();
         let is_operation = |fault: &Fault| matches!(fault, Fault::Pack);

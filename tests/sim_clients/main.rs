@@ -1,5 +1,5 @@
-//! The simulator's clients and fronts by themselves, over a log that is always right: they must find
-//! nothing wrong with it, and everything with a front that breaks a rule.
+//! The simulator's clients and fronts by themselves, over a log that is always right: they must
+//! find nothing wrong with it, and everything with a front that breaks a rule.
 
 #![allow(clippy::unwrap_used, reason = "what is unexpected ends a test")]
 

@@ -132,9 +132,9 @@ impl DiskAction {
         })
     }
 
-    /// Makes one of two appends that follow each other, so that they share a sync. One that does not
-    /// continue the other is left alone: the first may be dropped, as there was no room for what was
-    /// in front of it, and the next is what the replica has made of that.
+    /// Makes one of two appends that follow each other, so that they share a sync. One that does
+    /// not continue the other is left alone: the first may be dropped, as there was no room for
+    /// what was in front of it, and the next is what the replica has made of that.
     ///
     /// # Errors
     ///

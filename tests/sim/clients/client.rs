@@ -229,9 +229,9 @@ impl Client {
         self.is_operational && (is_writer || self.setup.mode == Mode::Reader)
     }
 
-    /// Stock clients do not come back to an address whose connection ended before it was registered,
-    /// as long as another one is tried. If nobody listens at that one, they never do, and no server
-    /// can do anything about it.
+    /// Stock clients do not come back to an address whose connection ended before it was
+    /// registered, as long as another one is tried. If nobody listens at that one, they never do,
+    /// and no server can do anything about it.
     pub(crate) fn is_trapped(&self, is_down: impl Fn(Address) -> bool) -> bool {
         let mut protos = self.protos.values();
         self.has_bad_luck
@@ -357,8 +357,8 @@ impl Client {
         }
     }
 
-    /// All addresses once more, though some may be connected: `new_addrs` does it, and so do some of
-    /// the failures.
+    /// All addresses once more, though some may be connected: `new_addrs` does it, and so do some
+    /// of the failures.
     pub(crate) fn connect_again(&mut self, out: &mut ClientOut) {
         self.try_connecting(out);
     }

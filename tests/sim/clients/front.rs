@@ -87,13 +87,13 @@ impl FrontMutant {
 pub(crate) struct FrontOptions {
     /// From the moment that a vote has its locks.
     pub(crate) transaction_timeout: Duration,
-    /// Who cannot be served yet is accepted and waits for its greeting; or else is not accepted, as if
-    /// nobody listened.
+    /// Who cannot be served yet is accepted and waits for its greeting; or else is not accepted, as
+    /// if nobody listened.
     pub(crate) parks: bool,
     /// Who waits that long for a greeting is made to try all its addresses again. A stock client
     /// whose connection ended before it was greeted does not come back to that address as long as
-    /// any other one is tried, or holds it; only a connection that it has registered with, and lost,
-    /// makes it begin anew.
+    /// any other one is tried, or holds it; only a connection that it has registered with, and
+    /// lost, makes it begin anew.
     pub(crate) parked_max: Duration,
     /// Who reads though it wants to write comes back that often, to see whether it can.
     pub(crate) fallback_max: Duration,
@@ -246,9 +246,9 @@ impl Front {
         self.history
     }
 
-    /// The data were replaced. Nobody reads them but who waits for the end of a finish; and to these
-    /// no end can be told, as what was committed before it, and was not applied one by one, cannot
-    /// be taken out of their caches any more.
+    /// The data were replaced. Nobody reads them but who waits for the end of a finish; and to
+    /// these no end can be told, as what was committed before it, and was not applied one by one,
+    /// cannot be taken out of their caches any more.
     pub(crate) fn on_copied(
         &mut self,
         history: HistoryId,
