@@ -411,6 +411,9 @@ pub const UNBLOCK_MAX: Duration = Duration::from_secs(2);
 /// How often a replica says again how things are, while no primary is there.
 pub const STATE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A node whose clock differs by more than this from that of most says so.
+pub const CLOCK_DIFFERENCE_WARNED: Duration = Duration::from_secs(1);
+
 /// A node whose clock differs by more than this from that of most will not be primary.
 pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(30);
 /// Entries in the answer to such a request: that their values are not too many for a message.

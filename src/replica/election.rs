@@ -362,8 +362,7 @@ impl Replica {
         {
             return None;
         }
-        if let Some(error) = self.clock_error(self.now.wall) {
-            self.complain_of_clock(error);
+        if self.clock_error(self.now.wall).is_some() {
             return None;
         }
         type Merit = (Position, u32, Reverse<NodeId>);
@@ -398,12 +397,6 @@ impl Replica {
         match newest {
             Some((_, stated)) => stated.state.home.clone(),
             None => self.log.settings().home.clone(),
-        }
-    }
-
-    fn complain_of_clock(&mut self, error: std::time::Duration) {
-        if !std::mem::replace(&mut self.recovery.clock_told, true) {
-            self.tell(Notice::ClockOff(error));
         }
     }
 }

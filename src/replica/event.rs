@@ -436,7 +436,8 @@ pub enum Notice {
     Namesakes(NodeId),
     /// A voter's name with a disk that is not the voter's: it is not counted.
     OtherDisk(Voter),
-    /// This node's clock differs by so much from that of most: it will not be primary.
+    /// This node's clock differs by so much from that of most. With more than half a minute it will
+    /// not be primary.
     ClockOff(Duration),
     /// A copy of the database is being made, as the journals of the others do not go back that far.
     Copying,

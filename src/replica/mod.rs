@@ -63,7 +63,7 @@ use message::{Content, Message, Position, Role, Sender};
 use primary::Primary;
 use recovery::Recovery;
 use serving::Finishes;
-use view::View;
+use view::{Clock, View};
 
 use crate::group::MemberId;
 use crate::ids::{Epoch, HistoryId, Seq};
@@ -102,6 +102,8 @@ pub struct Replica {
     quiet_until: Instant,
     /// Claims that came to nothing since a primary was heard of.
     failures: u32,
+    /// By how much the clock is wrong, as was told last.
+    clock: Clock,
     ticked: Instant,
     now: Now,
     actions: Vec<Action>,
@@ -155,6 +157,7 @@ impl Replica {
             recording: BTreeMap::new(),
             quiet_until: reticent_until,
             failures: 0,
+            clock: Clock::Right,
             ticked: now.instant,
             now,
             actions: Vec::new(),
@@ -296,6 +299,7 @@ impl Replica {
             self.look_at_candidate();
             self.look_at_recovery();
             self.look_at_admin();
+            self.look_at_clock();
         }
         self.go_on_with_view();
         self.go_on_following();

@@ -41,7 +41,6 @@ pub(super) struct Recovery {
     failures: u32,
     /// No primary is there since then.
     pub(super) vacant_since: Option<Instant>,
-    pub(super) clock_told: bool,
 }
 
 /// A request on its way.

@@ -34,6 +34,8 @@ struct World {
     views: u8,
     /// Messages to these come to nothing.
     deaf: BTreeSet<usize>,
+    /// The clocks of these are ahead.
+    wrong: BTreeMap<usize, Duration>,
     /// The first cannot fetch from the second: there is no direct way.
     no_way: BTreeSet<(usize, usize)>,
     /// What is fetched by these comes later.
@@ -92,6 +94,7 @@ impl World {
             now,
             views: 0,
             deaf: BTreeSet::new(),
+            wrong: BTreeMap::new(),
             no_way: BTreeSet::new(),
             slow: BTreeSet::new(),
             held: Vec::new(),
@@ -121,13 +124,22 @@ impl World {
                 members: names.clone(),
                 me: self.nodes[*at].member.clone(),
             };
-            let now = self.now;
+            let now = self.now_at(*at);
             actions.push((*at, self.nodes[*at].replica.step(event, now)));
         }
         for (at, actions) in actions {
             actions.into_iter().for_each(|action| self.act(at, action));
         }
         self.settle();
+    }
+
+    /// As this node's clocks show it.
+    fn now_at(&self, at: usize) -> Now {
+        let ahead = self.wrong.get(&at).copied().unwrap_or_default();
+        Now {
+            wall: self.now.wall + ahead,
+            ..self.now
+        }
     }
 
     fn give(&mut self, at: usize, event: Event) {
@@ -141,7 +153,8 @@ impl World {
             steps += 1;
             assert!(steps < 100_000, "it never ends");
             if self.nodes[at].is_up {
-                let actions = self.nodes[at].replica.step(event, self.now);
+                let now = self.now_at(at);
+                let actions = self.nodes[at].replica.step(event, now);
                 self.nodes[at].replica.invariants();
                 for action in actions {
                     self.act(at, action);
@@ -686,4 +699,32 @@ fn behind_a_loss_no_storage_begins_with_oids_that_were_handed_out() {
     // 20 minutes ahead of all that anybody has heard of.
     let ahead = after.jump.unix_time() - last.unix_time();
     assert_eq!(ahead.as_secs_f64().round(), 1200.0);
+}
+
+#[test]
+fn a_clock_that_is_wrong_is_told_of_and_one_that_is_far_ahead_does_not_lead() {
+    let mut world = World::of_voters(3);
+    world.wrong.insert(0, Duration::from_secs(5));
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.open(), [0]);
+    let told = |world: &World, at: usize| {
+        let told = world.nodes[at].told.iter();
+        let told = told.filter(|it| matches!(it, Action::Tell(Notice::ClockOff(_))));
+        told.count()
+    };
+    assert_eq!((told(&world, 0), told(&world, 1)), (1, 0));
+    world.wrong.insert(0, Duration::from_secs(60));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.open(), [0], "who is in office stays");
+    assert_eq!(told(&world, 0), 2);
+    world.view(&[0]);
+    world.view(&[1, 2]);
+    world.pass(Duration::from_secs(10));
+    world.view(&[1]);
+    world.view(&[2]);
+    world.pass(Duration::from_secs(10));
+    world.view(&[0, 2]);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.open(), [2]);
 }

@@ -14,7 +14,7 @@ use super::mutant::{self, Mutant};
 use super::{Office, Replica};
 use crate::group::{MemberId, ViewId};
 use crate::ids::{Epoch, NodeId, Tid};
-use crate::limits::{CLOCK_DIFFERENCE_MAX, STATE_INTERVAL, UNBLOCK_MAX};
+use crate::limits::{CLOCK_DIFFERENCE_MAX, CLOCK_DIFFERENCE_WARNED, STATE_INTERVAL, UNBLOCK_MAX};
 
 /// A view, as far as it is known.
 #[derive(Debug)]
@@ -56,6 +56,16 @@ struct Said {
     hears: Option<Epoch>,
     promised: Epoch,
     last: Position,
+}
+
+/// How right the clock is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Clock {
+    Right,
+    /// Somebody should look after it.
+    Differs,
+    /// Not fit for a primary.
+    Off,
 }
 
 impl View {
@@ -294,6 +304,19 @@ impl Replica {
         let mut clocks: Vec<_> = others.chain([self.now.wall]).collect();
         clocks.sort_unstable();
         clocks[(clocks.len() - 1) / 2]
+    }
+
+    /// Every tick: a clock that begins to be wrong is told of.
+    pub(super) fn look_at_clock(&mut self) {
+        let error = self.now.wall.abs_diff(self.median_clock());
+        let clock = match error {
+            _ if error > CLOCK_DIFFERENCE_MAX => Clock::Off,
+            _ if error > CLOCK_DIFFERENCE_WARNED => Clock::Differs,
+            _ => Clock::Right,
+        };
+        if clock > std::mem::replace(&mut self.clock, clock) {
+            self.tell(Notice::ClockOff(error));
+        }
     }
 
     /// By how much this clock is off, if that is too much to be primary.
