@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::event::{Action, Notice};
+use super::event::Action;
 use super::members::{Members, Voter};
 use super::message::{Content, NodeKind, Position, Record, Role, Sender};
 use super::mutant::{self, Mutant};
