@@ -160,6 +160,7 @@ Exit status:
   3  a storage could not be opened
   4  a write to the disk failed
   5  the system refused something that the server cannot do without
+  6  a node of a cluster cannot go on with what is on its disk
 ";
 
 #[cfg(test)]

@@ -19,6 +19,9 @@ pub enum Exit {
     /// The system refused something that the server cannot do without: a thread, or an address
     /// that cannot be bound or resolved now. Starting again may help.
     Internal = 5,
+    /// What this node of a cluster has contradicts what the others have, or its journal fails. To
+    /// be looked at by somebody; starting again does not help, or may do harm to nobody but it.
+    NodeStopped = 6,
 }
 
 impl From<Exit> for ExitCode {

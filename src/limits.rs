@@ -118,6 +118,22 @@ pub const OID_RESERVE: u64 = 4096;
 /// Transactions of which the changed oids are remembered, if the configuration does not say.
 pub const INVALIDATION_QUEUE_DEFAULT: usize = 100;
 
+/// The same in a replicated server: clients come back from a failover, which takes longer, and do
+/// so all at once.
+pub const INVALIDATION_QUEUE_REPLICATED: usize = 10_000;
+
+/// How long a client waits for its greeting where it cannot be served. Then it is greeted, and
+/// disconnected when it has registered: a stock client whose connection ends before that does not
+/// try this address again while it tries others.
+pub const PARKED_MAX: Duration = Duration::from_secs(10);
+
+/// The same when another node has taken office: those who reach that have gone there by then.
+pub const PARKED_BESIDE_PRIMARY_MAX: Duration = Duration::from_secs(2);
+
+/// How long a client that wants to write, and could not, may go on reading before it is to look
+/// again: it does not do so by itself.
+pub const FALLBACK_MAX: Duration = Duration::from_secs(30);
+
 /// Descriptors that connections leave to files, unless that is more than half of all.
 pub const DESCRIPTORS_KEPT: u64 = 64;
 
@@ -291,6 +307,9 @@ pub const SPREAD_SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// of our last connection has to go round the ring, which may have to be formed anew first.
 pub const SPREAD_NAME_RETRY: Duration = Duration::from_secs(10);
 
+/// Time between two log lines about blobs that cannot be fetched.
+pub const BLOBS_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Time between two log lines about the same trouble with a daemon.
 pub const TROUBLE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -311,6 +330,152 @@ pub const DAEMON_BYTES_PER_TURN: usize = 512 * 1024;
 /// Time that a connection to the daemon may take to come about.
 pub const DAEMON_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes of a file that one node gets of another at once: long enough that asking for the next
+/// piece costs little, and short enough that what is urgent does not wait for long behind it.
+pub const PEER_PIECE_LEN_MAX: usize = 1 << 20;
+
+/// Bytes of a frame by which a node asks another one: far more than the longest has, which names
+/// [`FETCH_ENDS_MAX`] ends of epochs.
+pub const PEER_REQUEST_LEN_MAX: usize = 16 * 1024;
+
+/// Bytes of entries in their frame: one that is as long as they may be, or many, with what is
+/// around them.
+pub const PEER_ENTRIES_LEN_MAX: usize = JOURNAL_BODY_LEN_MAX as usize + (4 << 20);
+
+/// Bytes of the description of a copy: that of a journal's state, and a list of files.
+pub const PEER_MANIFEST_LEN_MAX: usize = 4 << 20;
+
+/// Bytes of transactions, or of a blob, whose digest one node asks of another at once: what is read
+/// for it, during which nobody else gets pieces of files. One transaction may be longer.
+pub const DIGEST_LEN: u64 = 8 << 20;
+
+/// Bytes per second that are read to verify or back up a database, if nothing is said: about a
+/// third of what a plain disk can.
+pub const TASK_RATE_DEFAULT: u64 = 64 << 20;
+
+/// Nodes that one command compares a database with.
+pub const COMPARED_NODES_MAX: usize = 16;
+
+/// Blobs in one part of the list of those of a copy.
+pub const PEER_BLOBS_MAX: u32 = 10_000;
+
+/// Bytes of what a node says when it refuses a request.
+pub const PEER_REFUSAL_LEN_MAX: usize = 500;
+
+/// Requests of one connection that are being answered; the next one waits unread.
+pub const PEER_REQUESTS_MAX: usize = 16;
+
+/// Bytes that the answers to them may have together, with what the other has not taken yet; the
+/// next request waits, unless it is the only one. Entries count as [`FETCHED_LEN_MAX`]: one that is
+/// longer comes alone.
+pub const PEER_ANSWERS_LEN_MAX: usize = 32 << 20;
+
+/// Requests that wait for their turn at one other node; more fail at once.
+pub const PEER_WAITING_MAX: usize = 256;
+
+/// Addresses of other nodes that are known at a time; requests to more fail.
+pub const PEER_TARGETS_MAX: usize = 64;
+
+/// Connections of other nodes at a time. Each node has one for what it asks for, and one for beats.
+pub const PEER_CONNECTIONS_MAX: usize = 64;
+
+/// Requests of threads that wait for the reactor to take them; who makes another one waits.
+pub const PEER_CALLS_MAX: usize = 64;
+
+/// Bytes read from one node in one turn, so that a copy leaves clients their turns.
+pub const PEER_BYTES_PER_TURN: usize = 256 * 1024;
+
+/// Bytes of a connection that have their digest and wait for the socket. The rest of a long frame
+/// gets its digest when there is room, so that no turn has to do it for all of it.
+pub const PEER_READY_LEN: usize = 256 * 1024;
+
+/// Time that connecting to another node may take, with looking up its name.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time that two nodes have to get to know each other.
+pub const PEER_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time without a byte of a node that has been asked for something, after which it is given up.
+pub const PEER_SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Time after which a node that has no answer yet says that it is there.
+pub const PEER_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Time without a request after which a connection to another node is closed.
+pub const PEER_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Time without a request after which a connection of another node is closed, which should have
+/// done so itself.
+pub const PEER_IDLE_ACCEPTED_MAX: Duration = Duration::from_secs(120);
+
+/// Time for which a node may take nothing of what it has asked for.
+pub const PEER_STUCK_MAX: Duration = Duration::from_secs(30);
+
+/// Time before another attempt to connect to a node, and at most; it doubles in between.
+pub const PEER_RETRY_MIN: Duration = Duration::from_millis(50);
+/// See [`PEER_RETRY_MIN`].
+pub const PEER_RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Time between two beats to another node, by the direct path.
+pub const BEAT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Time without a word of a node by the direct path after which it counts as silent there, and its
+/// connection for beats is given up.
+pub const BEAT_LOST: Duration = Duration::from_secs(3);
+
+/// Bytes of a beat, with what later versions may add.
+pub const BEAT_LEN_MAX: usize = 256;
+
+/// Nodes that get beats.
+pub const BEAT_NODES_MAX: usize = 32;
+
+/// Time after which a node gets no more beats that is not counted, not in the view and not heard.
+pub const BEAT_FORGOTTEN: Duration = Duration::from_secs(600);
+
+/// Time for which something has to be wrong, or well, with the paths to a node before it is told: a
+/// daemon takes some seconds for a new view.
+pub const TROUBLE_STEADY: Duration = Duration::from_secs(3);
+
+/// Witnesses of a node at most; a thread asks each.
+pub const WITNESSES_MAX: usize = 8;
+
+/// The port of a witness if none is named: that of `echo`, where machines refuse, which is an
+/// answer.
+pub const WITNESS_PORT: u16 = 7;
+
+/// Time between two questions to a witness.
+pub const WITNESS_INTERVAL: Duration = Duration::from_secs(30);
+
+/// The same while another node is missing.
+pub const WITNESS_INTERVAL_MISSING: Duration = Duration::from_secs(5);
+
+/// Time that a witness has to answer, without looking up its name.
+pub const WITNESS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time that `on-promote` and `on-demote` have; then they are killed, and have failed.
+pub const OFFICE_COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of what such a command says that go to the log.
+pub const OFFICE_OUTPUT_LEN_MAX: usize = 16 * 1024;
+
+/// Time between two attempts of an `on-promote` that has failed.
+pub const OFFICE_RETRY: Duration = Duration::from_secs(10);
+
+// One question at a time.
+const _: () = assert!(WITNESS_TIMEOUT.as_secs() < WITNESS_INTERVAL_MISSING.as_secs());
+// A node that is at work is not given up.
+const _: () = assert!(PEER_ALIVE_INTERVAL.as_secs() * 3 < PEER_SILENCE_MAX.as_secs());
+// Who asks closes first, so that no request meets the end.
+const _: () = assert!(PEER_IDLE_MAX.as_secs() < PEER_IDLE_ACCEPTED_MAX.as_secs());
+// Pieces of a copy do not keep entries waiting.
+const _: () = assert!(
+    FETCHED_LEN_MAX as usize + PEER_REQUESTS_MAX * PEER_PIECE_LEN_MAX <= PEER_ANSWERS_LEN_MAX
+);
+const _: () = assert!(FETCHED_LEN_MAX as usize + FETCHED_ENTRIES_MAX * 512 < PEER_ENTRIES_LEN_MAX);
+// Its length is one byte.
+const _: () = assert!(STORAGE_NAME_LEN_MAX <= u8::MAX as usize);
+const _: () = assert!(JOURNAL_STATE_LEN_MAX < PEER_MANIFEST_LEN_MAX as u64);
+
 const _: () = assert!(IN_FLIGHT_LEN_MAX < SPREAD_OUTPUT_LEN_MAX);
 const _: () = assert!(WHOLE_MESSAGE_LEN_MAX < INCOMPLETE_MESSAGES_LEN_MAX);
 const _: () = assert!(OUTPUT_RESUME_LEN < OUTPUT_PAUSE_LEN && OUTPUT_PAUSE_LEN < OUTPUT_LEN_MAX);
@@ -327,6 +492,8 @@ const _: () = assert!(OUTPUT_RESUME_LEN + 2 * BLOB_READ_LEN < OUTPUT_PAUSE_LEN);
 // Nor does a long reply, while it is sent.
 const _: () = assert!(OUTPUT_RESUME_LEN + LONG_READ_LEN < OUTPUT_PAUSE_LEN);
 const _: () = assert!(OIDS_PER_CALL_MAX < OID_RESERVE);
+const _: () = assert!(OIDS_PER_CALL_MAX < OID_BLOCK);
+const _: () = assert!(PARKED_MAX.as_secs() < REGISTER_TIMEOUT.as_secs());
 
 /// Bytes of a body that goes through corosync at once. Its library takes a little less than 1 MiB.
 /// From 16 KiB on the throughput is the same, until it falls at 256 KiB; a small body of somebody
@@ -385,7 +552,15 @@ pub const JOURNAL_STATE_LEN_MAX: u64 = 2 << 20;
 /// find one, and 16 bytes of memory each.
 pub const JOURNAL_INDEX_STEP: u64 = 64 * 1024;
 
+/// Entries of a segment, its last ones, of which the end is remembered exactly, 24 bytes each: a
+/// node that follows lacks fewer.
+pub const JOURNAL_LATEST_MAX: usize = 1024;
+
 const _: () = assert!(JOURNAL_EPOCHS_MAX as u64 * 100 < JOURNAL_STATE_LEN_MAX);
+
+/// Bytes of a transaction up to which the entry that it becomes is made at once, if it is in
+/// memory. Its digest takes a tenth of a millisecond.
+pub const COMPOSED_AT_ONCE_LEN_MAX: u64 = 64 * 1024;
 
 /// Transactions that a data file gets from the log between two checkpoints: as many statuses as
 /// opening writes once more, since after a failed sync they may be shown and not be there.
@@ -395,9 +570,29 @@ pub const APPLIED_COUNT_MAX: usize = 1000;
 /// after a crash.
 pub const APPLIED_LEN_DEFAULT: u64 = 64 << 20;
 
+/// Bytes of a copy of the database between two syncs: what is copied again if the power goes, and
+/// what others' syncs may have to wait for.
+pub const COPY_SYNC_LEN: u64 = 64 << 20;
+
+/// Blobs of a copy that are asked for at once, 24 bytes each.
+pub const COPY_BLOBS_LISTED: usize = 1000;
+
+/// Bytes of blobs that are read when a node is started, to see whether they are what they were: a
+/// second's work at most. The others are looked at when they are used.
+pub const BLOBS_CHECKED_LEN: u64 = 256 << 20;
+
+/// Files of blobs that are kept open for peers, since opening one is to read all of it.
+pub const BLOBS_OPEN_MAX: usize = 16;
+
+/// Blobs that are told to be lost at once.
+pub const LOST_BLOBS_MAX: usize = 1000;
+
 /// Transactions that were applied and that nobody has asked for: as many as are kept for clients
 /// that come back. Of what was before them it is only told that there was something.
 pub const APPLIED_TOLD_MAX: usize = 10_000;
+
+/// Objects in them, 16 bytes each. One transaction may have more.
+pub const APPLIED_POSITIONS_TOLD_MAX: usize = 1_000_000;
 
 /// Ends of epochs in a request for entries: a log that differs in more of its last epochs is
 /// fetched from what is committed on.
@@ -413,6 +608,9 @@ pub const STATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A node whose clock differs by more than this from that of most says so.
 pub const CLOCK_DIFFERENCE_WARNED: Duration = Duration::from_secs(1);
+
+/// How long it must have differed: all have said what their clocks show once more by then.
+pub const CLOCK_DIFFERENCE_LASTS: Duration = Duration::from_secs(10);
 
 /// A node whose clock differs by more than this from that of most will not be primary.
 pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(30);
@@ -463,8 +661,17 @@ pub const FETCH_RETRY: Duration = Duration::from_millis(200);
 /// How long a replica without room for its journal does nothing.
 pub const NO_ROOM_RETRY: Duration = Duration::from_secs(1);
 
-/// Signs of life that a primary remembers the times of: those of some leases, each of a twentieth.
-pub const BEATS_MAX: usize = 128;
+/// Signs of life that a primary remembers the times of: those of the longest lease, one for each
+/// twentieth of [`PACE_MAX`].
+pub const BEATS_MAX: usize = 640;
+
+/// Within this time nodes that are there and well have answered, or, where leases are shorter,
+/// within a lease: signs of life and elections are paced by it.
+pub const PACE_MAX: Duration = Duration::from_secs(2);
+
+/// A primary that is not in the view for so long, or for a quarter of the pace, is gone: long
+/// enough for a view that is followed by another one at once.
+pub const GONE_AFTER: Duration = Duration::from_millis(500);
 
 /// Clients of a node that wait at a time to hear what is committed; more are sent away.
 pub const CONFIRMS_MAX: usize = 1000;
@@ -482,8 +689,162 @@ pub const LEVEL_COUNT: u64 = 100;
 /// How long a swap may take, with the transactions that are being finished.
 pub const SWAP_MAX: Duration = Duration::from_secs(10);
 
+/// How often in a row all nodes have to say that they have not a blob, until it is taken for packed
+/// away, and the database is copied.
+pub const BLOB_GONE_COUNT: u32 = 5;
+
 /// How long a node is believed to pack without a word of it.
 pub const PACK_TURN_MAX: Duration = Duration::from_secs(5);
 
 /// No epoch that somebody has claimed has a larger counter: there must always be a higher one.
 pub const EPOCH_COUNTER_MAX: u64 = 1 << 63;
+
+/// Entries that are applied again at once when the data of a node are replaced by a copy: some
+/// seconds, during which it acknowledges nothing. If there are more, what has come since is copied
+/// first, as far as that is of use.
+pub const REFRESH_TAIL_MAX: u64 = 10_000;
+
+/// How often that is done, and how often blobs are fetched for it that do not come.
+pub const REFRESH_TRIES_MAX: u32 = 3;
+
+/// How long a node waits to have applied what a copy has that is ahead of it.
+pub const REFRESH_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Things that have happened to a node that its status tells.
+pub const NOTICES_MAX: usize = 50;
+
+/// How long the disk may take for one thing until that is told.
+pub const DISK_SLOW: Duration = Duration::from_secs(5);
+
+/// Time between two times that this is told.
+pub const DISK_SLOW_TOLD: Duration = Duration::from_secs(60);
+
+/// Transactions whose blobs a node fetches ahead, or has so fetched; of others it does not.
+pub const OFFERS_MAX: usize = 256;
+
+/// Blobs of a transaction that are fetched ahead; those of one with more are with its entry.
+pub const OFFERED_BLOBS_MAX: usize = 1000;
+
+/// How many of them it fetches at a time, so that entries are not behind too much.
+pub const OFFERS_FETCHED_MAX: usize = 4;
+
+/// How long a vote waits until most nodes have its blobs, and a second for each
+/// [`OFFER_LEN_PER_SECOND`].
+pub const OFFER_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of blobs that nodes are expected to fetch in a second, at the least.
+pub const OFFER_LEN_PER_SECOND: u64 = 1 << 20;
+
+/// Proposals that wait for blobs at a node; those behind are fetched later.
+pub const HELD_PROPOSALS_MAX: usize = 1024;
+
+/// Voters that a new database may have: more would make commits slower, and safer for nobody.
+pub const VOTERS_CONFIGURED_MAX: usize = 7;
+
+/// How long a primary is believed to be there without a sign of life, though the daemon shows it,
+/// if the configuration does not say: longer than Spread with its own settings delivers nothing
+/// when a machine is lost (3.0 s).
+pub const LEASE_DEFAULT_SPREAD: Duration = Duration::from_secs(5);
+/// The same with corosync (8.0 s with three nodes, 11 s with five, 14 s with seven).
+pub const LEASE_DEFAULT_COROSYNC: Duration = Duration::from_secs(15);
+/// What the configuration may say. Below that a busy machine is taken for a dead one.
+pub const LEASE_MIN: Duration = Duration::from_millis(500);
+/// See [`LEASE_MIN`].
+pub const LEASE_MAX: Duration = Duration::from_secs(60);
+
+/// Bytes of the body of an entry up to which it goes through the group, if the configuration does
+/// not say; and at most, so that with all around it is still put together as a whole.
+pub const RING_BODY_LEN_DEFAULT: u64 = 4 << 20;
+/// See [`RING_BODY_LEN_DEFAULT`].
+pub const RING_BODY_LEN_MAX: u64 = 6 << 20;
+
+const _: () = assert!(RING_BODY_LEN_MAX < WHOLE_MESSAGE_LEN_MAX as u64);
+
+/// Bytes of the path of a Unix socket: what the kernel has room for, less the zero at its end.
+pub const UNIX_PATH_LEN_MAX: usize = 107;
+
+/// Copies of the database that other nodes make of this one at a time.
+pub const SNAPSHOTS_MAX: usize = 4;
+
+/// Bytes of the head of an HTTP request, and headers in it: browsers send about a kilobyte.
+pub const HTTP_HEAD_LEN_MAX: usize = 8 * 1024;
+/// See [`HTTP_HEAD_LEN_MAX`].
+pub const HTTP_HEADERS_MAX: usize = 64;
+
+/// Bytes of the body of an HTTP request: no command has more than a few names.
+pub const HTTP_BODY_LEN_MAX: usize = 64 * 1024;
+
+/// Connections of administrators and monitors at a time; of more the one that has been idle longest
+/// is closed.
+pub const ADMIN_CONNECTIONS_MAX: usize = 32;
+
+/// Time without a whole request after which such a connection is closed. Longer than monitors wait
+/// between two.
+pub const ADMIN_IDLE_MAX: Duration = Duration::from_secs(75);
+
+/// Bytes read from such a connection at once.
+pub const ADMIN_READ_LEN: usize = 16 * 1024;
+
+/// How long a client is left in doubt of what became of its transaction, by a node that is not in
+/// office any more. Then its connection ends, as in a crash: while others are in office, a node
+/// that is cut off cannot know.
+pub const FINISH_DOUBT_MAX: Duration = Duration::from_secs(10);
+
+/// Histories that a node remembers its own to be the future of.
+pub const PAST_MAX: usize = 16;
+
+/// How long a server that is followed may take for an answer. A stock one does nothing else while
+/// it looks for where an iteration begins, which in a large file takes minutes.
+pub const FOLLOW_REPLY_MAX: Duration = Duration::from_secs(300);
+
+/// How long it may take for its greeting, and to let us in. One that takes longer is left for
+/// another of its addresses.
+pub const FOLLOW_GREETING_MAX: Duration = Duration::from_secs(15);
+
+/// How often such a server is asked what its last transaction is, if it does not say.
+pub const FOLLOW_ASK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Bytes that are gathered before they are sent to this server.
+pub const FOLLOW_UNSENT_LEN_MAX: usize = 256 * 1024;
+
+/// Bytes of a record that is copied: with its call around it, it has to fit into a frame.
+pub const FOLLOW_RECORD_LEN_MAX: usize = FRAME_LEN_MAX - 1024;
+
+/// Objects of a transaction that was packed away of which it is asked what became of them; and of
+/// each of the spans of time before it.
+pub const FOLLOW_OIDS_ASKED: usize = 100;
+
+/// Records here of such a span that are looked at; the older ones are left out.
+pub const FOLLOW_OIDS_KEPT: usize = 10_000;
+
+/// Blobs of one transaction that the source had not, and which it is asked for once more. Those
+/// above are done without at once.
+pub const FOLLOW_MISSING_MAX: usize = 100_000;
+
+/// Oids above the highest one here that are left to clients of the server that is followed: they
+/// have taken them, and store objects under them when they have come here.
+pub const FOLLOW_OIDS_CLEAR: u64 = 1 << 20;
+
+/// Pauses before a server that is followed is connected to again: the first, and the longest. Each
+/// is twice as long as the one before it.
+pub const FOLLOW_RETRY_MIN: Duration = Duration::from_secs(1);
+/// See [`FOLLOW_RETRY_MIN`]. When a site moves, it is what people wait for.
+pub const FOLLOW_RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Pauses before a server is asked once more for transactions that it has told of, and does not
+/// give: the first, and the longest. Each is twice as long as the one before it.
+pub const FOLLOW_SHORT_MIN: Duration = Duration::from_secs(1);
+/// See [`FOLLOW_SHORT_MIN`].
+pub const FOLLOW_SHORT_MAX: Duration = Duration::from_secs(30);
+
+/// Time that connecting may take.
+pub const FOLLOW_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time between two lines about a copy that goes on.
+pub const FOLLOW_REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Time between two lines that say that following has stopped, or that the source is away.
+pub const FOLLOW_REMIND_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Bytes read from a socket at once by a thread that follows.
+pub const FOLLOW_READ_LEN: usize = 64 * 1024;

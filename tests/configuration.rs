@@ -7,11 +7,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use standby::args::Args;
-use standby::config::{self, Config, Surroundings};
+use standby::config::{self, Config, FollowConfig, StandbyConfig, Surroundings};
 
 const SAMPLE: &str = include_str!("../conf/server.conf");
+const REPLICATED: &str = include_str!("../conf/replicated.conf");
+const FOLLOW: &str = include_str!("../conf/follow.conf");
 const SCHEMA: &str = include_str!("../src/config/schema.rs");
 const STANDBY: &str = include_str!("../src/config/group.rs");
+const FOLLOWING: &str = include_str!("../src/config/follow.rs");
 
 /// A machine with one file, and with every directory.
 struct OneFile(String);
@@ -71,7 +74,6 @@ fn the_sample_shows_options_that_exist_with_their_defaults() {
     assert!(all.ssl.as_ref().unwrap().password.is_some());
     assert_eq!(all.storages.len(), 3);
     assert_eq!(all.log.outputs.len(), 1);
-    assert!(all.standby.as_ref().unwrap().key.is_some());
     let expected = Config {
         invalidation_age: all.invalidation_age,
         transaction_timeout: all.transaction_timeout,
@@ -79,16 +81,75 @@ fn the_sample_shows_options_that_exist_with_their_defaults() {
         ssl: all.ssl.clone(),
         storages: all.storages.clone(),
         log: all.log.clone(),
-        standby: all.standby.clone(),
         ..given
     };
     assert_eq!(all, expected);
 }
 
 #[test]
-fn the_sample_shows_every_option() {
-    let shown: Vec<&str> = SAMPLE
+fn the_sample_of_a_node_is_a_configuration_and_shows_defaults() {
+    // It is for two voters.
+    let other = |line: &&str| !line.starts_with("arbiter ");
+    let all: Vec<&str> = REPLICATED
         .lines()
+        .filter_map(option)
+        .filter(other)
+        .collect();
+    let (all, given) = (read(&all.join("\n")), read(REPLICATED));
+    let (own, plain) = (
+        all.standby.as_ref().unwrap(),
+        given.standby.as_ref().unwrap(),
+    );
+    assert!(own.key.is_some() && plain.key.is_none());
+    assert!(own.on_promote.is_some() && own.on_demote.is_some());
+    assert!(own.backup_directory.is_some() && plain.backup_directory.is_none());
+    assert!(own.witnesses.len() == 2 && own.ssl.is_some());
+    assert_eq!(plain.journal.join("admin.sock"), plain.admin_socket);
+    let expected = StandbyConfig {
+        place: own.place.clone(),
+        key: own.key.clone(),
+        key_file: own.key_file.clone(),
+        read_addresses: own.read_addresses.clone(),
+        admin_address: own.admin_address.clone(),
+        admin_socket: own.admin_socket.clone(),
+        backup_directory: own.backup_directory.clone(),
+        journal: own.journal.clone(),
+        on_promote: own.on_promote.clone(),
+        on_demote: own.on_demote.clone(),
+        witnesses: own.witnesses.clone(),
+        ssl: own.ssl.clone(),
+        ..plain.clone()
+    };
+    assert_eq!(*own, expected);
+    assert_eq!(all.invalidation_queue_size, given.invalidation_queue_size);
+    let two = REPLICATED.replace("#arbiter", "arbiter");
+    let two = read(&two.replace("voters alpha beta gamma", "voters alpha beta"));
+    let two = two.standby.unwrap();
+    assert_eq!(two.arbiter.unwrap().as_str(), "delta");
+    assert_eq!(two.voters, plain.voters[..2]);
+}
+
+#[test]
+fn the_sample_of_a_copy_is_a_configuration_and_shows_defaults() {
+    let all: Vec<&str> = FOLLOW.lines().filter_map(option).collect();
+    let (all, given) = (read(&all.join("\n")), read(FOLLOW));
+    let ([all], [given]) = (&all.follow[..], &given.follow[..]) else {
+        panic!("not one <follow>");
+    };
+    assert!(all.ssl.is_some() && given.ssl.is_none());
+    let expected = FollowConfig {
+        place: all.place.clone(),
+        ssl: all.ssl.clone(),
+        ..given.clone()
+    };
+    assert_eq!(*all, expected);
+}
+
+#[test]
+fn the_sample_shows_every_option() {
+    let samples = SAMPLE.lines().chain(REPLICATED.lines());
+    let samples = samples.chain(FOLLOW.lines());
+    let shown: Vec<&str> = samples
         .filter_map(option)
         .filter_map(|line| line.split_whitespace().next())
         .collect();
@@ -101,10 +162,14 @@ fn the_sample_shows_every_option() {
         .and_then(|text| text.split("fnrunner(").next());
     let standby: String = STANDBY.split_whitespace().collect();
     let standby = standby.split("fnfill(").nth(1);
-    let standby = standby.and_then(|text| text.split("items.finish()").next());
+    let standby = standby.and_then(|text| text.split("fncheck(").next());
+    let follow: String = FOLLOWING.split_whitespace().collect();
+    let follow = follow.split("fnfill(").nth(1);
+    let follow = follow.and_then(|text| text.split("fncheck(").next());
     let mut keys = 0;
     let texts = schema.unwrap().split("(\"").skip(1);
-    for text in texts.chain(standby.unwrap().split("(\"").skip(1)) {
+    let texts = texts.chain(standby.unwrap().split("(\"").skip(1));
+    for text in texts.chain(follow.unwrap().split("(\"").skip(1)) {
         let key = text.split('"').next().unwrap();
         assert!(shown.contains(&key), "{key}");
         keys += 1;

@@ -20,11 +20,12 @@ use std::time::{Duration, Instant};
 use log::{LevelFilter, Log, Metadata, Record};
 use mio::{Events, Poll, Token, Waker};
 use standby::group::channel::Incoming;
-use standby::group::roster::Roster;
 use standby::group::spread::wire::{
     Accept, AuthList, Dialect, Endian, Frame, GroupId, METHOD_NULL, Membership, MessageType, Name,
     Version,
 };
+use standby::ids::NodeId;
+use standby::node::roster::{Peer, Roster};
 use standby::reactor::daemon::Daemon;
 
 /// Connections of each kind of misbehaviour.
@@ -74,7 +75,11 @@ impl Node {
             poll,
             events: Events::with_capacity(16),
             daemon,
-            roster: Roster::new("alpha".to_owned(), 1, "0".to_owned()),
+            roster: Roster::new(Peer::blank(
+                NodeId::new("alpha").unwrap(),
+                1,
+                "0".to_owned(),
+            )),
             now,
             views: 0,
             lost: 0,

@@ -6,6 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "decoders_fuzz/peer.rs"]
+mod peer;
 #[path = "decoders_fuzz/replica.rs"]
 mod replica;
 
@@ -24,12 +26,12 @@ use standby::group::corosync::Address;
 use standby::group::corosync::envelope::Envelope;
 use standby::group::fragment::{Context, Seal};
 use standby::group::loopback::Loopback;
-use standby::group::roster::Roster;
 use standby::group::spread::session;
 use standby::group::spread::wire::{ClientItem, ClientStream, DaemonItem, DaemonStream};
 use standby::group::{self, Audience, Body, Event, Group, Lane, MemberId, View, ViewId};
 use standby::ids::{DiskId, Epoch, HistoryId, NodeId, Oid, Tid};
 use standby::limits::{VALUES_PER_MESSAGE_MAX, WHOLE_STORE_LEN_MAX};
+use standby::node::roster::{Peer, Roster};
 use standby::storage::disk::Disk;
 use standby::storage::index::Index;
 use standby::storage::journal::format::{Decoder, Item};
@@ -135,7 +137,11 @@ fn take_bodies(random: &mut Random, seal: Seal, bodies: &[Vec<u8>]) {
     let mut daemon = Loopback::new("a");
     daemon.join(now);
     let mut channel = Channel::new("g", seal, 1, now);
-    let mut roster = Roster::new("alpha".to_owned(), 1, "1.0".to_owned());
+    let mut roster = Roster::new(Peer::blank(
+        NodeId::new("alpha").unwrap(),
+        1,
+        "1.0".to_owned(),
+    ));
     let members = vec![MemberId::new("a"), MemberId::new("b")];
     let view = Event::View(View {
         id: ViewId::default(),

@@ -169,9 +169,10 @@ def install_package(name):
     if os.geteuid() != 0 or not shutil.which('apt-get'):
         raise Unavailable('package %s is missing (not root, or no apt-get)' % name)
     environ = dict(os.environ, DEBIAN_FRONTEND='noninteractive')
-    if not (run_quietly(['apt-get', 'install', '-y', name], env=environ)
-            or run_quietly(['apt-get', 'update'], env=environ)
-            and run_quietly(['apt-get', 'install', '-y', name], env=environ)):
+    apt = ['apt-get', '-o', 'DPkg::Lock::Timeout=120']      # another part may be at it, too
+    if not (run_quietly(apt + ['install', '-y', name], env=environ)
+            or run_quietly(apt + ['update'], env=environ)
+            and run_quietly(apt + ['install', '-y', name], env=environ)):
         raise Unavailable('package %s cannot be installed' % name)
 
 

@@ -9,6 +9,7 @@ mod member;
 use std::cell::Cell;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -470,13 +471,19 @@ fn who_has_another_key_is_not_heard() {
 
 /// Starts a server that is a member of the group.
 fn standbyd(place: &Place, node: &str, daemon: &str) -> Process {
+    // Free, unless somebody takes it at this moment.
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+    let port = port.unwrap().port();
     let config = place.file(
         &format!("{node}.conf"),
         &format!(
-            "<zeo>\naddress {}\n</zeo>\n<mappingstorage>\n</mappingstorage>\n\
-             <standby>\nnode {node}\ngroup test\ndaemon spread {}\n</standby>\n",
+            "<zeo>\naddress {}\n</zeo>\n<filestorage>\npath {}\n</filestorage>\n\
+             <standby>\nnode {node}\ngroup test\ndaemon spread {}\n\
+             journal {}\npeer-address 127.0.0.1:{port}\n</standby>\n",
             place.path(&format!("{node}.zeo")),
+            place.path(&format!("{node}.fs")),
             place.path(daemon),
+            place.path(&format!("{node}.journal")),
         ),
     );
     let mut command = Command::new(env!("CARGO_BIN_EXE_standbyd"));

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use standby::ids::{ClientId, Tid};
 use standby::pickle;
-use standby::server::{Now, Output, Server};
+use standby::server::{Now, Output, Port, Server};
 use standby::storage::blob::layout::{BlobDirectory, Layout};
 use standby::storage::disk::{Disk, File, FileId, OpenMode};
 use standby::storage::memory::MemoryDisk;
@@ -318,8 +318,10 @@ impl Conversation {
 
     fn hold(mut self) {
         for at in 0..self.connections.len() {
+            let peer = format!("conn{}", at + 1);
+            let now = self.now();
             self.server
-                .connect(self.connections[at].id, format!("conn{}", at + 1));
+                .connect(self.connections[at].id, peer, Port::Main, now);
         }
         self.settle();
         while let Some(at) = self.next() {
@@ -471,6 +473,7 @@ impl Conversation {
                         connection.closed = true;
                     }
                 }
+                Output::ToNode(to_node) => panic!("{to_node:?}"),
             }
         }
     }

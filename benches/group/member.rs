@@ -30,9 +30,9 @@ use mio::{Events, Poll, Token, Waker};
 use standby::args::Args;
 use standby::config::{self, ConfigError, StandbyConfig, Surroundings};
 use standby::group::channel::{ChannelError, Delivered, Incoming, Part, Source, To};
-use standby::group::roster::{Noticed, Roster};
 use standby::group::{Audience, Lane, MemberId};
 use standby::limits::WHOLE_MESSAGE_LEN_MAX;
+use standby::node::roster::{Noticed, Peer, Roster};
 use standby::reactor::daemon::Daemon;
 
 const WAKER: Token = Token(0);
@@ -129,7 +129,11 @@ impl Member {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let (sender, commands) = mpsc::channel();
         let daemon = Daemon::new(config, poll.registry(), DAEMON, &waker, sequence, now)?;
-        let roster = Roster::new(config.node.clone(), sequence as i64, "bench".to_owned());
+        let roster = Roster::new(Peer::blank(
+            config.node,
+            sequence as i64,
+            "bench".to_owned(),
+        ));
         let member = Self {
             poll,
             waker: waker.clone(),
@@ -496,8 +500,8 @@ impl Member {
             Some(Noticed::Complete) => {
                 let names: Vec<String> = self
                     .roster
-                    .members()
-                    .filter_map(|(_, node)| node.map(|node| format!("\"{}\"", node.name)))
+                    .peers()
+                    .map(|(_, peer)| format!("\"{}\"", peer.name))
                     .collect();
                 self.out.push(format!(
                     "{{\"event\":\"roster\",\"nodes\":[{}]}}",
@@ -684,8 +688,8 @@ impl Surroundings for File {
         }
         let lines = self.0.join("\n");
         Ok(format!(
-            "<zeo>\naddress 1\n</zeo>\n<mappingstorage>\n</mappingstorage>\n\
-             <standby>\n{lines}\n</standby>\n"
+            "<zeo>\naddress 1\n</zeo>\n<filestorage>\npath Data.fs\n</filestorage>\n\
+             <standby>\n{lines}\npeer-address localhost:1\n</standby>\n"
         ))
     }
 

@@ -7,6 +7,7 @@
 //!
 //! No file is opened here. What is needed of the machine comes through [`Surroundings`].
 
+mod follow;
 mod group;
 mod schema;
 mod values;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-pub use self::group::{DaemonConfig, Secret, StandbyConfig};
+pub use self::group::{DaemonConfig, NodeRole, Secret, StandbyConfig};
 pub use self::zconfig::SyntaxError;
 use crate::args::Args;
 use crate::limits::INVALIDATION_QUEUE_DEFAULT;
@@ -30,7 +31,7 @@ use crate::logging::LogConfig;
 /// The configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen; at least one.
+    /// Where to listen; at least one, but for an arbiter.
     pub addresses: Vec<Address>,
     /// How connections are encrypted, if they are.
     pub ssl: Option<SslConfig>,
@@ -50,10 +51,12 @@ pub struct Config {
     pub msgpack: bool,
     /// What a voted transaction excludes.
     pub lock_scope: LockScope,
-    /// What is served; at least one, with distinct names.
+    /// What is served; at least one, with distinct names, but for an arbiter.
     pub storages: Vec<StorageConfig>,
     /// The group that we are a member of, if there is one.
     pub standby: Option<StandbyConfig>,
+    /// The servers whose storages are copied into ours, at most one for each.
+    pub follow: Vec<FollowConfig>,
     /// Where log lines go.
     pub log: LogConfig,
     /// Keys of `<runner>`, which concern zeoctl alone.
@@ -125,6 +128,21 @@ pub enum Password {
     File(PathBuf),
     /// The first line that a command of the shell writes.
     Command(String),
+}
+
+/// A section `<follow>`: a storage is a copy of another server's, which is read as a client does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FollowConfig {
+    /// Where the section stands, for complaints.
+    pub place: Place,
+    /// The name of the storage here.
+    pub storage: String,
+    /// Where the other server is, or may be: they are tried in turn.
+    pub servers: Vec<Address>,
+    /// What it calls its storage.
+    pub source: String,
+    /// How the connection is encrypted, if it is.
+    pub ssl: Option<SslConfig>,
 }
 
 /// A storage to serve.
@@ -216,6 +234,15 @@ pub fn read(args: &Args, around: &dyn Surroundings) -> Result<Config, ConfigErro
             kind: StorageKind::File(FileStorageConfig::new(PathBuf::from("var/Data.fs"))),
         }];
     }
+    group::complete(&mut config)?;
+    follow::check(&config)?;
+    if config.is_arbiter() {
+        if config.addresses.is_empty() && config.storages.is_empty() {
+            return Ok(config);
+        }
+        let why = "an arbiter has no data, and serves no clients: neither -a nor -f";
+        return Err(Place::CommandLine.refuse(Problem::Unsupported(why)));
+    }
     if config.addresses.is_empty() {
         return Err(Place::CommandLine.refuse(Problem::Incomplete { missing: "-a" }));
     }
@@ -242,9 +269,18 @@ impl Config {
             lock_scope: LockScope::default(),
             storages: Vec::new(),
             standby: None,
+            follow: Vec::new(),
             log: LogConfig::stderr(LevelFilter::Info),
             runner_keys: Vec::new(),
         }
+    }
+}
+
+impl Config {
+    /// Whether this node has no data, and no clients.
+    pub fn is_arbiter(&self) -> bool {
+        let standby = self.standby.as_ref();
+        standby.is_some_and(|standby| standby.role == NodeRole::Arbiter)
     }
 }
 

@@ -12,8 +12,9 @@ use super::values::{
 use super::zconfig::{Key, Section};
 use super::{
     Config, ConfigError, FileStorageConfig, Password, Problem, SslConfig, StorageConfig,
-    StorageKind, Surroundings, group,
+    StorageKind, Surroundings, follow, group,
 };
+use crate::limits::INVALIDATION_QUEUE_REPLICATED;
 use crate::logging::{DateFormat, LineFormat, LogConfig, LogOutput, LogTarget, Rotation};
 
 /// Fills in what the file says.
@@ -27,16 +28,25 @@ pub(super) fn fill(
     let sections = file.take_sections();
     file.finish()?;
 
+    if sections.iter().any(|section| section.kind == "standby") {
+        config.invalidation_queue_size = INVALIDATION_QUEUE_REPLICATED;
+    }
     let mut seen = BTreeSet::new();
+    let (mut zeo_place, mut read_only) = (None, None);
+    let mut storage_places = Vec::new();
     for section in sections {
         let (kind, place) = (section.kind.clone(), section.place.clone());
         match kind.as_str() {
             "zeo" | "eventlog" | "runner" | "standby" if !seen.insert(kind.clone()) => {
                 return Err(place.refuse(Problem::RepeatedSection { section: kind }));
             }
-            "zeo" => zeo(config, section, around)?,
+            "zeo" => {
+                zeo_place = Some(place);
+                read_only = zeo(config, section, around)?;
+            }
             "eventlog" => config.log = eventlog(section)?,
             "standby" => group::fill(config, section, around)?,
+            "follow" => follow::fill(config, section, around)?,
             "runner" => config.runner_keys = runner(section)?,
             _ => {
                 let storage = storage(section, around)?;
@@ -57,8 +67,14 @@ pub(super) fn fill(
                     return Err(place.refuse(Problem::RepeatedBlobDir { path }));
                 }
                 config.storages.push(storage);
+                storage_places.push(place);
             }
         }
+    }
+    group::check(config, zeo_place.as_ref(), &storage_places)?;
+    follow::close(config, read_only)?;
+    if config.is_arbiter() {
+        return Ok(());
     }
     if !seen.contains("zeo") {
         return Err(place.refuse(Problem::MissingSection("<zeo>")));
@@ -69,26 +85,17 @@ pub(super) fn fill(
     Ok(())
 }
 
+/// What it says about writers, if anything, is given back.
 fn zeo(
     config: &mut Config,
     section: Section,
     around: &dyn Surroundings,
-) -> Result<(), ConfigError> {
+) -> Result<Option<bool>, ConfigError> {
     let mut zeo = Items::new(section)?;
-    for section in zeo.take_sections() {
-        match section.kind.as_str() {
-            "ssl" if config.ssl.is_none() => config.ssl = Some(ssl(section, around)?),
-            "ssl" => {
-                let problem = Problem::RepeatedSection {
-                    section: section.kind,
-                };
-                return Err(section.place.refuse(problem));
-            }
-            _ => return Err(zeo.unknown(section)),
-        }
-    }
+    config.ssl = zeo.take_ssl(around)?;
     config.addresses = zeo.required("address", addresses)?;
-    zeo.set("read-only", boolean, &mut config.read_only)?;
+    let read_only = zeo.optional("read-only", boolean)?;
+    config.read_only = read_only.unwrap_or(config.read_only);
     zeo.set(
         "invalidation-queue-size",
         count,
@@ -106,7 +113,8 @@ fn zeo(
     )?;
     zeo.set("msgpack", boolean, &mut config.msgpack)?;
     zeo.set("commit-lock", lock_scope, &mut config.lock_scope)?;
-    zeo.finish()
+    zeo.finish()?;
+    Ok(read_only)
 }
 
 fn ssl(section: Section, around: &dyn Surroundings) -> Result<SslConfig, ConfigError> {
@@ -447,6 +455,27 @@ impl Items {
         Ok(())
     }
 
+    /// The one inner section that may be there.
+    pub(super) fn take_ssl(
+        &mut self,
+        around: &dyn Surroundings,
+    ) -> Result<Option<SslConfig>, ConfigError> {
+        let mut found = None;
+        for section in self.take_sections() {
+            match section.kind.as_str() {
+                "ssl" if found.is_none() => found = Some(ssl(section, around)?),
+                "ssl" => {
+                    let problem = Problem::RepeatedSection {
+                        section: section.kind,
+                    };
+                    return Err(section.place.refuse(problem));
+                }
+                _ => return Err(self.unknown(section)),
+            }
+        }
+        Ok(found)
+    }
+
     fn take_sections(&mut self) -> Vec<Section> {
         std::mem::take(&mut self.section.sections)
     }
@@ -548,6 +577,7 @@ mod tests {
             storages: vec![storage],
             log: LogConfig::stderr(LevelFilter::Info),
             standby: None,
+            follow: Vec::new(),
             runner_keys: Vec::new(),
         };
         assert_eq!(config, expected);

@@ -2,6 +2,7 @@
 //!
 //! A converter's error says what was expected, to follow "is not".
 
+use core::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,6 +70,19 @@ pub(super) fn interval(value: &str) -> Result<Duration, &'static str> {
         Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
         _ => Err("a whole number of seconds above zero (or with a suffix s, m, h or d)"),
     }
+}
+
+/// A whole number of milliseconds, seconds or minutes, by its suffix; of seconds without.
+pub(super) fn short_interval(value: &str) -> Option<Duration> {
+    const UNITS: [(&str, u64); 3] = [("ms", 1), ("s", 1000), ("m", 60_000)];
+    let value = value.to_lowercase();
+    let is_bare = is_number(&value);
+    let millis = scaled(&value, &UNITS)?;
+    Some(Duration::from_millis(if is_bare {
+        millis.checked_mul(1000)?
+    } else {
+        millis
+    }))
 }
 
 /// `byte-size`
@@ -192,6 +206,41 @@ pub(super) fn address(value: &str) -> Result<Address, &'static str> {
     })
 }
 
+/// An address of TCP, of this machine.
+pub(super) fn tcp_address(value: &str) -> Result<Address, &'static str> {
+    match address(value) {
+        Ok(address @ Address::Tcp { .. }) => Ok(address),
+        _ => Err("an address of TCP (PORT, HOST:PORT or [IPV6]:PORT)"),
+    }
+}
+
+/// An address of TCP that others can connect to: what stands for all addresses of a machine tells
+/// them nothing.
+pub(super) fn reachable(value: &str) -> Result<Address, &'static str> {
+    const EXPECTED: &str = "an address that other machines reach (HOST:PORT; neither empty nor a \
+                            wildcard as 0.0.0.0, and with a port)";
+    match address(value) {
+        Ok(Address::Tcp { host, port }) if port > 0 => {
+            let is_wildcard = match host.parse::<IpAddr>() {
+                Ok(ip) => ip.is_unspecified(),
+                Err(_) => host.is_empty() || host.contains('*'),
+            };
+            match is_wildcard {
+                true => Err(EXPECTED),
+                false => Ok(Address::Tcp { host, port }),
+            }
+        }
+        _ => Err(EXPECTED),
+    }
+}
+
+/// A name of so many plain characters at most.
+pub(super) fn name_of(value: &str, len_max: usize) -> Option<String> {
+    let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let is_name = (1..=len_max).contains(&value.len()) && value.bytes().all(is_usual);
+    is_name.then(|| value.to_owned())
+}
+
 /// `commit-lock`
 pub(super) fn lock_scope(value: &str) -> Result<LockScope, &'static str> {
     match value.to_lowercase().as_str() {
@@ -257,6 +306,37 @@ mod tests {
         for value in ["", "0", "-5", "1.5", "1w", "many"] {
             assert!(interval(value).is_err(), "{value}");
         }
+    }
+
+    #[test]
+    fn short_times_may_be_in_milliseconds() {
+        for (value, millis) in [("500ms", 500), ("2s", 2000), ("2", 2000), ("1M", 60_000)] {
+            assert_eq!(short_interval(value), Some(Duration::from_millis(millis)));
+        }
+        for value in ["", "ms", "1.5s", "-1s", "1h", "99999999999999999m"] {
+            assert_eq!(short_interval(value), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_is_no_address_for_others() {
+        for value in ["10.0.0.1:8102", "Alpha:1", "[fe80::1]:8102", "127.0.0.1:1"] {
+            assert!(reachable(value).is_ok(), "{value}");
+        }
+        for value in [
+            "8102",
+            ":8102",
+            "0.0.0.0:8102",
+            "[::]:8102",
+            "*:8102",
+            "alpha",
+            "./a.sock",
+            "[::0]:1",
+        ] {
+            assert!(reachable(value).is_err(), "{value}");
+        }
+        assert!(tcp_address("8103").is_ok());
+        assert!(tcp_address("/run/a.sock").is_err());
     }
 
     #[test]

@@ -22,7 +22,6 @@ mod credit;
 pub mod fragment;
 pub mod loopback;
 pub mod message;
-pub mod roster;
 pub mod spread;
 
 use std::fmt;

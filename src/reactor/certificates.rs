@@ -7,7 +7,7 @@ use std::thread;
 use mio::Waker;
 
 use crate::config::SslConfig;
-use crate::tls::{Channel, LoadError, Setup, TimeProvider, UnixTime, Warning};
+use crate::tls::{Channel, LoadError, Setup, TimeProvider, TlsError, UnixTime, Warning};
 
 /// What new connections are served with.
 #[derive(Debug)]
@@ -26,12 +26,9 @@ type Loaded = Result<(Setup, Vec<Warning>), LoadError>;
 impl Certificates {
     /// Reads them, and waits for that.
     pub(super) fn load(config: &SslConfig, waker: &Arc<Waker>) -> Result<Self, String> {
-        let loaded = Setup::load(config, Arc::new(Clock));
-        let (setup, warnings) = loaded.map_err(|error| complaint(config, &error))?;
-        log_warnings(config, &warnings);
         Ok(Self {
             config: config.clone(),
-            setup,
+            setup: setup(config)?,
             waker: waker.clone(),
             loading: None,
             again: false,
@@ -47,6 +44,11 @@ impl Certificates {
                 None
             }
         }
+    }
+
+    /// What a connection needs that we have made.
+    pub(super) fn connect(&self) -> Result<Channel, TlsError> {
+        Channel::connect(&self.setup)
     }
 
     /// Begins to read them anew. Who is connected stays so.
@@ -95,6 +97,14 @@ impl Certificates {
             self.reload();
         }
     }
+}
+
+/// Reads them once, for a client of another server.
+pub(super) fn setup(config: &SslConfig) -> Result<Setup, String> {
+    let loaded = Setup::load(config, Arc::new(Clock));
+    let (setup, warnings) = loaded.map_err(|error| complaint(config, &error))?;
+    log_warnings(config, &warnings);
+    Ok(setup)
 }
 
 fn complaint(config: &SslConfig, error: &LoadError) -> String {

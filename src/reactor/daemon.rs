@@ -80,7 +80,7 @@ impl Daemon {
                 let link = CorosyncLink::new(config, registry, token, now)?;
                 Engine::Corosync(Box::new(link))
             }
-            DaemonConfig::Loopback => Engine::Loopback(Loopback::new(&config.node)),
+            DaemonConfig::Loopback => Engine::Loopback(Loopback::new(config.node.as_str())),
         };
         engine.group().join(now);
         Ok(Self {
@@ -243,7 +243,7 @@ impl SpreadLink {
         now: Instant,
     ) -> Result<Self, spread::session::OptionsError> {
         let options = spread::session::Options {
-            name: config.node.clone(),
+            name: config.node.to_string(),
             group: config.group.clone(),
             address: address.to_string(),
             seed,
@@ -558,7 +558,7 @@ impl CorosyncLink {
 }
 
 /// Runs something that may wait, and wakes the poll when it is done.
-fn in_background<T: Send + 'static>(
+pub(super) fn in_background<T: Send + 'static>(
     name: &str,
     waker: Arc<Waker>,
     work: impl FnOnce() -> T + Send + 'static,

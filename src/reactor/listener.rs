@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
+use rustix::fs::Mode;
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -104,6 +105,11 @@ impl Bound {
 
     /// Lets clients connect.
     pub(super) fn listen(self) -> io::Result<Listener> {
+        self.listen_as(None)
+    }
+
+    /// The same; a Unix socket gets this mode, and not what the umask leaves of all.
+    pub(super) fn listen_as(self, mode: Option<Mode>) -> io::Result<Listener> {
         match self {
             Self::Tcp(socket) => {
                 rustix::net::listen(&socket, BACKLOG)?;
@@ -123,6 +129,10 @@ impl Bound {
                 }
                 let socket = unix_socket()?;
                 rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?)?;
+                if let Some(mode) = mode {
+                    // Nobody can have connected: it does not listen.
+                    rustix::fs::chmod(&path, mode)?;
+                }
                 rustix::net::listen(&socket, BACKLOG)?;
                 let id = socket_id(&path)?.unwrap_or_default();
                 let listener = mio::net::UnixListener::from_std(UnixListener::from(socket));

@@ -4,18 +4,27 @@
 //! server's business ([`crate::server`]), which takes bytes and the time and gives back bytes,
 //! jobs and the next deadline.
 
+mod admin;
 mod certificates;
+mod cluster;
 mod connection;
+mod copying;
 pub mod daemon;
+mod follow;
 pub mod hub;
 mod listener;
-mod membership;
+mod lookout;
+mod office;
+mod packing;
+pub mod peers;
 mod signals;
+mod status;
+mod tasks;
 mod timer;
 mod worker;
 
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,10 +33,12 @@ use mio::{Events, Poll, Token, Waker};
 use sd_notify::NotifyState;
 use slab::Slab;
 
+use self::admin::{Admin, AdminBound};
 use self::certificates::Certificates;
+use self::cluster::Cluster;
 use self::connection::{Connection, ReadError, ReadOutcome};
+use self::follow::Following;
 use self::listener::{Bound, Listener};
-use self::membership::Membership;
 use self::signals::{Signal, Signals};
 use self::timer::Timers;
 use self::worker::Workers;
@@ -39,11 +50,12 @@ use crate::limits::{
     WRITE_BYTES_PER_TURN,
 };
 use crate::logging;
-use crate::server::{self, Now, Output, Server};
+use crate::server::{self, Now, Output, Port, Server};
 use crate::storage::disk::{Disk, OsDisk};
 use crate::storage::memory::MemoryDisk;
 use crate::storage::recover::Progress;
 use crate::storage::{self, FileStorage, PackOptions};
+use crate::tls::Channel;
 use crate::zeo::Encoding;
 
 /// Token of the waker, where no connection's serial comes.
@@ -64,6 +76,9 @@ const TICK: Duration = Duration::from_secs(5);
 /// How long a stop waits for transactions that are on their way to the disk.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a primary that is to stop waits for another one to take over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a stop waits for clients to take their last replies.
 const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -81,6 +96,8 @@ enum Timer {
     Server,
     /// What the group asked for.
     Group,
+    /// A primary that is to stop has had the time to hand over.
+    Leave,
     /// The regular look.
     Tick,
 }
@@ -89,6 +106,8 @@ enum Timer {
 struct Reactor {
     poll: Poll,
     listeners: Vec<Listener>,
+    /// For whom each is.
+    ports: Vec<Port>,
     /// Listeners that may have a connection waiting.
     acceptable: Vec<bool>,
     connections: Slab<Connection>,
@@ -103,8 +122,12 @@ struct Reactor {
     log: logging::Handle,
     /// How connections are encrypted, if they are.
     certificates: Option<Certificates>,
-    /// The group that we are a member of, if there is one.
-    membership: Option<Membership>,
+    /// The cluster that we are a node of, if there is one.
+    cluster: Option<Cluster>,
+    /// Where administrators and monitors connect, if they can.
+    admin: Option<Admin>,
+    /// Who copies what other servers have, if anybody does.
+    following: Option<Following>,
     /// What sockets are read into; frames are cut from copies that are just long enough.
     scratch: Vec<u8>,
     /// Connections at a time: files need descriptors, too.
@@ -148,18 +171,35 @@ impl Reactor {
         let signals = Signals::install(waker.clone()).map_err(internal)?;
         let load = |ssl| Certificates::load(ssl, &waker).map_err(|error| (Exit::Usage, error));
         let certificates = config.ssl.as_ref().map(load).transpose()?;
+        let between_nodes = config.standby.as_ref().and_then(|it| it.ssl.as_ref());
+        let between_nodes = between_nodes.map(load).transpose()?;
         // First, so that no server whose address is in use opens a file, and reads it for minutes;
         // but who can connect shall be served, so listening comes last.
         let mut bound = Vec::new();
-        for address in &config.addresses {
+        let readers = config.standby.iter().flat_map(|it| &it.read_addresses);
+        let addresses = config.addresses.iter().map(|it| (it, Port::Main));
+        for (address, port) in addresses.chain(readers.map(|it| (it, Port::Read))) {
             match Bound::new(address) {
-                Ok(sockets) => bound.extend(sockets),
+                Ok(sockets) => bound.extend(sockets.into_iter().map(|it| (it, port))),
                 Err(error) => return Err(address_error(&address.to_string(), &error)),
             }
         }
+        let refused = |(address, error): (String, io::Error)| address_error(&address, &error);
+        let admin = config.standby.as_ref().map(AdminBound::new).transpose();
+        let admin = admin.map_err(refused)?;
         let mut storages = Vec::new();
-        for storage in &config.storages {
-            storages.push(open(config, storage, &signals)?);
+        let mut opening = None;
+        match &config.standby {
+            None => {
+                for storage in &config.storages {
+                    storages.push(open(config, storage, &signals)?);
+                }
+            }
+            Some(standby) => {
+                let (follow, opened) = cluster::open(config, standby, now())?;
+                storages = follow;
+                opening = Some((standby, opened));
+            }
         }
         let workers = Workers::start(storages.len(), &waker).map_err(internal)?;
         let options = server::Options {
@@ -174,28 +214,41 @@ impl Reactor {
             transaction_timeout: config.transaction_timeout,
             start: logging::local_time_text(system_time()),
         };
-        let server = Server::new(options, storages, now());
-        let join = |standby| {
-            let now = now();
-            let times = (now.wall, now.mono);
-            Membership::join(standby, poll.registry(), DAEMON, &waker, times)
+        let mut server = Server::new(options, storages, now());
+        for follow in &config.follow {
+            server.set_following(&follow.storage, follow::AWAY, now());
+        }
+        let join = |(standby, opened)| {
+            let around = cluster::Surroundings {
+                registry: poll.registry(),
+                token: DAEMON,
+                waker: &waker,
+                certificates: between_nodes,
+                traffic: workers.traffic(),
+            };
+            Cluster::join(standby, opened, around, now())
         };
-        let membership = config.standby.as_ref().map(join).transpose();
-        let membership = membership.map_err(internal)?;
+        let cluster = opening.map(join).transpose().map_err(internal)?;
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
-        let mut listeners = Vec::new();
-        for (at, bound) in bound.into_iter().enumerate() {
+        let (mut listeners, mut ports) = (Vec::new(), Vec::new());
+        for (at, (bound, port)) in bound.into_iter().enumerate() {
             let address = bound.describe();
             let listening = bound.listen().and_then(|mut listener| {
                 listener.register(poll.registry(), listener_token(at))?;
                 Ok(listener)
             });
             match listening {
-                Ok(listener) => listeners.push(listener),
+                Ok(listener) => {
+                    listeners.push(listener);
+                    ports.push(port);
+                }
                 Err(error) => return Err(address_error(&address.to_string(), &error)),
             }
         }
+        let admin = admin.map(|bound| Admin::new(bound, poll.registry(), now().mono));
+        let admin = admin.transpose().map_err(refused)?;
+        let following = Following::start(&config.follow, &waker)?;
         Ok(Self {
             workers,
             signals,
@@ -203,13 +256,16 @@ impl Reactor {
             acceptable: vec![true; listeners.len()],
             poll,
             listeners,
+            ports,
             connections: Slab::new(),
             accepted: 0,
             ready: Vec::new(),
             timers,
             log,
             certificates,
-            membership,
+            cluster,
+            admin,
+            following,
             scratch: vec![0; READ_BYTES_PER_TURN],
             connections_max,
             complained: None,
@@ -221,15 +277,46 @@ impl Reactor {
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
         // It has something to do without being asked.
         self.follow_server();
+        let mut leaving = None;
         loop {
             if let Err(error) = self.turn(&mut events) {
                 log::error!("the event loop failed ({error})");
                 return Exit::Internal;
             }
             if let Some(exit) = self.on_signals() {
+                // Again: that is meant.
+                if leaving.is_some() {
+                    return exit;
+                }
+                leaving = self.hand_over().map(|until| (exit, until));
+                if leaving.is_none() {
+                    return exit;
+                }
+            }
+            if let Some((exit, until)) = leaving
+                && (now().mono >= until || !self.cluster.as_ref().is_some_and(Cluster::is_primary))
+            {
                 return exit;
             }
+            if let Some(why) = self.cluster.as_ref().and_then(|it| it.stopped.as_deref()) {
+                log::error!("this node must not go on: {why}");
+                return Exit::NodeStopped;
+            }
         }
+    }
+
+    /// A primary that is to stop lets another one take over first, so that no client is left in
+    /// doubt of what became of its transaction. Until when that may take; `None` if there is
+    /// nobody.
+    fn hand_over(&mut self) -> Option<Instant> {
+        let now = now();
+        let cluster = self.cluster.as_mut()?;
+        if !cluster.hand_over(&mut self.server, now) {
+            return None;
+        }
+        let until = now.mono + HAND_OVER_TIMEOUT;
+        self.timers.set(Timer::Leave, Some(until));
+        Some(until)
     }
 
     /// One turn, always in this order:
@@ -238,7 +325,7 @@ impl Reactor {
     ///    read the group's daemon before anybody else, since it drops who reads slowly;
     /// 2. take the ends of disk jobs, so that what is committed is published before anybody reads;
     /// 3. read each ready connection, to the end or to its budget, and execute its calls;
-    /// 4. accept;
+    /// 4. accept; answer administrators;
     /// 5. fire the timers;
     /// 6. hand the jobs of this turn to the workers: the finishes of one turn share a sync;
     /// 7. write to every connection that has something to send, and to the daemon. A reply that
@@ -251,8 +338,8 @@ impl Reactor {
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         self.wait(events)?;
         let now = now();
-        if let Some(membership) = &mut self.membership {
-            membership.turn(now.mono);
+        if let Some(cluster) = &mut self.cluster {
+            cluster.turn(&mut self.server, now);
         }
         while let Some((tag, done)) = self.workers.take_done() {
             self.server.on_done(tag, done, now);
@@ -267,6 +354,8 @@ impl Reactor {
         for at in 0..self.listeners.len() {
             self.accept(at, now);
         }
+        self.take_feeds(now);
+        self.serve_admin(now);
         while let Some(timer) = self.timers.pop_due(now.mono) {
             self.on_timer(timer, now);
         }
@@ -274,18 +363,19 @@ impl Reactor {
         self.follow_server();
         self.workers.end_turn();
         self.timers.set(Timer::Server, self.server.deadline());
-        if let Some(membership) = &mut self.membership {
-            membership.flush(now.mono);
-            self.timers.set(Timer::Group, membership.deadline());
+        if let Some(cluster) = &mut self.cluster {
+            cluster.flush(now.mono);
+            self.timers.set(Timer::Group, cluster.deadline());
         }
         Ok(())
     }
 
     /// Waits for the kernel, and notes what it says.
     fn wait(&mut self, events: &mut Events) -> io::Result<()> {
-        let group_has_more = self.membership.as_ref().is_some_and(|it| it.has_more);
+        let group_has_more = self.cluster.as_ref().is_some_and(|it| it.has_more);
+        let admin_has_more = self.admin.as_ref().is_some_and(Admin::has_more);
         let is_idle = self.ready.is_empty() && !self.acceptable.contains(&true);
-        let timeout = if is_idle && !group_has_more {
+        let timeout = if is_idle && !group_has_more && !admin_has_more {
             self.timers
                 .next()
                 .map(|deadline| deadline.saturating_duration_since(now().mono))
@@ -302,9 +392,21 @@ impl Reactor {
                 continue;
             }
             if token == DAEMON {
-                if let Some(membership) = &mut self.membership {
-                    membership.on_ready(event);
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.on_ready(event);
                 }
+                continue;
+            }
+            if Admin::owns(token) {
+                if let Some(admin) = &mut self.admin {
+                    admin.on_ready(event);
+                }
+                continue;
+            }
+            if let Some(cluster) = &mut self.cluster
+                && cluster.owns(token)
+            {
+                cluster.on_peer_ready(event);
                 continue;
             }
             if let Some(at) = listener_at(token, self.listeners.len()) {
@@ -434,7 +536,7 @@ impl Reactor {
                 return self.rest(at, &all, now);
             }
             match self.listeners[at].accept() {
-                Ok((stream, peer)) => self.connect(stream, peer, now),
+                Ok((stream, peer)) => self.connect(stream, peer, self.ports[at], now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.acceptable[at] = false;
                 }
@@ -461,17 +563,7 @@ impl Reactor {
             .set(Timer::Accept(at), Some(now.mono + ACCEPT_REST));
     }
 
-    fn connect(&mut self, stream: connection::Stream, peer: String, now: Now) {
-        self.accepted = self.accepted.wrapping_add(1);
-        let entry = self.connections.vacant_entry();
-        let key = entry.key();
-        let Ok(slot) = u32::try_from(key) else {
-            return;
-        };
-        let client = ClientId {
-            serial: self.accepted,
-            key: slot,
-        };
+    fn connect(&mut self, stream: connection::Stream, peer: String, port: Port, now: Now) {
         let tls = match &self.certificates {
             None => None,
             Some(certificates) => match certificates.channel() {
@@ -479,20 +571,44 @@ impl Reactor {
                 None => return,
             },
         };
+        if let Some(client) = self.adopt(stream, &peer, tls) {
+            self.server.connect(client, peer, port, now);
+            self.timers
+                .set(Timer::Register(client), Some(now.mono + REGISTER_TIMEOUT));
+        }
+    }
+
+    /// A connection that a thread of ours has made.
+    fn connect_feed(&mut self, stream: connection::Stream, peer: String, now: Now) {
+        if let Some(client) = self.adopt(stream, &peer, None) {
+            self.server.connect_feed(client, peer, now);
+        }
+    }
+
+    /// Takes a connection among those that are served.
+    fn adopt(
+        &mut self,
+        stream: connection::Stream,
+        peer: &str,
+        tls: Option<Channel>,
+    ) -> Option<ClientId> {
+        self.accepted = self.accepted.wrapping_add(1);
+        let entry = self.connections.vacant_entry();
+        let key = entry.key();
+        let client = ClientId {
+            serial: self.accepted,
+            key: u32::try_from(key).ok()?,
+        };
         let mut connection = Connection::new(stream, tls, client);
         if let Err(error) = connection.register(self.poll.registry(), connection_token(client)) {
             log::error!("{peer}: cannot be polled ({error})");
-            return;
+            return None;
         }
-        entry.insert(connection);
-        self.server.connect(client, peer);
-        self.timers
-            .set(Timer::Register(client), Some(now.mono + REGISTER_TIMEOUT));
         // It gets its greeting, and what it has sent already is read.
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.readable = true;
-        }
+        connection.readable = true;
+        entry.insert(connection);
         self.queue(key);
+        Some(client)
     }
 
     fn on_timer(&mut self, timer: Timer, now: Now) {
@@ -501,12 +617,17 @@ impl Reactor {
             Timer::Accept(at) => self.acceptable[at] = true,
             Timer::Server => self.server.on_deadline(now),
             Timer::Group => {
-                if let Some(membership) = &mut self.membership {
-                    membership.on_deadline(now.mono);
+                if let Some(cluster) = &mut self.cluster {
+                    cluster.on_deadline(&mut self.server, now);
                 }
             }
+            // It is looked at after each turn.
+            Timer::Leave => {}
             Timer::Tick => {
                 self.server.on_tick(now);
+                if let Some(admin) = &mut self.admin {
+                    admin.on_tick(self.poll.registry(), now.mono);
+                }
                 self.timers.set(Timer::Tick, Some(now.mono + TICK));
             }
         }
@@ -532,10 +653,16 @@ impl Reactor {
     fn follow_server(&mut self) {
         while let Some(output) = self.server.poll_output() {
             match output {
+                Output::ToNode(what) => {
+                    if let Some(cluster) = &mut self.cluster {
+                        cluster.on_server(what, &mut self.server, now());
+                    }
+                }
                 Output::Run(tag, job) => self.workers.submit(tag, job),
                 Output::Send(client) => self.write(client.key as usize),
                 Output::Serve(client) => self.queue(client.key as usize),
                 Output::Close(client) => self.close(client),
+                // Only of storages that a log writes to; none is opened here.
             }
         }
     }
@@ -573,34 +700,40 @@ impl Reactor {
 
     /// Opens log files anew, and reads certificates anew: both may have been replaced.
     fn reopen(&mut self) {
+        let certificates = self.certificates.as_mut();
+        let mut has_certificates = certificates.map(Certificates::reload).is_some();
+        if let Some(cluster) = &mut self.cluster {
+            has_certificates |= cluster.reload_certificates();
+        }
         if self.log.has_files() {
             match self.log.reopen() {
                 Ok(()) => log::info!("log files reopened"),
                 Err(error) => log::error!("log files not reopened: {error}"),
             }
-        } else if self.certificates.is_none() {
+        } else if !has_certificates {
             log::warn!("SIGUSR2: there is no log file to reopen");
-        }
-        if let Some(certificates) = &mut self.certificates {
-            certificates.reload();
         }
     }
 
     /// Stops in good order: no new connections or calls; what is on its way to the disk gets there
     /// and is answered; then the storages are closed.
     fn stop(mut self, exit: Exit) -> Exit {
-        if let Some(membership) = &mut self.membership {
+        if let Some(cluster) = &mut self.cluster {
             // The others need not find out.
-            membership.leave(now().mono);
+            cluster.leave(now().mono);
+        }
+        if let Some(following) = &self.following {
+            following.stop();
         }
         self.listeners.clear();
+        self.admin = None;
         self.acceptable.clear();
         let mut events = Events::with_capacity(EVENTS_PER_POLL);
         let deadline = now().mono + DRAIN_TIMEOUT;
         self.server.give_up_packs(now());
         self.server.end_turn(now());
         self.follow_server();
-        while self.server.is_writing() && now().mono < deadline {
+        while self.is_writing() && now().mono < deadline {
             self.drain(&mut events, deadline);
         }
         let deadline = now().mono + LAST_REPLIES_TIMEOUT;
@@ -611,6 +744,7 @@ impl Reactor {
             server,
             workers,
             connections,
+            cluster,
             ..
         } = self;
         // The sockets last, so that who sees one closed finds the file closed, too.
@@ -621,7 +755,10 @@ impl Reactor {
         } else {
             log::error!("the disk does not answer; stopping without it");
         }
-        let closed = server.close(drained);
+        let mut closed = server.close(drained);
+        if let Some(cluster) = cluster {
+            closed &= cluster.close();
+        }
         for (_, mut connection) in connections {
             connection.say_goodbye();
         }
@@ -634,6 +771,11 @@ impl Reactor {
 }
 
 impl Reactor {
+    /// Whether anything is on its way to a disk.
+    fn is_writing(&self) -> bool {
+        self.server.is_writing() || self.cluster.as_ref().is_some_and(Cluster::is_writing)
+    }
+
     /// Whether anything waits for a socket that can still be sent.
     fn has_output(&self) -> bool {
         self.connections.iter().any(|(_, connection)| {
@@ -650,9 +792,9 @@ impl Reactor {
         if let Err(error) = self.wait(events) {
             log::error!("the event loop failed ({error})");
         }
-        if let Some(membership) = &mut self.membership {
+        if let Some(cluster) = &mut self.cluster {
             // What it says would wake us for ever, if nobody took it.
-            membership.turn(now().mono);
+            cluster.turn(&mut self.server, now());
         }
         for key in std::mem::take(&mut self.ready) {
             if let Some(connection) = self.connections.get_mut(key) {
@@ -674,37 +816,8 @@ fn open(
     storage: &StorageConfig,
     signals: &Signals,
 ) -> Result<FileStorage, (Exit, String)> {
-    let mut options = storage::Options {
-        name: storage.name.clone(),
-        read_only: false,
-        create: false,
-        quota: None,
-        client_resolves: config.client_conflict_resolution,
-        lock_scope: match config.lock_scope {
-            config::LockScope::Storage => storage::LockScope::Storage,
-            config::LockScope::Objects => storage::LockScope::Objects,
-        },
-        pack: PackOptions::default(),
-        blob_dir: None,
-    };
-    let (disk, path): (Arc<dyn Disk>, &Path) = match &storage.kind {
-        StorageKind::Memory => {
-            // Nobody could get at it.
-            options.pack.keep_old = false;
-            (Arc::new(MemoryDisk::new()), Path::new("memory"))
-        }
-        StorageKind::File(file) => {
-            options.read_only = file.read_only;
-            options.create = file.create;
-            options.quota = file.quota;
-            options.pack = PackOptions {
-                gc: file.pack_gc,
-                keep_old: file.pack_keep_old,
-            };
-            options.blob_dir.clone_from(&file.blob_dir);
-            (Arc::new(OsDisk::default()), &file.path)
-        }
-    };
+    let (disk, path, options) = storage_options(config, storage);
+    let path = &path;
     let mut reported = now().mono;
     let mut progress = |progress: Progress| {
         if signals.wants_stop() {
@@ -742,6 +855,45 @@ fn open(
         now().mono.saturating_duration_since(begun)
     );
     Ok(opened)
+}
+
+/// Where a storage is kept, and how.
+fn storage_options(
+    config: &Config,
+    storage: &StorageConfig,
+) -> (Arc<dyn Disk>, PathBuf, storage::Options) {
+    let mut options = storage::Options {
+        name: storage.name.clone(),
+        read_only: false,
+        create: false,
+        quota: None,
+        client_resolves: config.client_conflict_resolution,
+        lock_scope: match config.lock_scope {
+            config::LockScope::Storage => storage::LockScope::Storage,
+            config::LockScope::Objects => storage::LockScope::Objects,
+        },
+        pack: PackOptions::default(),
+        blob_dir: None,
+    };
+    let (disk, path): (Arc<dyn Disk>, PathBuf) = match &storage.kind {
+        StorageKind::Memory => {
+            // Nobody could get at it.
+            options.pack.keep_old = false;
+            (Arc::new(MemoryDisk::new()), "memory".into())
+        }
+        StorageKind::File(file) => {
+            options.read_only = file.read_only;
+            options.create = file.create;
+            options.quota = file.quota;
+            options.pack = PackOptions {
+                gc: file.pack_gc,
+                keep_old: file.pack_keep_old,
+            };
+            options.blob_dir.clone_from(&file.blob_dir);
+            (Arc::new(OsDisk::default()), file.path.clone())
+        }
+    };
+    (disk, path, options)
 }
 
 /// The one look at the clocks.

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::Waker;
 use rustix::process::setpriority_process;
@@ -106,7 +106,7 @@ impl WaitedFor {
 
 /// Whether anything is on its way that a client waits for.
 #[derive(Debug, Default)]
-struct Traffic {
+pub(super) struct Traffic {
     busy: Mutex<bool>,
     calm: Condvar,
 }
@@ -206,6 +206,11 @@ impl Workers {
         }
     }
 
+    /// For other threads that give way.
+    pub(super) fn traffic(&self) -> Arc<Traffic> {
+        self.waited_for.traffic.clone()
+    }
+
     /// Takes what is done.
     pub(super) fn take_done(&mut self) -> Option<(JobTag, Done)> {
         let Ended { lane, tag, done } = self.done.try_recv().ok()?;
@@ -239,6 +244,19 @@ impl Workers {
     }
 }
 
+/// The thread that calls this lets all others go first.
+pub(super) fn give_way() {
+    // In Linux that is the thread's own. If it cannot be had, the rests remain.
+    let _ = setpriority_process(Some(gettid()), PACK_NICENESS);
+}
+
+/// Waits after something that was begun at that time, while anything is on its way that a client
+/// waits for.
+pub(super) fn rest(traffic: &Traffic, begun: Instant) {
+    let took = now().mono.saturating_duration_since(begun);
+    traffic.wait_for_calm(PACK_REST_MAX.min(took / PACK_REST_DIVISOR));
+}
+
 fn work(
     jobs: &Mutex<Receiver<Tagged>>,
     done: &Sender<Ended>,
@@ -246,8 +264,7 @@ fn work(
     gives_way: Option<&Traffic>,
 ) {
     if gives_way.is_some() {
-        // In Linux that is the thread's own. If it cannot be had, the rests remain.
-        let _ = setpriority_process(Some(gettid()), PACK_NICENESS);
+        give_way();
     }
     loop {
         // The lock is held while waiting: the other readers wait for it instead of for a job.
@@ -269,8 +286,7 @@ fn work(
             log::error!("the reactor cannot be woken ({error})");
         }
         if let Some(traffic) = gives_way {
-            let took = now().mono.saturating_duration_since(begun);
-            traffic.wait_for_calm(PACK_REST_MAX.min(took / PACK_REST_DIVISOR));
+            rest(traffic, begun);
         }
     }
 }

@@ -259,6 +259,33 @@ impl Replica {
 
     // Swaps.
 
+    /// An administrator wants this node to be primary: what keeps it from claiming by itself, its
+    /// site and its priority, does not count. All that makes a claim safe does.
+    pub(super) fn on_take_office(&mut self, token: Token) {
+        let result = if !matches!(self.office, Office::Replica) {
+            Err(Refusal::Already)
+        } else if !self.may_be_counted() || self.log.history_from() != Tid::ZERO {
+            Err(Refusal::NotEligible(self.me.node))
+        } else if self.hears().is_some() {
+            Err(Refusal::Busy)
+        } else if !self.is_vacant() {
+            Err(Refusal::NoQuorum)
+        } else {
+            Ok(())
+        };
+        if result.is_ok() {
+            self.claim(None);
+        }
+        self.answer_order(token, result);
+    }
+
+    pub(super) fn on_stand_aside(&mut self, aside: bool) {
+        self.stands_aside = aside;
+        if let Some(view) = &mut self.view {
+            view.wants_state = true;
+        }
+    }
+
     pub(super) fn on_swap(&mut self, token: Token, to: NodeId) {
         let since = self.now.instant;
         let result = self.check_swap(to);
@@ -312,7 +339,7 @@ impl Replica {
         let now = self.now.instant;
         let last = self.log.last().seq;
         let is_done = self.finishes.is_empty() || mutant::is(Mutant::SwapNotDrained);
-        let again = self.options.lease / 4;
+        let again = self.pace() / 4;
         let Office::Primary(primary) = &mut self.office else {
             return;
         };
@@ -434,8 +461,7 @@ impl Replica {
             return Err(Refusal::NotPrimary);
         };
         // Else the change would be the last: nobody could commit it, nor take it back.
-        let lease = self.options.lease;
-        let is_here = self.is_majority_of(&members, primary, lease);
+        let is_here = self.is_majority_of(&members, primary, self.pace());
         is_here.then_some(members).ok_or(Refusal::NoQuorum)
     }
 
@@ -467,8 +493,8 @@ impl Replica {
         };
         let acked = primary.acks.get(&voter);
         let seq = acked.map_or(Seq::ZERO, |acked| acked.seq);
-        let (now, lease) = (self.now.instant, self.options.lease);
-        let is_moving = acked.is_some_and(|acked| now < acked.progress + lease);
+        let (now, pace) = (self.now.instant, self.pace());
+        let is_moving = acked.is_some_and(|acked| now < acked.progress + pace);
         let is_level = seq >= self.log.committed() || is_moving;
         let lag = self.log.last().seq.0.saturating_sub(seq.0);
         match kind {
@@ -483,13 +509,17 @@ impl Replica {
         let Some(arbiter) = &members.arbiter else {
             return;
         };
-        let (now, lease) = (self.now.instant, self.options.lease);
+        let (now, pace) = (self.now.instant, self.pace());
         let is_changing = self.is_changing_members();
         let (last, committed) = (self.log.last().seq, self.log.committed());
         let Some(primary) = self.open_or_alone() else {
             return;
         };
-        let is_new = now < primary.since + lease / 2;
+        // While the daemon is silent none of them is missing, and then all get their turn.
+        if primary.heard().is_none_or(|at| now >= at + pace * 3 / 4) {
+            return;
+        }
+        let is_new = now < primary.woken + pace / 2;
         let is_fit = |voter: &Voter| {
             if is_new && arbiter.in_sync.contains(voter) {
                 return true;
@@ -497,10 +527,10 @@ impl Replica {
             let Some(acked) = primary.acks.get(voter) else {
                 return false;
             };
-            let is_moving = acked.seq >= last || now < acked.progress + 2 * lease;
+            let is_moving = acked.seq >= last || now < acked.progress + 2 * pace;
             match arbiter.in_sync.contains(voter) {
-                true => is_moving && now < acked.contact + lease * 3 / 4,
-                false => acked.seq >= committed && now < acked.contact + lease / 2,
+                true => is_moving && now < acked.contact + pace * 3 / 4,
+                false => acked.seq >= committed && now < acked.contact + pace / 2,
             }
         };
         let voters = members.voters.iter().copied();
@@ -536,6 +566,11 @@ impl Replica {
             self.answer_order(token, Err(Refusal::NotPrimary));
             return;
         }
+        // One that was ordered before may not be done everywhere yet: it is part of this. What
+        // comes later is not meant, nor by an order that includes this one.
+        let before = self.log.settings().packs.get(&storage);
+        let tid = before.map_or(tid, |before| before.tid.max(tid));
+        let tid = tid.min(self.log.last_tid());
         let seq = self.propose_change(Change::Pack { storage, tid }, Tid::ZERO);
         if let Office::Primary(primary) = &mut self.office {
             primary.duties.orders.push((seq, token));

@@ -218,6 +218,7 @@ mod tests {
             kind: NodeKind::Observer,
             site: "Berlin".to_owned(),
             home: "Paris".to_owned(),
+            members: members(),
             priority: u32::MAX,
             history_from: Tid(1),
             wall: Duration::new(1_795_222_013, 123_456_789),

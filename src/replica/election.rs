@@ -8,7 +8,7 @@ use super::event::Action;
 use super::members::{Members, Voter};
 use super::message::{Content, NodeKind, Position, Record, Role, Sender};
 use super::mutant::{self, Mutant};
-use super::view::View;
+use super::view::{Stated, View};
 use super::{Office, Replica};
 use crate::group::MemberId;
 use crate::ids::{Epoch, NodeId, Tid};
@@ -32,6 +32,17 @@ pub(super) struct Candidate {
 pub(super) struct Promised {
     pub(super) last: Position,
     record: Option<Record>,
+}
+
+/// The newest log that is known of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Newest<'a> {
+    /// Where it ends.
+    last: Position,
+    /// Where the primary is to be, as of there.
+    home: &'a str,
+    /// Who is counted, as of there.
+    pub(super) members: &'a Members,
 }
 
 /// What a promise is for.
@@ -71,7 +82,7 @@ impl Replica {
         self.matched = self.log.committed();
         self.recovery.forget();
         self.promised_to = None;
-        self.quiet_until = self.now.instant + self.options.lease;
+        self.quiet_until = self.now.instant + self.pace();
         self.promising = Some(purpose);
         if mutant::is(Mutant::PromiseNotSynced) {
             self.on_promised(epoch);
@@ -190,32 +201,37 @@ impl Replica {
             return;
         }
         let mine = self.log.last();
+        // Its own log tells who is counted, and no other one.
         let members = &self.log.settings().members;
         let is_counted = |voter: &Voter| {
             let promised = candidate.promises.get(voter);
             promised.is_some_and(|promised| !is_newer(promised.last, mine))
         };
-        let is_known = |voter: &Voter| candidate.promises.contains_key(voter);
-        let is_voter = members.is_voter(&self.me);
-        if !is_voter {
-            // By the log that it has fetched.
-            self.withdraw();
-        } else if members.is_majority(is_counted) && self.knows_all(members, candidate, is_counted)
+        if members.is_voter(&self.me)
+            && members.is_majority(is_counted)
+            && self.knows_all(members, candidate, is_counted)
         {
             self.take_office();
-        } else if members.is_majority(is_known) {
-            let newer = candidate.promises.iter();
-            let newest = newer.max_by_key(|(_, promised)| promised.last);
-            if let Some((voter, promised)) = newest
-                && is_newer(promised.last, mine)
-            {
-                let voter = *voter;
-                // Others have committed: what its clients have voted on is old.
-                if let Office::Candidate(candidate) = &mut self.office {
-                    candidate.is_renewal = false;
-                }
-                self.fetch_for_claim(voter);
+            return;
+        }
+        // What it lacks may say that it is counted, and others than it knows of.
+        let newest = self.newest().members;
+        let is_known = |voter: &Voter| candidate.promises.contains_key(voter);
+        let are_enough = members.is_majority(is_known) || newest.is_majority(is_known);
+        let newer = candidate.promises.iter();
+        let newer = newer.max_by_key(|(_, promised)| promised.last);
+        let newer = newer.filter(|(_, promised)| is_newer(promised.last, mine));
+        if let Some((voter, _)) = newer
+            && are_enough
+        {
+            let voter = *voter;
+            // Others have committed: what its clients have voted on is old.
+            if let Office::Candidate(candidate) = &mut self.office {
+                candidate.is_renewal = false;
             }
+            self.fetch_for_claim(voter);
+        } else if !self.may_be_counted() {
+            self.withdraw();
         }
     }
 
@@ -242,14 +258,13 @@ impl Replica {
 
     /// Every tick: says a claim again, and gives it up.
     pub(super) fn look_at_candidate(&mut self) {
-        let now = self.now.instant;
-        let lease = self.options.lease;
+        let (now, pace) = (self.now.instant, self.pace());
         let Office::Candidate(candidate) = &self.office else {
             return;
         };
-        if now >= candidate.since + 2 * lease && !self.recovery.is_fetching() {
+        if now >= candidate.since + 2 * pace && !self.recovery.is_fetching() {
             self.withdraw();
-        } else if candidate.sent.is_some_and(|at| now >= at + lease / 4) {
+        } else if candidate.sent.is_some_and(|at| now >= at + pace / 4) {
             self.say_claim();
             self.try_office();
         }
@@ -266,14 +281,14 @@ impl Replica {
             let steps = u32::try_from(rank).unwrap_or(0) + 1;
             let count = self.log.settings().members.voters.len();
             let count = u32::try_from(count).unwrap_or(u32::MAX);
-            let lease = self.options.lease;
-            // Who has promised keeps quiet for a lease, and those behind it in rank for longer:
+            let pace = self.pace();
+            // Who has promised keeps quiet for a while, and those behind it in rank for longer:
             // after a second failure all of them get their turn.
             let turns = match self.failures {
                 1 => Duration::ZERO,
-                _ => lease * 2 + lease * count,
+                _ => pace * 2 + pace * count,
             };
-            self.quiet_until = self.now.instant + turns + lease / 8 * steps;
+            self.quiet_until = self.now.instant + turns + pace / 8 * steps;
         }
     }
 
@@ -324,13 +339,19 @@ impl Replica {
         let Some(rank) = self.rank() else {
             return;
         };
-        if now >= self.quiet_until && now >= since + self.options.lease * 3 / 4 * rank {
+        // Who has just started promises nothing yet. What the best of them has claimed it will say
+        // again.
+        let since = match rank {
+            0 => since,
+            _ => since.max(self.reticent_until),
+        };
+        if now >= self.quiet_until && now >= since + self.pace() * 3 / 4 * rank {
             self.claim(None);
         }
     }
 
     /// Whether nobody is in office, as far as enough of the others know.
-    fn is_vacant(&self) -> bool {
+    pub(super) fn is_vacant(&self) -> bool {
         let Some(view) = &self.view else {
             return false;
         };
@@ -340,8 +361,7 @@ impl Replica {
         if !view.is_open || !is_idle || self.hears().is_some() {
             return false;
         }
-        let members = &self.log.settings().members;
-        members.is_majority(|voter| {
+        self.newest().members.is_majority(|voter| {
             let mut stated = view.stated().map(|(_, stated)| stated);
             let stated = stated.find(|stated| stated.sender.voter() == *voter);
             *voter == self.me || stated.is_some_and(|stated| stated.state.hears.is_none())
@@ -349,20 +369,24 @@ impl Replica {
     }
 
     /// How many of those who could be primary are better than this node; `None` if it cannot be.
-    fn rank(&mut self) -> Option<u32> {
-        let members = &self.log.settings().members;
-        let home = self.home();
-        let is_home = |site: &str| home.is_empty() || *site == home;
+    fn rank(&self) -> Option<u32> {
+        let newest = self.newest();
+        let members = newest.members;
+        // It was given the office, and was the last to hold it: it comes after all who have a
+        // priority, but where there is nobody else, it need not be asked again. So does who is
+        // counted no more by what may never be committed, and who stands aside.
+        let was_given = newest.last.epoch.node == self.me.node;
+        let is_last_resort =
+            self.options.priority == 0 || self.stands_aside || !members.is_voter(&self.me);
+        let is_home = |site: &str| newest.home.is_empty() || *site == *newest.home;
         let is_whole = self.log.history_from() == Tid::ZERO;
         let may_lead = is_whole || self.options.leads_without_history;
-        if !members.is_voter(&self.me)
-            || self.options.priority == 0
+        if !self.may_be_counted()
+            || self.options.priority == 0 && !was_given
             || !is_home(&self.options.site)
             || !may_lead
+            || self.clock_error(self.now.wall).is_some()
         {
-            return None;
-        }
-        if self.clock_error(self.now.wall).is_some() {
             return None;
         }
         type Merit = (Position, u32, Reverse<NodeId>);
@@ -371,8 +395,7 @@ impl Replica {
             self.options.priority,
             Reverse(self.me.node),
         );
-        let stated = self.view.iter().flat_map(View::stated);
-        let better = stated.filter(|(member, stated)| {
+        let better = self.stated().filter(|(member, stated)| {
             let state = &stated.state;
             let merit: Merit = (state.last, state.priority, Reverse(stated.sender.node));
             !self.is_me(member)
@@ -383,20 +406,43 @@ impl Replica {
                 && is_home(&state.site)
                 && members.is_voter(&stated.sender.voter())
                 && self.clock_error(self.clock_of(stated)).is_none()
-                && merit > mine
+                && (merit > mine || is_last_resort)
         });
         u32::try_from(better.count()).ok()
     }
 
-    /// Where the primary is to be: the newest log knows. Who is there and has an older one fetches
-    /// what it lacks.
-    fn home(&self) -> String {
-        let stated = self.stated().filter(|(member, _)| !self.is_me(member));
-        let newest = stated.max_by_key(|(_, stated)| stated.state.last);
-        let newest = newest.filter(|(_, stated)| stated.state.last > self.log.last());
-        match newest {
-            Some((_, stated)) => stated.state.home.clone(),
-            None => self.log.settings().home.clone(),
+    /// The newest log of those that are here and counted by it, or by one that led to it. Who is
+    /// at home and has an older one fetches what it lacks. What others have is committed only if
+    /// voters have it, too.
+    pub(super) fn newest(&self) -> Newest<'_> {
+        let settings = self.log.settings();
+        let mut newest = Newest {
+            last: self.log.last(),
+            home: &settings.home,
+            members: &settings.members,
+        };
+        loop {
+            let voters = self.stated().filter(|(member, stated)| {
+                !self.is_me(member) && newest.members.is_voter(&stated.sender.voter())
+            });
+            let found = voters.max_by_key(|(_, stated)| stated.state.last);
+            match found.filter(|(_, stated)| stated.state.last > newest.last) {
+                Some((_, Stated { state, .. })) => {
+                    newest = Newest {
+                        last: state.last,
+                        home: &state.home,
+                        members: &state.members,
+                    };
+                }
+                None => return newest,
+            }
         }
+    }
+
+    /// Whether it is a voter by its own log, or by the newest one: a node that has lost what made
+    /// it one is needed, too.
+    pub(super) fn may_be_counted(&self) -> bool {
+        let own = &self.log.settings().members;
+        own.is_voter(&self.me) || self.newest().members.is_voter(&self.me)
     }
 }

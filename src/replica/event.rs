@@ -11,6 +11,7 @@ use super::settings::{Change, Settings, StorageName};
 use crate::entry::{Body, Entry, Point};
 use crate::group::{MemberId, ViewId};
 use crate::ids::{Epoch, HistoryId, NodeId, Oid, Seq, Tid};
+use crate::limits::PACE_MAX;
 
 /// The time, as it is given with each event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +37,15 @@ pub struct Options {
     /// It may be primary though it lacks old revisions.
     pub leads_without_history: bool,
     /// How long a primary is believed to be there without a sign of life, and how long it serves
-    /// without one of a quorum.
+    /// without one of a quorum, while it is in the view.
     pub lease: Duration,
+}
+
+impl Options {
+    /// The unit of all that is waited for but the lease.
+    pub(super) fn pace(&self) -> Duration {
+        self.lease.min(PACE_MAX)
+    }
 }
 
 /// Where a node is when it starts.
@@ -133,6 +141,11 @@ pub enum Event {
         /// As it is now
         log: Box<LogStart>,
     },
+    /// A copy was made that nobody here has asked for; the log is the same.
+    Replaced {
+        /// See [`LogStart::history_from`].
+        history_from: Tid,
+    },
 
     // Of the disk, in the order that it was asked for in.
     /// All up to this entry is on stable storage, with the blobs that it names.
@@ -204,6 +217,17 @@ pub enum Event {
         /// Which one
         to: NodeId,
     },
+    /// This node is to be primary, whatever its site and its priority are, if nobody is.
+    TakeOffice {
+        /// Comes back.
+        token: Token,
+    },
+    /// This node takes an office by itself only if nobody else can, or does as ever again; a start
+    /// ends it. It goes on voting, and leaves no office. Not answered.
+    StandAside(bool),
+    /// This node cannot do the work of a primary for now: if it is in office, it leaves it. What
+    /// is committed and was not answered its clients have to find out. Not answered.
+    Resign,
     /// The members are to be changed.
     ChangeMembers {
         /// Comes back.

@@ -19,6 +19,8 @@ pub(super) struct Leader {
     pub(super) member: MemberId,
     /// When it said something last.
     pub(super) heard: Instant,
+    /// It is in none of the views since then.
+    pub(super) absent_since: Option<Instant>,
     /// Its last sign of life.
     beat: u64,
     /// Where its log ends, as far as it has said.
@@ -60,15 +62,19 @@ impl Replica {
         }
         let heard = self.now.instant;
         self.failures = 0;
+        let view = self.view.as_ref();
+        let is_here = view.is_some_and(|view| view.members.contains_key(from));
         match &mut self.leader {
             Some(leader) => {
                 leader.heard = heard;
                 leader.member = from.clone();
+                leader.absent_since = leader.absent_since.filter(|_| !is_here);
             }
             None => {
                 self.leader = Some(Leader {
                     member: from.clone(),
                     heard,
+                    absent_since: (!is_here).then_some(heard),
                     beat: 0,
                     last: Position::default(),
                     committed: Seq::ZERO,

@@ -122,6 +122,11 @@ impl Log {
         self.history_from
     }
 
+    /// The data are others now, of the same log.
+    pub(super) const fn set_history_from(&mut self, tid: Tid) {
+        self.history_from = tid;
+    }
+
     /// As of the end of the log.
     pub(super) const fn settings(&self) -> &Settings {
         &self.current

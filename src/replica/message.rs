@@ -194,7 +194,10 @@ pub struct State {
     pub site: String,
     /// Where the primary is to be, as of the end of its log.
     pub home: String,
-    /// Who has more is preferred as primary; who has none never takes over by itself.
+    /// Who is counted, as of the end of its log.
+    pub members: Members,
+    /// Who has more is preferred as primary; who has none never takes over by itself. It may lead
+    /// again if it was given the office, and nobody has led since nor could do so now.
     pub priority: u32,
     /// It knows nothing of transactions before this one, if not zero.
     pub history_from: Tid,

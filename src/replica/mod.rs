@@ -23,6 +23,7 @@
 //! | `codec` | the same as pickles |
 //! | `settings`, `members` | what is agreed on, who is counted |
 //! | `log` | what is known of the log without reading it |
+//! | `lineage` | which transactions clients may have seen |
 //! | `view` | who is there; the barrier of a view |
 //! | `election` | claims and promises: R1-R6 |
 //! | `primary` | proposals, counting, the lease: R7, R10, R14 |
@@ -31,6 +32,7 @@
 //! | `serving` | what clients may do; R12, R13, and the ends of finishes |
 //! | `admin` | swaps, changes of the members, packs, oids |
 //! | `arbiter` | a node without data |
+//! | `overview` | how things are, for people |
 
 mod admin;
 mod arbiter;
@@ -38,10 +40,12 @@ pub mod codec;
 mod election;
 pub mod event;
 mod follow;
+pub mod lineage;
 mod log;
 pub mod members;
 pub mod message;
 pub mod mutant;
+pub mod overview;
 mod primary;
 mod recovery;
 mod serving;
@@ -94,6 +98,8 @@ pub struct Replica {
     matched: Seq,
     recovery: Recovery,
     view: Option<View>,
+    /// There is no view since then.
+    lost_since: Option<Instant>,
     finishes: Finishes,
     errands: Errands,
     /// Of an arbiter: what is on its way to the disk.
@@ -102,8 +108,12 @@ pub struct Replica {
     quiet_until: Instant,
     /// Claims that came to nothing since a primary was heard of.
     failures: u32,
-    /// By how much the clock is wrong, as was told last.
+    /// See [`Event::StandAside`].
+    stands_aside: bool,
+    /// How wrong the clock is, as was told last.
     clock: Clock,
+    /// It is worse since then.
+    clock_worse_since: Option<Instant>,
     ticked: Instant,
     now: Now,
     actions: Vec<Action>,
@@ -134,7 +144,7 @@ impl Replica {
         let reticence = if is_alone {
             Duration::ZERO
         } else {
-            options.lease
+            options.pace()
         };
         let reticent_until = now.instant + reticence;
         Self {
@@ -152,12 +162,15 @@ impl Replica {
             leader: None,
             recovery: Recovery::new(now),
             view: None,
+            lost_since: None,
             finishes: Finishes::new(now),
             errands: Errands::new(packed),
             recording: BTreeMap::new(),
             quiet_until: reticent_until,
             failures: 0,
+            stands_aside: false,
             clock: Clock::Right,
+            clock_worse_since: None,
             ticked: now.instant,
             now,
             actions: Vec::new(),
@@ -183,9 +196,14 @@ impl Replica {
         (!self.is_stopped).then(|| self.ticked + self.tick())
     }
 
+    /// See [`Options::pace`].
+    fn pace(&self) -> Duration {
+        self.options.pace()
+    }
+
     /// How often it looks at the time.
     fn tick(&self) -> Duration {
-        self.options.lease / 20
+        self.pace() / 20
     }
 
     fn on_event(&mut self, event: Event) {
@@ -198,6 +216,7 @@ impl Replica {
             Event::Fetched(fetched) => self.on_fetched(fetched),
             Event::FetchFailed { id } => self.on_fetch_failed(id),
             Event::Copied { id, log } => self.on_copied(id, *log),
+            Event::Replaced { history_from } => self.log.set_history_from(history_from),
             Event::Synced { through } => self.on_synced(through),
             Event::Promised(epoch) => self.on_promised(epoch),
             Event::Cut { last, last_tid } => self.on_cut(last, last_tid),
@@ -219,6 +238,9 @@ impl Replica {
             Event::Drained => self.on_drained(),
             Event::Packed => self.on_packed(),
             Event::Swap { token, to } => self.on_swap(token, to),
+            Event::TakeOffice { token } => self.on_take_office(token),
+            Event::StandAside(aside) => self.on_stand_aside(aside),
+            Event::Resign => self.leave_office(),
             Event::ChangeMembers { token, change } => self.on_change_members(token, change),
             Event::OrderPack {
                 token,

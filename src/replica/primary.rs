@@ -24,6 +24,8 @@ pub(super) struct Primary {
     pub(super) is_open: bool,
     /// When it took office.
     pub(super) since: Instant,
+    /// When it did, or when it heard of somebody after it had heard of nobody for a while.
+    pub(super) woken: Instant,
     pub(super) acks: BTreeMap<Voter, Acked>,
     /// When signs of life were sent: some of the last ones.
     beats: VecDeque<(u64, Instant)>,
@@ -50,11 +52,20 @@ pub(super) struct Acked {
 }
 
 impl Primary {
-    /// A member that obeys this primary has been heard of.
-    pub(super) fn on_contact(&mut self, from: Voter, at: Instant) {
+    /// A member that obeys this primary, and has at this time, has been heard of. Nobody has for a
+    /// while if so much time was lost.
+    pub(super) fn on_contact(&mut self, from: Voter, at: Instant, silence: Duration, now: Instant) {
+        if self.heard().is_some_and(|heard| at > heard + silence) {
+            self.woken = now;
+        }
         if let Some(acked) = self.acks.get_mut(&from) {
             acked.contact = acked.contact.max(at);
         }
+    }
+
+    /// When somebody obeyed last.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        self.acks.values().map(|acked| acked.contact).max()
     }
 }
 
@@ -91,6 +102,7 @@ impl Replica {
             barrier,
             is_open: false,
             since: now,
+            woken: now,
             acks,
             beats: VecDeque::new(),
             beat: 0,
@@ -195,7 +207,7 @@ impl Replica {
 
     pub(super) fn on_ack(&mut self, from: Voter, epoch: Epoch, seq: Seq, applied: Seq, beat: u64) {
         let members = self.log.settings().members.clone();
-        let now = self.now.instant;
+        let (now, pace) = (self.now.instant, self.pace());
         let last = self.log.last().seq;
         let Office::Primary(primary) = &mut self.office else {
             return;
@@ -222,7 +234,9 @@ impl Replica {
         acked.seq = acked.seq.max(seq);
         acked.applied = acked.applied.max(applied);
         acked.beat = acked.beat.max(beat);
-        acked.contact = acked.contact.max(contact.unwrap_or(acked.contact));
+        if let Some(contact) = contact {
+            primary.on_contact(from, contact, pace / 2, now);
+        }
     }
 
     pub(super) fn on_recorded(&mut self, from: Voter, position: Position) {
@@ -384,16 +398,18 @@ impl Replica {
 
     /// Every tick: signs of life; an office that is over, or is to be renewed.
     pub(super) fn look_at_lease(&mut self) {
-        let (now, lease) = (self.now.instant, self.options.lease);
+        let (now, pace) = (self.now.instant, self.pace());
         let Office::Primary(primary) = &self.office else {
             return;
         };
-        if !self.has_lease(primary, lease) {
+        if !self.has_lease(primary, self.options.lease) || self.is_apart(primary) {
             self.leave_office();
+            // What others have done since may still have to come.
+            self.quiet_until = now + pace;
             return;
         }
         let last = primary.beats.back();
-        let is_due = last.is_none_or(|(_, at)| now >= *at + lease / 4);
+        let is_due = last.is_none_or(|(_, at)| now >= *at + pace / 4);
         let is_outdone = self.view.iter().flat_map(super::view::View::stated);
         let is_outdone = is_outdone
             .filter(|(_, stated)| stated.state.promised > primary.epoch)
@@ -407,7 +423,7 @@ impl Replica {
         };
         if !is_outdone {
             primary.outdone_since = None;
-        } else if now >= *primary.outdone_since.get_or_insert(now) + lease / 2 {
+        } else if now >= *primary.outdone_since.get_or_insert(now) + pace / 2 {
             // That member cannot obey this epoch any more. All can obey a higher one.
             self.claim(None);
         }

@@ -56,6 +56,11 @@ enum Stage {
 }
 
 impl Finishes {
+    /// What clients were told that they may do.
+    pub(super) const fn served(&self) -> Serving {
+        self.served
+    }
+
     pub(super) fn new(now: Now) -> Self {
         Self {
             last_id: first_id(now),
@@ -104,14 +109,18 @@ impl Replica {
         self.log.on_applied(through);
     }
 
-    /// Tells how finishes have ended, in the order of the log. What was cut here may be committed
-    /// elsewhere: only what is committed tells.
+    /// R25: tells how finishes have ended, in the order of the log. What was cut here may be
+    /// committed elsewhere: only what is committed tells. Epochs rise along the log, so behind an
+    /// entry of a later one there is never one of theirs; else a finish would wait, with its locks,
+    /// for others that may wait for these.
     pub(super) fn end_finishes(&mut self) {
         let (committed, applied) = (self.log.committed(), self.log.applied());
+        let settled = self.log.epoch_at(committed).unwrap_or_default();
         while let Some((&(seq, epoch), &(token, tid))) = self.finishes.pending.first_key_value() {
             let is_there = self.log.has(Position { epoch, seq });
             let outcome = match self.log.epoch_at(seq) {
                 _ if mutant::is(Mutant::FateGuessed) && !is_there => Outcome::Lost,
+                _ if seq > committed && epoch < settled => Outcome::Lost,
                 _ if seq > committed => break,
                 Some(found) if found == epoch && seq > applied => break,
                 Some(found) if found == epoch => Outcome::Committed { seq, tid },
@@ -207,7 +216,7 @@ impl Replica {
 
     fn go_on_with_confirm(&mut self, confirm: &mut Confirm) {
         let now = self.now.instant;
-        let lease = self.options.lease;
+        let pace = self.pace();
         match (&self.office, &confirm.stage) {
             (Office::Primary(primary), Stage::Beat(beat)) => {
                 let is_told = primary.beat >= *beat;
@@ -227,7 +236,7 @@ impl Replica {
                 confirm.stage = Stage::Beat(primary.beat + 1);
             }
             (_, Stage::Beat(_)) => confirm.stage = Stage::Waiting,
-            (_, Stage::Asked(at)) if now >= *at + lease / 4 => confirm.stage = Stage::Waiting,
+            (_, Stage::Asked(at)) if now >= *at + pace / 4 => confirm.stage = Stage::Waiting,
             _ => {}
         }
         if matches!(confirm.stage, Stage::Waiting)

@@ -30,7 +30,7 @@ pub struct Settings {
     pub jump: Tid,
 }
 
-/// A pack that was ordered.
+/// A pack that was ordered, with all that were ordered before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pack {
     /// What is current as of this stays, and all that is later.

@@ -13,7 +13,9 @@ use super::*;
 use crate::entry::{Body, Entry, Point};
 use crate::group::ViewId;
 use crate::ids::{DiskId, NodeId, Oid, Tid};
+use crate::limits::CLOCK_DIFFERENCE_LASTS;
 
+mod leases;
 mod review;
 
 /// A node with a disk that does at once what it is asked for.
@@ -303,6 +305,20 @@ impl World {
         open.map(|(at, _)| at).collect()
     }
 
+    /// How often this was told of.
+    fn told(&self, at: usize, what: impl Fn(&Notice) -> bool) -> usize {
+        let told = self.nodes[at].told.iter();
+        let told = told.filter(|it| matches!(it, Action::Tell(notice) if what(notice)));
+        told.count()
+    }
+
+    /// How long who is shown by the daemon is believed to be there.
+    fn set_lease(&mut self, lease: Duration) {
+        for node in &mut self.nodes {
+            node.replica.options.lease = lease;
+        }
+    }
+
     fn assert_level(&self, nodes: &[usize]) {
         let first = &self.nodes[nodes[0]];
         for at in nodes {
@@ -411,6 +427,30 @@ fn two_of_three_go_on_without_the_primary_and_it_comes_back_rewound() {
     assert_eq!(world.outcome(0, 2), Some(Outcome::Lost));
     let rewound = |action: &Action| matches!(action, Action::Tell(Notice::Rewound { .. }));
     assert!(world.nodes[0].told.iter().any(rewound));
+}
+
+/// Seed 8973: clients waited for the locks of the second one, so that nothing came to its place.
+#[test]
+fn a_finish_has_failed_when_a_later_epoch_is_committed_in_front_of_it() {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    world.finish(0, 1);
+    world.deaf = [1, 2].into();
+    world.finish(0, 2);
+    world.finish(0, 3);
+    world.deaf.clear();
+    world.view(&[0]);
+    world.view(&[1, 2]);
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.open(), [1]);
+    assert_eq!(world.outcome(0, 2), None, "nobody knows");
+    // Of the new epoch there is a barrier entry, in the place of the first of them, and no more.
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.outcome(0, 2), Some(Outcome::Lost));
+    assert_eq!(world.outcome(0, 3), Some(Outcome::Lost));
+    world.assert_level(&[0, 1, 2]);
 }
 
 #[test]
@@ -708,14 +748,12 @@ fn a_clock_that_is_wrong_is_told_of_and_one_that_is_far_ahead_does_not_lead() {
     world.view(&[0, 1, 2]);
     world.pass(Duration::from_secs(2));
     assert_eq!(world.open(), [0]);
-    let told = |world: &World, at: usize| {
-        let told = world.nodes[at].told.iter();
-        let told = told.filter(|it| matches!(it, Action::Tell(Notice::ClockOff(_))));
-        told.count()
-    };
+    let told = |world: &World, at: usize| world.told(at, |it| matches!(it, Notice::ClockOff(_)));
+    assert_eq!(told(&world, 0), 0, "what has just come may have waited");
+    world.pass(CLOCK_DIFFERENCE_LASTS);
     assert_eq!((told(&world, 0), told(&world, 1)), (1, 0));
     world.wrong.insert(0, Duration::from_secs(60));
-    world.pass(Duration::from_secs(1));
+    world.pass(CLOCK_DIFFERENCE_LASTS + Duration::from_secs(1));
     assert_eq!(world.open(), [0], "who is in office stays");
     assert_eq!(told(&world, 0), 2);
     world.view(&[0]);

@@ -6,15 +6,21 @@
 //! of safety rests on any of this.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::event::Notice;
+use super::follow::Leader;
+use super::members::{Members, Voter};
 use super::message::{Content, NodeKind, Position, Role, Sender, State};
 use super::mutant::{self, Mutant};
+use super::primary::Primary;
 use super::{Office, Replica};
 use crate::group::{MemberId, ViewId};
 use crate::ids::{Epoch, NodeId, Tid};
-use crate::limits::{CLOCK_DIFFERENCE_MAX, CLOCK_DIFFERENCE_WARNED, STATE_INTERVAL, UNBLOCK_MAX};
+use crate::limits::{
+    CLOCK_DIFFERENCE_LASTS, CLOCK_DIFFERENCE_MAX, CLOCK_DIFFERENCE_WARNED, GONE_AFTER,
+    STATE_INTERVAL, UNBLOCK_MAX,
+};
 
 /// A view, as far as it is known.
 #[derive(Debug)]
@@ -69,6 +75,11 @@ pub(super) enum Clock {
 }
 
 impl View {
+    /// This node's name in the group.
+    pub(super) const fn me(&self) -> &MemberId {
+        &self.me
+    }
+
     /// All that have said their state.
     pub(super) fn stated(&self) -> impl Iterator<Item = (&MemberId, &Stated)> {
         let members = self.members.iter();
@@ -105,11 +116,20 @@ impl Replica {
             is_open: mutant::is(Mutant::UnblockNotAwaited),
             complained_of: BTreeSet::new(),
         });
+        self.lost_since = None;
+        let view = self.view.as_ref();
+        if let (Some(view), Some(leader)) = (view, &mut self.leader) {
+            match view.members.contains_key(&leader.member) {
+                true => leader.absent_since = None,
+                false => _ = leader.absent_since.get_or_insert(self.now.instant),
+            }
+        }
         self.say_state();
     }
 
     pub(super) fn on_lost(&mut self) {
         self.view = None;
+        self.lost_since.get_or_insert(self.now.instant);
     }
 
     /// Whether this member is us.
@@ -132,7 +152,7 @@ impl Replica {
     }
 
     pub(super) fn on_state(&mut self, from: &MemberId, sender: Sender, state: State) {
-        let at = self.now.instant;
+        let (at, pace) = (self.now.instant, self.pace());
         let Some(view) = &mut self.view else {
             return;
         };
@@ -142,6 +162,9 @@ impl Replica {
         };
         let (role, promised, hears) = (state.role, state.promised, state.hears);
         let (began, is_of_this_view) = (view.began, state.view == view.id);
+        // Who has begun just now has not heard what was said before.
+        let is_late = view.is_open && member.stated.is_none() && !is_mine;
+        view.wants_state |= is_of_this_view && is_late;
         if is_of_this_view || member.stated.is_some() {
             member.stated = Some(Stated { sender, state, at });
         }
@@ -157,7 +180,7 @@ impl Replica {
             && is_of_this_view
             && let Office::Primary(primary) = &mut self.office
         {
-            primary.on_contact(sender.voter(), began);
+            primary.on_contact(sender.voter(), began, pace / 2, at);
         }
         // R4. Its word is as good as what it proposes.
         if role == Role::Primary && promised.node == sender.node && hears == Some(promised) {
@@ -166,23 +189,24 @@ impl Replica {
     }
 
     /// Whether this has the name of somebody who is counted, and another disk: what it claims and
-    /// promises in that name is void.
+    /// promises in that name is void. By the newest log it may have been counted since: who was
+    /// away, and does not know, has to follow it to learn that.
     pub(super) fn is_impostor(&self, sender: &Sender) -> bool {
         if mutant::is(Mutant::ForeignDiskCounted) {
             return false;
         }
+        let voter = sender.voter();
+        let is_one_of = |members: &Members| members.electors().any(|who| *who == voter);
         let members = &self.log.settings().members;
-        let mut of_name = members.electors().filter(|who| who.node == sender.node);
-        of_name.next().is_some_and(|who| *who != sender.voter())
+        let is_named = members.electors().any(|who| who.node == voter.node);
+        is_named && !is_one_of(members) && !is_one_of(self.newest().members)
     }
 
     fn complain(&mut self, sender: &Sender) {
-        let electors = &self.log.settings().members;
-        let of_name = electors.electors().find(|who| who.node == sender.node);
-        let notice = match of_name {
-            _ if sender.node == self.me.node => Notice::Namesakes(sender.node),
-            Some(voter) if *voter != sender.voter() => Notice::OtherDisk(sender.voter()),
-            _ => return,
+        let notice = match () {
+            () if sender.node == self.me.node => Notice::Namesakes(sender.node),
+            () if self.is_impostor(sender) => Notice::OtherDisk(sender.voter()),
+            () => return,
         };
         let view = self.view.as_mut();
         if view.is_some_and(|view| !view.is_complained_of(sender.node)) {
@@ -203,7 +227,7 @@ impl Replica {
 
     /// The barrier.
     pub(super) fn go_on_with_view(&mut self) {
-        let now = self.now.instant;
+        let (now, pace) = (self.now.instant, self.pace());
         let Some(view) = &mut self.view else {
             return;
         };
@@ -211,7 +235,7 @@ impl Replica {
             return;
         }
         // Far within a lease, or the primary would leave because of a member that is mute.
-        let is_late = now >= view.began + UNBLOCK_MAX.min(self.options.lease / 2);
+        let is_late = now >= view.began + UNBLOCK_MAX.min(pace / 2);
         let id = view.id;
         if (view.knows_all() || is_late)
             && view.unblocked.is_none_or(|at| now >= at + STATE_INTERVAL)
@@ -227,8 +251,56 @@ impl Replica {
         }
     }
 
-    /// The epoch whose primary has been heard of within a lease; of a primary, its own, if a quorum
-    /// has.
+    /// Whether the view is open, and has been there for so long that those who are not in it are
+    /// gone.
+    fn is_lasting(&self, view: &View) -> bool {
+        view.is_open && self.now.instant >= view.began + self.gone_after()
+    }
+
+    fn gone_after(&self) -> Duration {
+        GONE_AFTER.min(self.pace() / 4)
+    }
+
+    /// Of a primary: whether a quorum has another view, and another primary soon. When it was new
+    /// some of them were in no view of it, either.
+    pub(super) fn is_apart(&self, primary: &Primary) -> bool {
+        let is_new = self.now.instant < primary.since + self.gone_after();
+        let is_lasting = match &self.view {
+            // Those who are mute may be anybody.
+            Some(view) => self.is_lasting(view) && view.knows_all(),
+            None => {
+                let is_long_ago = |at| self.now.instant >= at + self.pace();
+                self.lost_since.is_some_and(is_long_ago)
+            }
+        };
+        let is_here = |voter: &Voter| {
+            let mut stated = self.view.iter().flat_map(View::stated);
+            *voter == self.me || stated.any(|(_, it)| it.sender.voter() == *voter)
+        };
+        let members = &self.log.settings().members;
+        is_lasting && !is_new && members.is_majority(|voter| !is_here(voter))
+    }
+
+    /// Whether the primary that is followed has gone: its session with the daemon is over, or it is
+    /// in office no more.
+    fn is_left_by(&self, leader: &Leader) -> bool {
+        let Some(view) = &self.view else {
+            return false;
+        };
+        let is_over = |it: &Stated| {
+            it.sender.node == self.promised.node
+                && it.state.view == view.id
+                && it.state.role == Role::Replica
+                && it.at > leader.heard
+                && !self.is_impostor(&it.sender)
+        };
+        let is_long_ago = |at| self.now.instant >= at + self.gone_after();
+        view.stated().any(|(_, it)| is_over(it))
+            || view.is_open && leader.absent_since.is_some_and(is_long_ago)
+    }
+
+    /// The epoch whose primary has been heard of within a lease, and is in the view; of a primary,
+    /// its own, if a quorum has been heard of.
     pub(super) fn hears(&self) -> Option<Epoch> {
         let now = self.now.instant;
         match &self.office {
@@ -238,7 +310,8 @@ impl Replica {
             Office::Candidate(_) => None,
             Office::Replica => {
                 let leader = self.leader.as_ref()?;
-                (now < leader.heard + self.options.lease).then_some(self.promised)
+                let is_here = now < leader.heard + self.options.lease && !self.is_left_by(leader);
+                is_here.then_some(self.promised)
             }
         }
     }
@@ -274,6 +347,7 @@ impl Replica {
         let view = view.id;
         let has_gap = self.log.history_from() != Tid::ZERO;
         let may_lead = !has_gap || self.options.leads_without_history;
+        let may_lead = may_lead && !self.stands_aside;
         self.send_all(Content::State(Box::new(State {
             view,
             promised,
@@ -285,6 +359,7 @@ impl Replica {
             kind: self.options.kind,
             site: self.options.site.clone(),
             home: self.log.settings().home.clone(),
+            members: self.log.settings().members.clone(),
             priority: if may_lead { self.options.priority } else { 0 },
             history_from: self.log.history_from(),
             wall: self.now.wall,
@@ -293,7 +368,7 @@ impl Replica {
 
     /// The wall clock that most show now, as far as they have said: that of the middle, or, of
     /// two, the earlier one. A clock that runs ahead drags all later tids into the future.
-    fn median_clock(&self) -> std::time::Duration {
+    fn median_clock(&self) -> Duration {
         let now = self.now.instant;
         let stated = self.view.iter().flat_map(View::stated);
         let others = stated.filter(|(member, stated)| {
@@ -306,7 +381,7 @@ impl Replica {
         clocks[(clocks.len() - 1) / 2]
     }
 
-    /// Every tick: a clock that begins to be wrong is told of.
+    /// Every tick: a clock that begins to be wrong, and stays so, is told of.
     pub(super) fn look_at_clock(&mut self) {
         let error = self.now.wall.abs_diff(self.median_clock());
         let clock = match error {
@@ -314,13 +389,22 @@ impl Replica {
             _ if error > CLOCK_DIFFERENCE_WARNED => Clock::Differs,
             _ => Clock::Right,
         };
-        if clock > std::mem::replace(&mut self.clock, clock) {
+        if clock <= self.clock {
+            self.clock = clock;
+            self.clock_worse_since = None;
+            return;
+        }
+        // What waited while this node was stopped is taken for new; then comes what is.
+        let since = *self.clock_worse_since.get_or_insert(self.now.instant);
+        if self.now.instant >= since + CLOCK_DIFFERENCE_LASTS {
+            self.clock = clock;
+            self.clock_worse_since = None;
             self.tell(Notice::ClockOff(error));
         }
     }
 
     /// By how much this clock is off, if that is too much to be primary.
-    pub(super) fn clock_error(&self, wall: std::time::Duration) -> Option<std::time::Duration> {
+    pub(super) fn clock_error(&self, wall: Duration) -> Option<Duration> {
         let error = wall.abs_diff(self.median_clock());
         (error > CLOCK_DIFFERENCE_MAX).then_some(error)
     }

@@ -24,6 +24,12 @@ pub(super) enum BlobCall {
         serial: Option<Tid>,
         data: Bytes,
     },
+    /// The end of one that is copied from another server.
+    Restored {
+        oid: Oid,
+        data: Bytes,
+        same_data: Option<Tid>,
+    },
     Shared {
         oid: Oid,
         serial: Option<Tid>,
@@ -36,7 +42,9 @@ impl BlobCall {
     /// What is wrong with it, whatever the storage says.
     fn mistake(&self) -> Option<String> {
         match self {
-            Self::End { oid, data, .. } | Self::Shared { oid, data, .. } => {
+            Self::End { oid, data, .. }
+            | Self::Restored { oid, data, .. }
+            | Self::Shared { oid, data, .. } => {
                 if data.is_empty() {
                     return Some(format!("oid {oid} without data"));
                 }
@@ -70,6 +78,11 @@ impl Server {
             BlobCall::Start => storage.begin_blob(txn),
             BlobCall::Chunk(chunk) => storage.add_to_blob(txn, chunk),
             BlobCall::End { oid, serial, data } => storage.end_blob(txn, oid, serial, data),
+            BlobCall::Restored {
+                oid,
+                data,
+                same_data,
+            } => storage.end_restored_blob(txn, oid, data, same_data),
             BlobCall::Shared {
                 oid,
                 serial,

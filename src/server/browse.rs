@@ -375,7 +375,7 @@ fn begins_with(user: &[u8], path: &[Value]) -> bool {
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// The standard alphabet, with padding.
-fn base64(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn base64(bytes: &[u8]) -> Vec<u8> {
     let digits = bytes.chunks(3).flat_map(|chunk| {
         let mut group = [0; 3];
         group[..chunk.len()].copy_from_slice(chunk);

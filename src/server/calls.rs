@@ -6,6 +6,7 @@ use log::Level;
 use super::blobs::BlobCall;
 use super::browse;
 use super::client::{ClientTxn, Pending};
+use super::failover::Stage;
 use super::reads::{PendingRead, Wanted};
 use super::{LOG, Now, Output, Reason, Served, Server};
 use crate::ids::{ClientId, Oid, Tid};
@@ -41,6 +42,9 @@ impl Server {
         } = call;
         let name = request.name();
         log::trace!("{id}: {name}");
+        if asynchronous && matches!(request, Request::Ping) {
+            return;
+        }
         if asynchronous && may_be_answered_later(&request) {
             // Nobody could know what came of it.
             let problem = "called without waiting for the answer".to_owned();
@@ -67,7 +71,8 @@ impl Server {
 
     fn outcome(&mut self, id: ClientId, msgid: &Value, request: Request, now: Now) -> Outcome {
         if let Request::Register { storage, read_only } = request {
-            return self.register(id, &String::from_utf8_lossy(&storage), read_only, now);
+            let name = String::from_utf8_lossy(&storage);
+            return self.register(id, msgid, &name, read_only, now);
         }
         let Some(client) = self.clients.get_mut(&id) else {
             return Outcome::Later;
@@ -82,6 +87,7 @@ impl Server {
         let served = &mut self.storages[at];
         match request {
             Request::Register { .. } => unreachable!("answered above"),
+            Request::Ping if self.failover.is_some() => self.confirm(id, msgid),
             Request::Ping => Outcome::Reply(Value::None),
             Request::SetClientLabel { label } => {
                 let label = String::from_utf8_lossy(&label);
@@ -131,6 +137,10 @@ impl Server {
                 }
                 let extension = match &extension {
                     Value::Dict(items) if items.is_empty() => Bytes::new(),
+                    Value::Dict(items) if client.feeds => match given_as_it_is(items) {
+                        Some(pickle) => Bytes::copy_from_slice(pickle),
+                        None => return Outcome::HangUp("an extension in parts".to_owned()),
+                    },
                     value => match pickle::encode_standalone(value, METADATA_LEN_MAX) {
                         Some(pickle) => Bytes::from(pickle),
                         None => return Outcome::HangUp("the extension is too long".to_owned()),
@@ -229,7 +239,14 @@ impl Server {
                 data,
                 txn,
             } => {
-                let call = BlobCall::End { oid, serial, data };
+                let call = match client.feeds {
+                    false => BlobCall::End { oid, serial, data },
+                    true => BlobCall::Restored {
+                        oid,
+                        data,
+                        same_data: serial.filter(|tid| *tid != Tid::ZERO),
+                    },
+                };
                 self.store_blob(id, at, Some(txn), call, now)
             }
             Request::StoreBlobShared {
@@ -342,7 +359,14 @@ impl Server {
         Outcome::Reply(Value::None)
     }
 
-    fn register(&mut self, id: ClientId, name: &str, read_only: bool, now: Now) -> Outcome {
+    fn register(
+        &mut self,
+        id: ClientId,
+        msgid: &Value,
+        name: &str,
+        read_only: bool,
+        now: Now,
+    ) -> Outcome {
         let found = self.storages.iter_mut().enumerate();
         let Some((at, served)) = found.into_iter().find(|(_, it)| it.storage.name() == name) else {
             // Stock clients do not say why they cannot connect, and try again for ever.
@@ -354,12 +378,32 @@ impl Server {
                 message,
             });
         };
-        if !read_only && (self.options.read_only || served.storage.is_read_only()) {
+        let feeds = self.clients.get(&id).is_some_and(|client| client.feeds);
+        let refuses = self.options.read_only && !feeds || served.storage.is_read_only();
+        if !read_only && refuses {
             // No warning: a client with read_only_fallback tries this first.
             let problem = "it wants to write to a read-only storage";
             self.note_refusal(id, Level::Info, (problem, name), now);
             return Outcome::Raise(RemoteError::ReadOnly);
         }
+        let tid = served.storage.last_tid();
+        let stage = match self.stage_at_register(id, read_only) {
+            Stage::Bounced => {
+                // It need not know, and begins anew when it is disconnected.
+                if let Some(client) = self.clients.get_mut(&id) {
+                    client.session.reply(msgid, &Value::from(tid));
+                }
+                self.hang_up(id, &Reason::Bounced, now);
+                return Outcome::Later;
+            }
+            Stage::Refused => {
+                self.set_stage(id, Stage::Refused, now);
+                return Outcome::Raise(RemoteError::ReadOnly);
+            }
+            stage => stage,
+        };
+        self.set_stage(id, stage, now);
+        let served = &mut self.storages[at];
         let Some(client) = self.clients.get_mut(&id) else {
             return Outcome::Later;
         };
@@ -429,7 +473,9 @@ impl Server {
 
     /// Calls of `new_oids` that had to wait are answered, as far as the oids go; for the others
     /// the storage has asked for more.
-    pub(super) fn on_oids_raised(&mut self, at: usize, raised: bool) {
+    pub(super) fn on_oids_raised(&mut self, at: usize, raised: bool, now: Now) {
+        let is_replicated = self.failover.is_some();
+        let mut given_up = Vec::new();
         let served = &mut self.storages[at];
         for (id, msgid, count) in std::mem::take(&mut served.waiting_for_oids) {
             let Some(client) = self.clients.get_mut(&id) else {
@@ -441,6 +487,8 @@ impl Server {
                     served.waiting_for_oids.push((id, msgid, count));
                     continue;
                 }
+                // Not an error: clients would show that to the application.
+                None if is_replicated => given_up.push(id),
                 None => client.session.fail(
                     &msgid,
                     &other("builtins.OSError", "new oids cannot be reserved on disk"),
@@ -449,6 +497,9 @@ impl Server {
             client.waiting -= 1;
             self.to_send.insert(id);
             self.outputs.push_back(Output::Serve(id));
+        }
+        for id in given_up {
+            self.hang_up(id, &Reason::NoOids, now);
         }
     }
 
@@ -545,6 +596,14 @@ impl Server {
     pub(super) fn read_failed(&self, at: usize, error: &str) -> Outcome {
         log::error!("{}: {error}", self.storages[at].storage.name());
         Outcome::Raise(other(CORRUPTED, error))
+    }
+}
+
+/// The extension of a transaction that is copied: see [`Server::connect_feed`].
+fn given_as_it_is(items: &[(Value, Value)]) -> Option<&Bytes> {
+    match items {
+        [(Value::Text(name), Value::Bytes(pickle))] if name.is_empty() => Some(pickle),
+        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
+use super::failover::{Port, Stage};
 use super::long_replies::LongReply;
 use super::reads::PendingRead;
 use crate::ids::{ClientId, Tid};
@@ -16,6 +17,10 @@ use crate::zeo::session::Session;
 pub(super) struct Client {
     pub(super) who: Who,
     pub(super) session: Session,
+    pub(super) port: Port,
+    /// It copies what another server has, and may do so though nobody else may write.
+    pub(super) feeds: bool,
+    pub(super) stage: Stage,
     /// The storage that it registered for.
     pub(super) storage: Option<usize>,
     pub(super) read_only: bool,
@@ -108,7 +113,7 @@ pub(super) struct Who {
 }
 
 impl Client {
-    pub(super) fn new(id: ClientId, peer: String, session: Session) -> Self {
+    pub(super) fn new(id: ClientId, peer: String, port: Port, session: Session) -> Self {
         Self {
             who: Who {
                 id,
@@ -116,6 +121,9 @@ impl Client {
                 label: String::new(),
             },
             session,
+            port,
+            feeds: false,
+            stage: Stage::Parked,
             storage: None,
             read_only: false,
             txn: None,
@@ -138,6 +146,13 @@ impl Client {
         self.txn
             .as_ref()
             .is_some_and(|txn| matches!(txn.pending, Pending::Vote { .. }))
+    }
+
+    /// Whether nobody knows yet how its finish ends.
+    pub(super) fn is_finishing(&self) -> bool {
+        self.txn
+            .as_ref()
+            .is_some_and(|txn| matches!(txn.pending, Pending::Finish { .. }))
     }
 
     /// Its transaction, if the client calls it by that name.

@@ -65,11 +65,29 @@ impl InvalidationQueue {
             .binary_search_by_key(&since, |(tid, _)| *tid)
             .ok()?;
         let (last, _) = self.entries.back()?;
-        let entries = self.entries.range(at + 1..);
+        Some((*last, self.changed_from(at + 1)))
+    }
+
+    /// The same for a tid that is known to be of this history, though no transaction may have it
+    /// any more.
+    pub(super) fn since_any(&mut self, since: Tid, now: Duration) -> Option<(Tid, Vec<Oid>)> {
+        self.trim(now);
+        let (first, _) = self.entries.front()?;
+        let (last, _) = self.entries.back()?;
+        if since < *first || since > *last {
+            return None;
+        }
+        let at = self.entries.partition_point(|(tid, _)| *tid <= since);
+        Some((*last, self.changed_from(at)))
+    }
+
+    /// Each object once that the entries from this place on have changed.
+    fn changed_from(&self, at: usize) -> Vec<Oid> {
+        let entries = self.entries.range(at..);
         let mut oids: Vec<Oid> = entries.flat_map(|(_, changed)| changed.iter()).collect();
         oids.sort_unstable();
         oids.dedup();
-        Some((*last, oids))
+        oids
     }
 
     /// Forgets what is neither among the last nor young. `now` counts from 1970.
@@ -123,6 +141,16 @@ mod tests {
         }
         let mut empty = InvalidationQueue::new(3, Duration::ZERO);
         assert_eq!(empty.since(Tid::ZERO, NOW), None);
+    }
+
+    #[test]
+    fn a_tid_of_this_history_need_not_be_there_any_more_but_between_those_that_are() {
+        let mut queue = queue(0);
+        assert_eq!(queue.since_any(ago(25), NOW), Some((ago(10), vec![Oid(2)])));
+        assert_eq!(queue.since_any(ago(10), NOW), Some((ago(10), vec![])));
+        for tid in [ago(40), ago(31), ago(9), Tid::ZERO] {
+            assert_eq!(queue.since_any(tid, NOW), None);
+        }
     }
 
     #[test]

@@ -13,13 +13,17 @@ mod blobs;
 mod browse;
 mod calls;
 mod client;
+mod failover;
 mod invalidation;
-pub mod log_disk;
 mod long_replies;
+mod overview;
 mod packing;
 mod reads;
-mod refusals;
+mod reason;
+pub(crate) mod refusals;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod verification;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,23 +31,28 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use log::Level;
 
-use self::client::{Client, ClientTxn, Pending, Who};
+pub use self::failover::{Port, ToNode};
+pub use self::overview::StorageOverview;
+pub use self::packing::OrderRefused;
+
+use self::client::{Client, ClientTxn, Pending};
+use self::failover::Failover;
 use self::invalidation::InvalidationQueue;
 use self::reads::Reads;
-use self::refusals::{Refusals, Repeated};
+use self::reason::Reason;
+use self::refusals::Refusals;
 use self::stats::{Moment, Stats};
 use crate::ids::{ClientId, Tid};
 use crate::limits::{
-    OUTPUT_LEN_MAX, OUTPUT_LEN_PER_TURN, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN,
+    FOLLOW_OIDS_CLEAR, OUTPUT_LEN_MAX, OUTPUT_LEN_PER_TURN, OUTPUT_PAUSE_LEN, OUTPUT_RESUME_LEN,
     TRANSACTION_TIMEOUT_DEFAULT, WAITING_CALLS_MAX,
 };
 use crate::storage::{Commit, Done, Event, FileStorage, Job, TxnId, Vote};
 use crate::zeo::Value;
 use crate::zeo::frame::OutQueue;
 use crate::zeo::message::{Dialect, Encoder, Encoding};
-use crate::zeo::session::{Incoming, Session, SessionError};
+use crate::zeo::session::{Incoming, Session};
 
 /// What lines about clients are logged under: runzeo's name, which people's log filters know.
 const LOG: &str = "ZEO.StorageServer";
@@ -81,6 +90,8 @@ pub struct JobTag {
     pub storage: usize,
     /// Number of the call that waits for it, if it is one.
     read: Option<usize>,
+    /// How often the data had been replaced by others; zero where that does not matter.
+    copies: u64,
 }
 
 /// What the server wants of the reactor.
@@ -94,6 +105,8 @@ pub enum Output {
     Serve(ClientId),
     /// Send what is queued, close, and call [`Server::forget`].
     Close(ClientId),
+    /// For the node that this server is the front of, if there are several.
+    ToNode(ToNode),
 }
 
 /// All storages and all clients.
@@ -105,6 +118,8 @@ pub struct Server {
     /// Calls that wait for the disk.
     reads: Reads,
     refusals: Refusals,
+    /// If the storages are replicated.
+    failover: Option<Failover>,
     outputs: VecDeque<Output>,
     /// Clients for which something was queued in this turn.
     to_send: BTreeSet<ClientId>,
@@ -117,6 +132,8 @@ pub struct Server {
 struct Served {
     storage: FileStorage,
     invalidations: InvalidationQueue,
+    /// How often the data were replaced by others.
+    copies: u64,
     /// Registered clients, in the order of their ids: that is who hears of commits.
     clients: BTreeSet<ClientId>,
     owners: BTreeMap<TxnId, ClientId>,
@@ -126,21 +143,33 @@ struct Served {
     waiting_for_past: Vec<(ClientId, Value, Tid)>,
     /// The call of `pack` that waits for its end.
     waiting_for_pack: Option<(ClientId, Value)>,
+    /// The pack of all nodes that is being ordered, or was ordered here.
+    order: Option<packing::Order>,
+    /// The last pack that was ordered is not done here.
+    is_pack_due: bool,
+    /// If it is a copy of another server's, how far that is.
+    following: Option<&'static str>,
     stats: Stats,
 }
 
 impl Server {
-    /// Serves these storages.
+    /// Serves these storages. If a log writes to them (`FileStorage::follow`), nobody is served
+    /// before [`Self::set_serving`] says so.
     pub fn new(options: Options, storages: Vec<FileStorage>, now: Now) -> Self {
         let (count, age) = (options.invalidation_queue_size, options.invalidation_age);
+        let is_fed = storages.iter().any(FileStorage::is_fed);
         let storages = storages.into_iter().map(|storage| Served {
             invalidations: InvalidationQueue::new(count, age),
+            copies: 0,
             storage,
             clients: BTreeSet::new(),
             owners: BTreeMap::new(),
             waiting_for_oids: Vec::new(),
             waiting_for_past: Vec::new(),
             waiting_for_pack: None,
+            order: None,
+            is_pack_due: false,
+            following: None,
             stats: Stats::default(),
         });
         let mut server = Self {
@@ -149,22 +178,50 @@ impl Server {
             clients: BTreeMap::new(),
             reads: Reads::new(),
             refusals: Refusals::default(),
+            failover: is_fed.then(Failover::default),
             outputs: VecDeque::new(),
             to_send: BTreeSet::new(),
             stopping: false,
         };
-        server.read_past(now);
+        server.begin_failover();
+        for at in 0..server.storages.len() {
+            server.read_past(at, now);
+        }
         server
     }
 
     // -- what the reactor tells
 
     /// A client connected.
-    pub fn connect(&mut self, id: ClientId, peer: String) {
-        let mut session = Session::new(self.options.encoding);
-        session.greet();
-        self.clients.insert(id, Client::new(id, peer, session));
-        self.to_send.insert(id);
+    pub fn connect(&mut self, id: ClientId, peer: String, port: Port, now: Now) {
+        let session = Session::new(self.options.encoding);
+        self.clients
+            .insert(id, Client::new(id, peer, port, session));
+        self.admit(id, now);
+    }
+
+    /// Who copies the transactions of another server connected: it may write, whoever else may not,
+    /// and differs from other clients in this:
+    ///
+    /// * an extension is not a dict, but has a pickle as the one value, whose key is empty text. It
+    ///   goes to the file as it is: another database may have there what we cannot read;
+    /// * `storeBlobEnd` names no serial, but the transaction that may have the same data, or zero,
+    ///   and compares nothing, as `restorea`.
+    pub fn connect_feed(&mut self, id: ClientId, peer: String, now: Now) {
+        self.connect(id, peer, Port::Main, now);
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.feeds = true;
+        }
+    }
+
+    /// A storage is a copy of another server's, and `how` says how far that is, for who asks for
+    /// the status: a word. Such a storage is not packed: what the source may still undo would be
+    /// gone. And so many oids are left out after it that its clients may have taken them there.
+    pub fn set_following(&mut self, storage: &str, how: &'static str, now: Now) {
+        if let Some(at) = self.storage_named(storage) {
+            self.storages[at].following = Some(how);
+            self.follow_storage(at, now);
+        }
     }
 
     /// Bytes came from a client; [`Self::run_calls`] executes them.
@@ -271,13 +328,12 @@ impl Server {
         self.hang_up(id, &Reason::Refused { problem, repeated }, now);
     }
 
-    /// The client has had the time to register.
+    /// The client has had the time to register. If it had to wait for its greeting it has some
+    /// more.
     pub fn on_register_timeout(&mut self, id: ClientId, now: Now) {
-        if self
-            .clients
-            .get(&id)
-            .is_some_and(|client| client.storage.is_none())
-        {
+        let is_due = self.patience_of(id).is_none();
+        let is_due = |client: &Client| client.storage.is_none() && is_due;
+        if self.clients.get(&id).is_some_and(is_due) {
             self.hang_up(id, &Reason::NotRegistered, now);
         }
     }
@@ -340,6 +396,7 @@ impl Server {
 
     /// The connection is closed.
     pub fn forget(&mut self, id: ClientId) {
+        self.set_patience(id, None);
         self.clients.remove(&id);
         self.to_send.remove(&id);
     }
@@ -370,7 +427,11 @@ impl Server {
             (Some(pending), Done::BlobRead(result)) => {
                 self.on_blob_read(tag.storage, pending, result);
             }
-            (_, Done::Recent(result)) => self.on_recent(tag.storage, result, now),
+            (_, Done::Recent(result)) if tag.copies == self.storages[tag.storage].copies => {
+                self.on_recent(tag.storage, result, now);
+            }
+            // Of other data than there are now.
+            (_, Done::Recent(_)) => {}
             (_, done) => {
                 self.storages[tag.storage].storage.on_done(done, now.mono);
                 self.follow_storage(tag.storage, now);
@@ -406,6 +467,7 @@ impl Server {
             }
             self.follow_storage(at, now);
         }
+        self.end_patience(now);
     }
 
     /// Some seconds have passed.
@@ -422,6 +484,7 @@ impl Server {
             self.storages[at].storage.flush();
             self.follow_storage(at, now);
         }
+        self.look_if_drained();
     }
 
     /// When [`Self::on_deadline`] wants to be called.
@@ -433,7 +496,7 @@ impl Server {
                 served.storage.resolving_until(),
             ]
         });
-        deadlines.flatten().min()
+        deadlines.chain([self.patience()]).flatten().min()
     }
 
     /// What the server wants next. To be drained after every call.
@@ -465,13 +528,13 @@ impl Server {
 
     /// Does what a storage wants, and tells clients what happened.
     fn follow_storage(&mut self, at: usize, now: Now) {
+        if self.storages[at].following.is_some() {
+            self.storages[at].storage.keep_oids_clear(FOLLOW_OIDS_CLEAR);
+        }
         while let Some(event) = self.storages[at].storage.poll_event() {
             match event {
                 Event::Run(job) => {
-                    let tag = JobTag {
-                        storage: at,
-                        read: None,
-                    };
+                    let tag = self.tag(at);
                     self.outputs.push_back(Output::Run(tag, job));
                 }
                 Event::Voted(txn, vote) => self.on_voted(at, txn, vote),
@@ -479,17 +542,26 @@ impl Server {
                 Event::Lost(txn) => {
                     self.storages[at].stats.active_txns -= 1;
                     if let Some(id) = self.storages[at].owners.remove(&txn) {
-                        self.hang_up(id, &Reason::FinishLost, now);
+                        let reason = match self.failover {
+                            Some(_) => Reason::Replaced,
+                            None => Reason::FinishLost,
+                        };
+                        self.hang_up(id, &reason, now);
                     }
                 }
                 Event::Spilled(txn) => {
                     let owner = self.storages[at].owners.get(&txn);
                     self.outputs.extend(owner.copied().map(Output::Serve));
                 }
-                Event::OidsRaised { raised } => self.on_oids_raised(at, raised),
+                Event::OidsRaised { raised } => self.on_oids_raised(at, raised, now),
                 Event::Packed(ended) => self.on_packed(at, ended),
+                Event::Offer(txn, blobs) => self.offer(at, txn, blobs),
+                Event::Withdraw(txn) => self.withdraw(at, txn),
+                Event::Propose(proposal) => self.propose(at, *proposal),
+                Event::OidsWanted { count } => self.want_oids(at, count),
             }
         }
+        self.go_on_with_order(at);
     }
 
     /// A vote is answered.
@@ -558,8 +630,8 @@ impl Server {
             len,
         } = commit;
         served.stats.commits += 1;
-        served.stats.active_txns -= 1;
-        let owner = served.owners.remove(&txn);
+        served.stats.active_txns -= u64::from(txn.is_some());
+        let owner = txn.and_then(|txn| served.owners.remove(&txn));
         if let Some(client) = owner.and_then(|id| self.clients.get(&id)) {
             let (who, count) = (&client.who, oids.len());
             log::debug!(target: LOG, "{who} committed {tid} ({count} objects)");
@@ -571,7 +643,9 @@ impl Server {
             let Some(client) = self.clients.get_mut(id).filter(|client| !client.closing) else {
                 continue;
             };
-            if Some(*id) == owner {
+            if let Some(txn) = txn
+                && Some(*id) == owner
+            {
                 served.stats.conflicts_resolved +=
                     answer_finish(client, txn, tid, object_count, len);
                 self.outputs.push_back(Output::Serve(*id));
@@ -585,6 +659,7 @@ impl Server {
             self.to_send.insert(*id);
         }
         served.invalidations.push(tid, changed);
+        self.end_of_office(owner, now);
         for id in deaf {
             self.hang_up(id, &Reason::Deaf, now);
         }
@@ -632,6 +707,7 @@ impl Server {
         reason.log(&client.who, client.storage.is_some());
         self.outputs.push_back(Output::Close(id));
         let (storage, txn) = (client.storage, client.txn.take());
+        self.set_patience(id, None);
         let Some(at) = storage else {
             return;
         };
@@ -691,6 +767,7 @@ impl Server {
             start: self.options.start.clone(),
             has_timeout: self.options.transaction_timeout.is_some(),
             last_transaction: served.storage.last_tid().to_string(),
+            following: served.following,
         }
     }
 }
@@ -736,70 +813,6 @@ impl NoticeFrames {
             Encoder::new(self.encoding, dialect).notice_frame(self.name, self.args.clone())
         });
         encoded.clone()
-    }
-}
-
-/// Why a connection ends.
-#[derive(Debug)]
-enum Reason {
-    ClientClosed,
-    Broken(String),
-    /// TLS does not let it in.
-    Refused {
-        problem: String,
-        repeated: Repeated,
-    },
-    NotRegistered,
-    /// It takes nothing of what it is told.
-    Deaf,
-    StatusAnswered,
-    Session(SessionError),
-    /// An asynchronous call failed; there is no other way to say so.
-    Call {
-        name: &'static str,
-        problem: String,
-    },
-    TransactionTimeout(Duration),
-    FinishLost,
-}
-
-impl Reason {
-    /// A client's mistake is never an error of ours; one that never registered may be a port scan
-    /// or a load balancer, and is worth no line by default.
-    fn log(&self, who: &Who, registered: bool) {
-        match self {
-            Self::ClientClosed if registered => log::info!(target: LOG, "{who} disconnected"),
-            Self::ClientClosed => log::debug!(target: LOG, "{who} gone before it registered"),
-            Self::StatusAnswered => log::debug!(target: LOG, "{who} ruok answered"),
-            Self::Broken(error) if registered => {
-                log::info!(target: LOG, "{who} disconnected ({error})")
-            }
-            Self::Broken(error) => {
-                log::debug!(target: LOG, "{who} gone before it registered ({error})")
-            }
-            Self::Refused { problem, repeated } => {
-                repeated.log(Level::Warn, who, &format!("TLS: {problem}"))
-            }
-            Self::NotRegistered => {
-                log::info!(target: LOG, "{who} closed (it did not register in time)")
-            }
-            Self::Deaf => {
-                log::warn!(target: LOG, "{who} closed (it reads nothing, and more and more waits)")
-            }
-            Self::Session(error) => log::warn!(target: LOG, "{who} closed ({error})"),
-            Self::Call { name, problem } => {
-                log::warn!(target: LOG, "{who} closed ({name}: {problem})")
-            }
-            // Others have waited all the time, and it may happen again: somebody has to look.
-            Self::TransactionTimeout(held_for) => log::error!(
-                target: LOG,
-                "{who} Transaction timeout after {} seconds: closed (voted, and did not finish)",
-                held_for.as_secs()
-            ),
-            Self::FinishLost => {
-                log::error!(target: LOG, "{who} closed (its tpc_finish met a failed disk)")
-            }
-        }
     }
 }
 

@@ -88,8 +88,13 @@ impl Reads {
             Kind::Short
         };
         let read = Some(self.pending.insert((pending, kind)));
-        self.turns(kind)
-            .push(client, (JobTag { storage, read }, job));
+        let copies = 0;
+        let tag = JobTag {
+            storage,
+            read,
+            copies,
+        };
+        self.turns(kind).push(client, (tag, job));
     }
 
     /// The next one for the workers, of a client that `takes` what it comes to: what is read for
@@ -195,6 +200,7 @@ mod tests {
         let tag = JobTag {
             storage: 0,
             read: Some(number),
+            copies: 0,
         };
         (tag, Job::Close(file.unwrap()))
     }

@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 
 /// What has been refused, by host and reason.
 #[derive(Debug, Default)]
-pub(super) struct Refusals {
+pub(crate) struct Refusals {
     logged: BTreeMap<String, Refused>,
 }
 
@@ -27,7 +27,7 @@ struct Refused {
 
 /// How often a refusal was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Repeated {
+pub(crate) enum Repeated {
     /// Not lately.
     New,
     /// So many times since it was logged, which is some time ago.
@@ -39,14 +39,19 @@ pub(super) enum Repeated {
 impl Repeated {
     /// Says that `who` was refused, once in a while with how often.
     pub(super) fn log(self, level: Level, who: &Who, problem: &str) {
+        self.log_line(LOG, level, &format!("{who} refused"), problem);
+    }
+
+    /// Says that something happened, and why, once in a while with how often.
+    pub(crate) fn log_line(self, target: &str, level: Level, what: &str, why: &str) {
         match self {
-            Self::Often => log::debug!(target: LOG, "{who} refused ({problem})"),
+            Self::Often => log::debug!(target: target, "{what} ({why})"),
             Self::Again(count) => log::log!(
-                target: LOG,
+                target: target,
                 level,
-                "{who} refused ({problem}; {count} times since it was last said)"
+                "{what} ({why}; {count} times since it was last said)"
             ),
-            Self::New => log::log!(target: LOG, level, "{who} refused ({problem})"),
+            Self::New => log::log!(target: target, level, "{what} ({why})"),
         }
     }
 }
@@ -54,7 +59,7 @@ impl Repeated {
 impl Refusals {
     /// Notes a refusal. Ports of the host do not matter, nor what the problem says in brackets,
     /// which the peer may have made up.
-    pub(super) fn note(&mut self, peer: &str, problem: &str, now: Instant) -> Repeated {
+    pub(crate) fn note(&mut self, peer: &str, problem: &str, now: Instant) -> Repeated {
         let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
         let kind = problem.split(" (").next().unwrap_or_default();
         let key = format!("{host} {kind}");

@@ -32,6 +32,8 @@ pub(super) struct Moment {
     pub(super) has_timeout: bool,
     /// The last tid in hex.
     pub(super) last_transaction: String,
+    /// See `Server::set_following`; nothing is said of other storages.
+    pub(super) following: Option<&'static str>,
 }
 
 /// One entry of the report.
@@ -77,8 +79,8 @@ impl Stats {
         format!("{{{}}}", items.collect::<Vec<_>>().join(", "))
     }
 
-    fn items(self, moment: &Moment) -> [(&'static str, Item); 13] {
-        [
+    fn items(self, moment: &Moment) -> Vec<(&'static str, Item)> {
+        let mut items = vec![
             ("connections", Item::Count(moment.connections as u64)),
             ("loads", Item::Count(self.loads)),
             ("stores", Item::Count(self.stores)),
@@ -98,7 +100,10 @@ impl Stats {
                 "last-transaction",
                 Item::Text(moment.last_transaction.clone()),
             ),
-        ]
+        ];
+        let following = moment.following.map(|how| Item::Text(how.to_owned()));
+        items.extend(following.map(|how| ("following", how)));
+        items
     }
 }
 
@@ -108,13 +113,14 @@ mod tests {
 
     #[test]
     fn the_report_is_json() {
-        let moment = Moment {
+        let mut moment = Moment {
             connections: 1,
             waiting: 0,
             lock_time: Some(1.5),
             start: "Sat Nov 21 00:46:53 2026".to_owned(),
             has_timeout: false,
             last_transaction: "0000000000000000".to_owned(),
+            following: None,
         };
         assert_eq!(
             Stats {
@@ -128,5 +134,8 @@ mod tests {
              \"waiting\": 0, \"timeout-thread-is-alive\": \"stub\", \
              \"last-transaction\": \"0000000000000000\"}"
         );
+        moment.following = Some("level");
+        let report = Stats::default().to_json(&moment);
+        assert!(report.ends_with(", \"following\": \"level\"}"), "{report}");
     }
 }

@@ -4,29 +4,24 @@
 use std::sync::Arc;
 
 use super::calls::Outcome;
-use super::{JobTag, Now, Output, Server};
+use super::{Now, Output, Server};
 use crate::ids::{ClientId, Oid, Tid};
 use crate::storage::error::ReadError;
 use crate::storage::{Job, Recent};
 use crate::zeo::Value;
 
 impl Server {
-    /// Has the last transactions of all files read, by workers.
-    pub(super) fn read_past(&mut self, now: Now) {
+    /// Has the last transactions of a file read, by workers.
+    pub(super) fn read_past(&mut self, at: usize, now: Now) {
         let age = self.options.invalidation_age;
         let oldest = Tid::from_unix_time(now.wall.saturating_sub(age));
-        for at in 0..self.storages.len() {
-            let view = self.storages[at].storage.view();
-            let job = view.recent(self.options.invalidation_queue_size, oldest);
-            self.run_past(at, job);
-        }
+        let view = self.storages[at].storage.view();
+        let job = view.recent(self.options.invalidation_queue_size, oldest);
+        self.run_past(at, job);
     }
 
     fn run_past(&mut self, storage: usize, job: Job) {
-        let tag = JobTag {
-            storage,
-            read: None,
-        };
+        let tag = self.tag(storage);
         self.outputs.push_back(Output::Run(tag, job));
     }
 
@@ -40,16 +35,27 @@ impl Server {
         since: Tid,
         now: Now,
     ) -> Outcome {
-        let served = &mut self.storages[at];
-        if served.invalidations.has_past() {
-            let changes = served.invalidations.since(since, now.wall);
+        if self.storages[at].invalidations.has_past() {
+            let changes = self.changes_since(at, since, now);
             return Outcome::Reply(changes_value(changes));
         }
+        let served = &mut self.storages[at];
         served.waiting_for_past.push((id, msgid.clone(), since));
         if let Some(client) = self.clients.get_mut(&id) {
             client.waiting += 1;
         }
         Outcome::Later
+    }
+
+    /// What has changed since a tid, if that can be told: it must be of this history.
+    fn changes_since(&mut self, at: usize, since: Tid, now: Now) -> Option<(Tid, Vec<Oid>)> {
+        let invalidations = &mut self.storages[at].invalidations;
+        match &self.failover {
+            None => invalidations.since(since, now.wall),
+            Some(failover) if !failover.is_ours(since) => None,
+            Some(failover) if failover.is_of_base(since) => invalidations.since(since, now.wall),
+            Some(_) => invalidations.since_any(since, now.wall),
+        }
     }
 
     /// A slice of the past was read. Who waits for the end of it is answered then.
@@ -72,10 +78,10 @@ impl Server {
         };
         served.invalidations.begin_with(past);
         for (id, msgid, since) in std::mem::take(&mut served.waiting_for_past) {
+            let changes = self.changes_since(at, since, now);
             let Some(client) = self.clients.get_mut(&id).filter(|client| !client.closing) else {
                 continue;
             };
-            let changes = served.invalidations.since(since, now.wall);
             client.session.reply(&msgid, &changes_value(changes));
             client.waiting -= 1;
             self.to_send.insert(id);
@@ -98,7 +104,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::server::Options;
+    use crate::server::{JobTag, Options, Port};
     use crate::storage::memory::MemoryDisk;
     use crate::storage::{self, Done, FileStorage, LockScope, PackOptions};
     use crate::zeo::Encoding;
@@ -170,7 +176,7 @@ mod tests {
     fn asking() -> (Server, JobTag, Job) {
         let mut server = server();
         let (tag, job) = job(&mut server);
-        server.connect(CLIENT, "peer".to_owned());
+        server.connect(CLIENT, "peer".to_owned(), Port::Main, now());
         send(&mut server, b"Z5");
         let register = b"\x80\x03(K\x01\x89X\x08\0\0\0registerX\x01\0\0\x001\x89\x86t.";
         send(&mut server, register);

@@ -24,6 +24,8 @@
 //!
 //! All calls may wait for the disk.
 
+mod pack;
+
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -31,21 +33,27 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::blob::DirectoryMaker;
 use super::blob::layout::BlobDirectory;
 use super::disk::{Disk, File, FileId, OpenMode, with_suffix};
 use super::error::{ReadError, StorageError};
+use super::follow::Followed;
 use super::format::{
     DATA_HEADER_LEN, DataHeader, POINTER_LEN, POS_END, STATUS_POS, Status, TXN_HEADER_LEN,
     TxnHeader,
 };
 use super::index::Index;
-use super::oids;
+use super::layout;
+use super::oids::{self, OidAllocator};
 use super::read::{Found, Reader, Wait};
+use super::recent::Changed;
 use super::recover::{self, Access, Progress};
 use super::transfer::{BlobName, Record, Transfer};
 use super::witness;
 use crate::ids::{Oid, Tid};
 use crate::limits::{APPLIED_COUNT_MAX, BLOB_WRITE_LEN, INDEX_SAVE_LEN, SHARED_DATA_LEN_MIN};
+
+pub use pack::GoneOn;
 
 /// Space is reserved in steps of this many bytes.
 const ALLOCATE_STEP: u64 = 4 << 20;
@@ -60,7 +68,10 @@ pub struct Applier {
     file_id: FileId,
     /// Kept open for the lock that it holds.
     _lock: Option<Arc<dyn File>>,
+    _data_lock: DataLock,
     blobs: Option<BlobDirectory>,
+    /// A pack removes directories of blobs that are empty.
+    maker: DirectoryMaker,
     index: Index,
     /// Behind the last transaction.
     tail: u64,
@@ -84,8 +95,20 @@ pub struct Applier {
     failed: Option<String>,
 }
 
+/// Gives the lock of the data file back: who follows it may have it open for longer.
+#[derive(Debug)]
+struct DataLock(Arc<dyn File>);
+
+impl Drop for DataLock {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            log::warn!("the lock of a data file cannot be given back: {error}");
+        }
+    }
+}
+
 /// A transaction that was applied: what loads find from now on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Applied {
     /// Its tid.
     pub tid: Tid,
@@ -93,7 +116,38 @@ pub struct Applied {
     pub positions: Vec<(Oid, u64)>,
     /// Behind its last byte.
     pub end: u64,
+    /// The same, for who follows: entered without a look at each object, be they a million, and the
+    /// index there goes on sharing its pages with this one.
+    pub(super) published: Arc<layout::LaidOut>,
 }
+
+#[cfg(test)]
+impl Applied {
+    /// One that nobody enters.
+    pub(crate) fn for_tests(tid: Tid, positions: Vec<(Oid, u64)>, end: u64) -> Self {
+        let published = layout::LaidOut {
+            change: Index::new().prepare(&[]),
+            changed: Changed::new(Vec::new()),
+            oids: Arc::default(),
+            max_oid: None,
+        };
+        Self {
+            tid,
+            positions,
+            end,
+            published: Arc::new(published),
+        }
+    }
+}
+
+impl PartialEq for Applied {
+    fn eq(&self, other: &Self) -> bool {
+        // The rest follows from these.
+        (self.tid, self.end) == (other.tid, other.end) && self.positions == other.positions
+    }
+}
+
+impl Eq for Applied {}
 
 impl Applier {
     /// Opens or creates a data file: with [`Access::Applied`], or with [`Access::ReadWrite`] if
@@ -126,9 +180,11 @@ impl Applier {
         let file_id = { opened.file.id() }.map_err(StorageError::io("identify", path))?;
         let applier = Self {
             blobs: blobs.transpose()?,
+            maker: DirectoryMaker::default(),
             ceiling: oids::load(&*disk, path)?,
             disk,
             path: path.to_owned(),
+            _data_lock: DataLock(opened.file.clone()),
             file: opened.file,
             file_id,
             _lock: opened.lock,
@@ -184,6 +240,21 @@ impl Applier {
         &self.index
     }
 
+    /// The data file as it is now, for who serves it: what is applied from now on has to be told
+    /// there ([`FileStorage::on_applied`](super::FileStorage::on_applied)).
+    pub fn follow(&self) -> Followed {
+        Followed {
+            disk: self.disk.clone(),
+            path: self.path.clone(),
+            file: self.file.clone(),
+            file_id: self.file_id,
+            index: self.index.snapshot(),
+            tail: self.tail,
+            last_tid: self.last_tid,
+            blobs: self.blobs.clone(),
+        }
+    }
+
     /// The revision of an object that was current just before `before`; `None` if there is no such
     /// object.
     ///
@@ -232,13 +303,12 @@ impl Applier {
             self.checkpoint()?;
         }
         let laid_out = self.lay_out(tid, transfer);
-        self.reserve(laid_out.applied.end)?;
-        let written = self.write(tid, transfer, staged, &laid_out);
+        // With the stop of a checkpoint behind it.
+        self.reserve(laid_out.end + TXN_HEADER_LEN as u64)?;
+        self.place_blobs(tid, transfer, staged)?;
+        let written = self.write(&laid_out);
         self.latch(written)?;
-        let LaidOut { applied, .. } = laid_out;
-        for (oid, pos) in &applied.positions {
-            self.index.insert(*oid, *pos);
-        }
+        let applied = self.publish(laid_out);
         let status = Status::from_byte(transfer.status);
         self.unsealed.push((self.tail, status));
         self.unsealed_len += applied.end - self.tail;
@@ -247,16 +317,53 @@ impl Applier {
         Ok(applied)
     }
 
-    fn write(
+    /// Enters the new positions into the index.
+    fn publish(&mut self, laid_out: LaidOut) -> Applied {
+        let LaidOut {
+            tid,
+            positions,
+            end,
+            ..
+        } = laid_out;
+        let oids: Vec<Oid> = positions.iter().map(|(oid, _)| *oid).collect();
+        let mut sorted = positions.clone();
+        sorted.sort_unstable();
+        let change = self.index.prepare(&sorted);
+        self.index.enter(&change);
+        Applied {
+            tid,
+            positions,
+            end,
+            published: Arc::new(layout::LaidOut {
+                change,
+                changed: Changed::new(oids.clone()),
+                oids: Arc::new(oids),
+                max_oid: sorted.last().map(|(oid, _)| *oid),
+            }),
+        }
+    }
+
+    fn place_blobs(
         &mut self,
         tid: Tid,
         transfer: &Transfer,
         staged: &Path,
-        laid_out: &LaidOut,
     ) -> Result<(), StorageError> {
         for blob in &transfer.blobs {
-            self.place_blob(blob, tid, staged)?;
+            match self.place_blob(blob, tid, staged) {
+                // Nobody knows what is there yet, and it is done anew.
+                Err(StorageError::Io { path, source, .. })
+                    if source.kind() == io::ErrorKind::StorageFull =>
+                {
+                    return Err(StorageError::NoSpace { path, source });
+                }
+                placed => self.latch(placed)?,
+            }
         }
+        Ok(())
+    }
+
+    fn write(&mut self, laid_out: &LaidOut) -> Result<(), StorageError> {
         let slices = laid_out.parts.iter().map(|part| IoSlice::new(part));
         self.file
             .write_at(&mut slices.collect::<Vec<_>>(), self.tail)
@@ -311,21 +418,18 @@ impl Applier {
         let end = pos + POINTER_LEN as u64;
         LaidOut {
             parts,
-            applied: Applied {
-                tid,
-                positions,
-                end,
-            },
+            tid,
+            positions,
+            end,
         }
     }
 
     /// What stands in a record: data, unless they are there already.
     fn content<'a>(&self, record: &'a Record) -> Content<'a> {
-        let Some(data) = &record.data else {
-            return Content::Back(0);
-        };
+        let data = record.data.as_ref();
+        let own = data.map_or(Content::Back(0), Content::Data);
         let Some((tid, pos)) = record.same_as.zip(self.index.get(record.oid)) else {
-            return Content::Data(data);
+            return own;
         };
         let found = self.find_same(record.oid, pos, tid, data);
         // What cannot be read there is written here.
@@ -334,7 +438,7 @@ impl Applier {
             log::warn!("{path}: {} of {tid}: {error}", record.oid);
             None
         });
-        found.map_or(Content::Data(data), Content::Back)
+        found.map_or(own, Content::Back)
     }
 
     /// The object's record of this transaction, if it has the same data.
@@ -343,13 +447,13 @@ impl Applier {
         oid: Oid,
         pos: u64,
         tid: Tid,
-        data: &Bytes,
+        data: Option<&Bytes>,
     ) -> Result<Option<u64>, ReadError> {
         let reader = self.reader();
         let Some(found) = reader.find(pos, oid, tid)? else {
             return Ok(None);
         };
-        let is_same = reader.data_at(found, oid)?.as_ref() == Some(data);
+        let is_same = reader.data_at(found, oid)?.as_ref() == data;
         Ok(is_same.then_some(found))
     }
 
@@ -392,12 +496,24 @@ impl Applier {
         let to = directory.file(blob.oid, tid);
         let io = |action| StorageError::io(action, &to);
         let object_directory = directory.directory_of(blob.oid);
+        let _right = self.maker.lock();
         disk.create_directories(&object_directory)
             .map_err(StorageError::io("create", &object_directory))?;
-        // It may be there: what a crash takes back is applied again.
-        disk.discard(&to).map_err(io("remove"))?;
+        // It may be there, and readers may be at it: what a crash or a copy of the database takes
+        // back is applied again. So it is replaced in one step; without power there is one or the
+        // other.
         if disk.link(&from, &to).is_err() {
-            copy(disk, &from, &to).map_err(io("write"))?;
+            let new = directory.temporary().join("standby-place.tmp");
+            let place = || {
+                disk.discard(&new)?;
+                if disk.link(&from, &new).is_err() {
+                    copy(disk, &from, &new)?;
+                }
+                disk.rename(&new, &to)?;
+                // It is still there if both names were of one file.
+                disk.discard(&new)
+            };
+            place().map_err(io("write"))?;
         }
         disk.set_read_only(&to, directory.base())
             .map_err(io("protect"))?;
@@ -478,6 +594,15 @@ impl Applier {
         synced.map_err(StorageError::io("sync", &self.path))
     }
 
+    /// Oids below this may have been handed out by who has served the file alone so far; `None` if
+    /// nobody has.
+    pub fn first_free_oid(&self) -> Option<Oid> {
+        let max_oid = self.index.max_oid();
+        let is_known = max_oid.is_some() || self.ceiling.is_some();
+        let next = OidAllocator::new(max_oid, self.ceiling).next();
+        is_known.then(|| next.min(Oid::END))
+    }
+
     /// Oids below this may have been handed out: who serves the file alone later must not hand them
     /// out again. On stable storage when this returns.
     ///
@@ -534,7 +659,10 @@ impl Applier {
 /// A transaction as it will stand in the file.
 struct LaidOut {
     parts: Vec<Bytes>,
-    applied: Applied,
+    tid: Tid,
+    positions: Vec<(Oid, u64)>,
+    /// Behind its last byte.
+    end: u64,
 }
 
 /// What follows the header of a record.

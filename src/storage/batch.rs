@@ -94,8 +94,8 @@ pub(super) enum Witnessing {
 /// A committed transaction, as it is published.
 #[derive(Debug)]
 pub struct Commit {
-    /// Whose.
-    pub txn: TxnId,
+    /// Whose, if it is of this process.
+    pub txn: Option<TxnId>,
     /// Its tid.
     pub tid: Tid,
     /// The objects that it changed, in the order of their records.
@@ -110,8 +110,12 @@ pub struct Commit {
 
 impl FileStorage {
     /// Gives a voted transaction its tid and its place in the file. It is committed when the
-    /// [`Event::Committed`] comes. `false` if it was not voted.
+    /// [`Event::Committed`] comes. `false` if it was not voted. If a log writes to the file, both
+    /// are up to that: the transaction is proposed.
     pub fn finish(&mut self, id: TxnId, wall: Duration, now: Instant) -> bool {
+        if self.feed.is_some() {
+            return self.propose(id, now);
+        }
         let Some(txn) = self.txns.get_mut(&id) else {
             return false;
         };
@@ -332,7 +336,7 @@ impl FileStorage {
             self.txns.remove(&finishing.txn);
             self.tickets.remove(&finishing.ticket);
             self.events.push_back(Event::Committed(Commit {
-                txn: finishing.txn,
+                txn: Some(finishing.txn),
                 tid: finishing.header.tid,
                 oids,
                 changed,
@@ -748,7 +752,7 @@ mod tests {
         let [Event::Committed(one), Event::Committed(two)] = &rig.events[..] else {
             panic!("{:?}", rig.events);
         };
-        assert_eq!((one.txn, two.txn), (id, other));
+        assert_eq!((one.txn, two.txn), (Some(id), Some(other)));
         let changed: Vec<Oid> = stores.iter().map(|(oid, ..)| Oid(*oid)).collect();
         assert_eq!(*one.oids, changed);
         assert_eq!(rig.current(1).unwrap().0, "other");

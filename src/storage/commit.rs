@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::blob::Needs;
-use super::commit_lock::Ticket;
+use super::commit_lock::{Claim, Ticket};
 use super::compare::Comparison;
 use super::disk::File;
 use super::error::ReadError;
 use super::format::POS_END;
 use super::job::{Fetched, Job};
-use super::staging::{Base, Data, Metadata, Record, Rest, Txn, TxnId, TxnState};
+use super::staging::{Base, Data, Metadata, Offer, Record, Rest, Txn, TxnId, TxnState};
 use super::{Event, FileStorage};
 use crate::ids::{Oid, Tid};
 use crate::limits::{METADATA_LEN_MAX, RESOLVE_TIMEOUT};
@@ -160,7 +160,7 @@ impl FileStorage {
         let Some(txn) = self.txns.get(&id) else {
             return false;
         };
-        let (oids, claim) = (txn.oids(), txn.claim());
+        let (oids, claim) = (txn.oids(), self.claim(txn));
         let ticket = match kept.filter(|ticket| self.lock.covers(*ticket, &oids, claim)) {
             Some(ticket) => ticket,
             None => {
@@ -181,14 +181,25 @@ impl FileStorage {
         true
     }
 
+    /// What a vote has to exclude.
+    const fn claim(&self, txn: &Txn) -> Claim {
+        match txn.metadata.tid {
+            // Those that are on their way through the log have no tid yet.
+            Some(_) if self.feed.is_some() => Claim::Alone,
+            _ => txn.claim(),
+        }
+    }
+
     /// Whether a transaction waits for the disk, so that its client's next calls should wait too.
     pub fn is_busy(&self, id: TxnId) -> bool {
         self.txns.get(&id).is_some_and(|txn| {
-            matches!(
-                txn.state,
-                TxnState::Checking { .. } | TxnState::Finishing { .. }
-            ) || txn.is_spilling()
-                || txn.blobs.is_full()
+            let is_voting = match txn.state {
+                // Other nodes may take long; its client may leave.
+                TxnState::Checking { .. } => txn.offer != Offer::Made,
+                TxnState::Finishing { .. } => true,
+                _ => false,
+            };
+            is_voting || txn.is_spilling() || txn.blobs.is_full()
         })
     }
 
@@ -292,6 +303,7 @@ impl FileStorage {
                     txn: id,
                     file: self.file.clone(),
                     serials,
+                    generation: self.generation,
                     tail: self.tail,
                     staging_file,
                     staged,
@@ -341,7 +353,7 @@ impl FileStorage {
         }
     }
 
-    /// Nothing but space can be missing now.
+    /// Nothing but space can be missing now, or what the log gets.
     pub(super) fn on_compared(
         &mut self,
         id: TxnId,
@@ -351,7 +363,10 @@ impl FileStorage {
         if let Some(txn) = self.txns.get_mut(&id) {
             txn.is_compared = true;
         }
-        self.reserve(id, ticket, now)
+        match self.is_composed(id)? && self.is_offered(id) && !self.withholds(id) {
+            true => self.reserve(id, ticket, now),
+            false => Ok(()),
+        }
     }
 
     /// Sees to it that the file has space for a transaction that is otherwise fine.
@@ -437,9 +452,16 @@ impl FileStorage {
             return;
         };
         match result {
-            Ok(Fetched { serials, staged }) => {
+            Ok(Fetched {
+                serials,
+                generation,
+                staged,
+            }) => {
+                let is_current = generation == self.generation;
                 if let Some(txn) = self.txns.get_mut(&id) {
-                    txn.serials_read.extend(serials);
+                    // Positions in a file that was replaced are of no use.
+                    txn.serials_read
+                        .extend(serials.into_iter().filter(|_| is_current));
                     for (oid, data) in staged {
                         txn.on_fetched(oid, data);
                     }
@@ -506,6 +528,7 @@ impl FileStorage {
         if let TxnState::Voted { len, .. } = txn.state {
             self.voted_len -= len;
         }
+        self.withdraw(id, txn.offer);
         self.discard(id, txn.blobs.take().into_unwanted());
         if let Some(ticket) = txn.state.ticket() {
             self.let_go(ticket, now);
@@ -520,7 +543,7 @@ impl FileStorage {
         }
     }
 
-    fn let_go(&mut self, ticket: Ticket, now: Instant) {
+    pub(super) fn let_go(&mut self, ticket: Ticket, now: Instant) {
         self.tickets.remove(&ticket);
         let held = self.lock.release(ticket);
         self.go_on(held, now);
@@ -614,7 +637,7 @@ mod tests {
             assert_eq!(appends, 1, "{lock_scope:?}");
             let events = rig.settle();
             let committed = events.iter().filter_map(|event| match event {
-                Event::Committed(commit) => Some(commit.txn),
+                Event::Committed(commit) => commit.txn,
                 _ => None,
             });
             assert_eq!(committed.collect::<Vec<_>>(), ids);
@@ -639,7 +662,7 @@ mod tests {
         else {
             panic!("{events:?}");
         };
-        assert_eq!((commit.txn, *id), (first, second));
+        assert_eq!((commit.txn, *id), (Some(first), second));
         assert_eq!(conflicts[0].committed, commit.tid);
         assert_eq!(conflicts[0].sent, tid);
     }

@@ -19,7 +19,8 @@ pub enum OpenMode {
     /// For reading; it must exist.
     Read,
     /// For reading; it must be a regular file itself, and no link to one: what stands there may be
-    /// the work of somebody else. Never waits for the other end of a pipe.
+    /// the work of somebody else: [`io::ErrorKind::InvalidInput`]. Never waits for the other end of
+    /// a pipe.
     ReadRegular,
     /// For reading and writing; it must exist.
     Write,
@@ -114,6 +115,10 @@ pub trait File: Debug + Send + Sync {
     /// Takes an exclusive lock on the file (by inode, `flock`), which ends with the handle. `false`
     /// if another process, or another handle, has it.
     fn try_lock(&self) -> io::Result<bool>;
+    /// Gives the lock back, though the handle lives on.
+    fn unlock(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// `path` with something appended to its name, as in `Data.fs.lock`.
@@ -141,10 +146,18 @@ impl Disk for OsDisk {
             let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
             options.custom_flags(flags.bits().cast_signed());
         }
-        let file = options.open(path)?;
-        if mode == OpenMode::ReadRegular && !file.metadata()?.is_file() {
+        let not_regular = || {
             let what = "it is not a regular file";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+            io::Error::new(io::ErrorKind::InvalidInput, what)
+        };
+        let is_socket =
+            |error: &io::Error| error.raw_os_error() == Some(Errno::NXIO.raw_os_error());
+        let file = options.open(path).map_err(|error| match mode {
+            OpenMode::ReadRegular if is_socket(&error) => not_regular(),
+            _ => error,
+        })?;
+        if mode == OpenMode::ReadRegular && !file.metadata()?.is_file() {
+            return Err(not_regular());
         }
         Ok(Arc::new(Latched::new(OsFile(file))))
     }
@@ -363,6 +376,10 @@ impl File for OsFile {
         }
     }
 
+    fn unlock(&self) -> io::Result<()> {
+        self.0.unlock()
+    }
+
     fn try_lock(&self) -> io::Result<bool> {
         match self.0.try_lock() {
             Ok(()) => Ok(true),
@@ -464,6 +481,10 @@ impl<F: File> File for Latched<F> {
 
     fn allocate(&self, pos: u64, len: u64) -> io::Result<()> {
         self.file.allocate(pos, len)
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        self.file.unlock()
     }
 
     fn try_lock(&self) -> io::Result<bool> {

@@ -141,6 +141,11 @@ impl Transactions {
         records.next()
     }
 
+    /// The file that they are read from.
+    pub(super) fn file(&self) -> &dyn File {
+        self.window.file()
+    }
+
     /// Bytes of the file, of which there must be so many; not more than a few at a time.
     pub(super) fn bytes(&mut self, pos: u64, len: usize) -> Result<&[u8], ReadError> {
         let bytes = self.window.bytes(pos, len)?;

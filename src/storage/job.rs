@@ -14,6 +14,7 @@ use super::Place;
 use super::blob::{BlobDone, BlobJob, BlobReader, DirectoryMaker, move_in};
 use super::commit::Refusal;
 use super::compare::{Compare, Compared};
+use super::compose::{Compose, Composed};
 use super::disk::{Disk, File, FileId, with_suffix};
 use super::error::{ReadError, StorageError};
 use super::format::{STATUS_POS, Status};
@@ -170,6 +171,8 @@ pub enum Job {
         file: Arc<dyn File>,
         /// Objects with the positions of their current records, whose serials are wanted.
         serials: Vec<(Oid, u64)>,
+        /// How often the data file had been replaced.
+        generation: u64,
         /// The end of what is committed.
         tail: u64,
         /// The staging file.
@@ -179,6 +182,8 @@ pub enum Job {
     },
     /// Compare the serials of a large transaction.
     Compare(Compare),
+    /// Make of a transaction what is proposed to a log.
+    Compose(Compose),
     /// Find earlier records whose data a transaction has.
     LookBack(LookBack),
     /// Read for a client.
@@ -362,6 +367,8 @@ impl Part {
 pub struct Fetched {
     /// Positions of records with their serials.
     pub(super) serials: Vec<(u64, Tid)>,
+    /// Of the file that they are in.
+    pub(super) generation: u64,
     /// Objects with their data.
     pub(super) staged: Vec<(Oid, Bytes)>,
 }
@@ -396,6 +403,13 @@ pub enum Done {
     },
     /// Of [`Job::Compare`].
     Compared(Compared),
+    /// Of [`Job::Compose`].
+    Composed {
+        /// For whom.
+        txn: TxnId,
+        /// What is proposed, or why the vote fails.
+        result: Result<Box<Composed>, Refusal>,
+    },
     /// Of [`Job::LookBack`].
     LookedBack {
         /// For whom.
@@ -459,7 +473,8 @@ impl Job {
             | Self::Recent(_)
             | Self::ReadBlob(_)
             | Self::RaiseOids { .. } => Lane::Read,
-            Self::Blob(_) => Lane::Blob,
+            // These read blobs, which takes its time.
+            Self::Blob(_) | Self::Compose(_) => Lane::Blob,
             Self::SaveIndex { .. } | Self::Spill { .. } | Self::Discard(_) => Lane::Housekeeping,
             Self::Pack(packer) if packer.is_switching() => Lane::Commit,
             Self::Pack(_) | Self::Close(_) => Lane::Pack,
@@ -508,6 +523,7 @@ impl Job {
                 txn,
                 file,
                 serials,
+                generation,
                 tail,
                 staging_file,
                 staged,
@@ -517,10 +533,18 @@ impl Job {
                     wait: Wait::Yes,
                     tail,
                 };
-                let result = fetch(&reader, &serials, staging_file.as_deref(), &staged);
+                let fetched = fetch(&reader, &serials, staging_file.as_deref(), &staged);
+                let result = fetched.map(|fetched| Fetched {
+                    generation,
+                    ..fetched
+                });
                 Done::Fetched { txn, result }
             }
             Self::Compare(compare) => Done::Compared(compare.run()),
+            Self::Compose(compose) => Done::Composed {
+                txn: compose.txn,
+                result: compose.run(),
+            },
             Self::LookBack(look_back) => Done::LookedBack {
                 txn: look_back.txn,
                 result: look_back.run(),
@@ -620,6 +644,7 @@ fn fetch(
     });
     Ok(Fetched {
         serials: serials.collect::<Result<_, ReadError>>()?,
+        generation: 0,
         staged: staged.collect::<io::Result<_>>()?,
     })
 }
@@ -665,6 +690,7 @@ impl fmt::Debug for Job {
             Self::Spill { .. } => "Spill",
             Self::Fetch { .. } => "Fetch",
             Self::Compare(_) => "Compare",
+            Self::Compose(_) => "Compose",
             Self::LookBack(_) => "LookBack",
             Self::Lookup { .. } => "Lookup",
             Self::Browse { .. } => "Browse",

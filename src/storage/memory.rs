@@ -23,6 +23,9 @@ struct MemoryFile {
     inode: u64,
     contents: RwLock<Vec<u8>>,
     locked: AtomicBool,
+    /// It cannot be read: where a disk is damaged.
+    #[cfg(test)]
+    spoiled: AtomicBool,
 }
 
 /// A handle: what holds a lock.
@@ -30,6 +33,27 @@ struct MemoryFile {
 struct Handle {
     file: Arc<MemoryFile>,
     holds_lock: AtomicBool,
+}
+
+/// An empty file that has no name.
+pub(super) fn nothing() -> Arc<dyn File> {
+    let file = Arc::new(MemoryFile::new(0, Vec::new()));
+    Arc::new(Handle {
+        file,
+        holds_lock: AtomicBool::new(false),
+    })
+}
+
+impl MemoryFile {
+    const fn new(inode: u64, contents: Vec<u8>) -> Self {
+        Self {
+            inode,
+            contents: RwLock::new(contents),
+            locked: AtomicBool::new(false),
+            #[cfg(test)]
+            spoiled: AtomicBool::new(false),
+        }
+    }
 }
 
 impl MemoryDisk {
@@ -51,13 +75,13 @@ impl MemoryDisk {
 
     fn create(files: &mut BTreeMap<PathBuf, Arc<MemoryFile>>, path: &Path, contents: Vec<u8>) {
         let inode = files.values().map(|file| file.inode).max().unwrap_or(0) + 1;
-        let contents = RwLock::new(contents);
-        let file = MemoryFile {
-            inode,
-            contents,
-            locked: AtomicBool::new(false),
-        };
-        files.insert(path.to_owned(), Arc::new(file));
+        files.insert(path.to_owned(), Arc::new(MemoryFile::new(inode, contents)));
+    }
+
+    /// From now on all reads of a file fail.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self, path: &Path) {
+        self.files()[path].spoiled.store(true, Ordering::Relaxed);
     }
 }
 
@@ -115,16 +139,7 @@ impl Disk for MemoryDisk {
     }
 
     fn open_unnamed(&self, _path: &Path) -> io::Result<Arc<dyn File>> {
-        let (contents, locked) = (RwLock::new(Vec::new()), AtomicBool::new(false));
-        let file = Arc::new(MemoryFile {
-            inode: 0,
-            contents,
-            locked,
-        });
-        Ok(Arc::new(Handle {
-            file,
-            holds_lock: AtomicBool::new(false),
-        }))
+        Ok(nothing())
     }
 
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
@@ -200,6 +215,10 @@ impl File for Handle {
     }
 
     fn read_at(&self, buf: &mut [u8], pos: u64) -> io::Result<usize> {
+        #[cfg(test)]
+        if self.file.spoiled.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         let contents = self.file.contents.read();
         Ok(read(
             &contents.unwrap_or_else(PoisonError::into_inner),
@@ -260,6 +279,13 @@ impl File for Handle {
             self.holds_lock.store(true, Ordering::Release);
         }
         Ok(taken)
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        if self.holds_lock.swap(false, Ordering::AcqRel) {
+            self.file.locked.store(false, Ordering::Release);
+        }
+        Ok(())
     }
 }
 

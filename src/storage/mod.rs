@@ -25,10 +25,14 @@
 //! | `blob` | files of blobs, from their first byte to their place |
 //! | `undo` | transactions that are undone, objects that are restored or deleted |
 //! | `pack`, `references` | dropping what nobody can ask for any more |
+//! | `compose` | from a staged transaction to what is proposed to a log |
 //! | `job` | what workers do |
 //! | `journal` | what is proposed and not committed yet |
 //! | `apply` | a data file that only a log writes to |
+//! | `follow` | the same, served |
 //! | `newest` | a copy without old revisions |
+//! | `prefix` | a copy as of a transaction |
+//! | `verify`, `digest` | whether a data file is sound, and the same as another one |
 //! | `transfer` | a transaction as other nodes get it |
 
 pub mod apply;
@@ -37,8 +41,11 @@ pub mod blob;
 mod commit;
 mod commit_lock;
 mod compare;
+mod compose;
+pub mod digest;
 pub mod disk;
 pub mod error;
+pub mod follow;
 pub mod format;
 mod glance;
 pub mod history;
@@ -53,6 +60,7 @@ pub mod oids;
 mod output;
 mod pack;
 mod pieces;
+pub mod prefix;
 pub mod read;
 mod recent;
 pub mod recover;
@@ -62,6 +70,7 @@ mod staging;
 mod testing;
 pub mod transfer;
 mod undo;
+pub mod verify;
 mod window;
 pub mod witness;
 
@@ -72,11 +81,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use batch::Commit;
-pub use blob::{BlobJob, BlobMistake, BlobReader};
+pub use blob::{BlobJob, BlobMistake, BlobReader, is_blob_record};
 pub use commit::{Conflict, Refusal, Vote};
 pub use commit_lock::LockScope;
+pub use compose::Proposal;
 pub use glance::Glimpse;
 pub use job::{Answer, Append, Done, Job, Lane, Lookup};
+pub use pack::fed as pack_fed;
 pub use pack::{PackError, PackOptions, PackRefused, Packed, Packer, Step as PackStep};
 pub use pieces::LongData;
 pub use recent::{Changed, Recent, RecentReader};
@@ -89,6 +100,7 @@ use blob::layout::BlobDirectory;
 use commit_lock::{CommitLock, Ticket};
 use disk::{Disk, File, FileId, with_suffix};
 use error::{ReadError, StorageError};
+use follow::Feed;
 use glance::Glance;
 use history::Query;
 use index::Index;
@@ -97,6 +109,7 @@ use pack::Pack;
 use read::{Reader, Wait};
 use recover::{Access, Progress};
 use staging::Txn;
+use transfer::BlobName;
 
 use crate::ids::{Oid, Tid};
 use witness::Witness;
@@ -133,8 +146,22 @@ pub enum Event {
     Voted(TxnId, Vote),
     /// A transaction is on stable storage and visible.
     Committed(Commit),
-    /// A finish failed in the disk: nobody can know whether the transaction is in the file.
+    /// A finish failed in the disk, or in the log: nobody can know whether the transaction is in
+    /// the file, but who has said so to [`FileStorage::on_lost`].
     Lost(TxnId),
+    /// The log is to commit this; then [`FileStorage::on_applied`] or [`FileStorage::on_lost`]
+    /// follows.
+    Propose(Box<Proposal>),
+    /// Other nodes may fetch these blobs of a transaction, whose files are complete and synced. Its
+    /// vote goes on with [`FileStorage::on_offered`].
+    Offer(TxnId, Vec<(BlobName, PathBuf)>),
+    /// A transaction that was offered has ended, in whatever way.
+    Withdraw(TxnId),
+    /// Oids are needed that nobody else hands out: [`FileStorage::on_oids`].
+    OidsWanted {
+        /// So many in a row.
+        count: u64,
+    },
     /// A transaction that was too much for the memory, or waited for its blobs, can go on.
     Spilled(TxnId),
     /// [`FileStorage::allocate_oids`] can go on; or it cannot, because the disk fails.
@@ -251,12 +278,29 @@ pub struct FileStorage {
 
     /// Why no more writes are taken.
     failed: Option<String>,
+    /// If only a log writes to the file.
+    feed: Option<Feed>,
     pack: Option<Pack>,
     /// Behind what the saved index covers.
     index_saved: u64,
     index_saving: bool,
     index_looked_at: Option<Instant>,
     events: VecDeque<Event>,
+}
+
+/// A data file that is there, and what is known of it.
+struct Origin {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    file: Arc<dyn File>,
+    file_id: FileId,
+    lock: Option<Arc<dyn File>>,
+    index: Index,
+    index_saved: u64,
+    tail: u64,
+    last_tid: Tid,
+    ceiling: Option<Oid>,
+    blobs: Option<Blobs>,
 }
 
 impl FileStorage {
@@ -299,25 +343,55 @@ impl FileStorage {
                 Err(error) => log::warn!("commits take two syncs each: {error}"),
             }
         }
-        Ok(Self {
+        let origin = Origin {
+            disk,
+            path: path.to_owned(),
+            file: opened.file,
+            file_id,
+            lock: opened.lock,
+            index: opened.index,
+            index_saved: opened.index_pos,
+            tail: opened.tail,
+            last_tid: opened.last_tid,
+            ceiling,
+            blobs,
+        };
+        Ok(Self::new(options, origin, witnessing))
+    }
+
+    fn new(options: Options, origin: Origin, witnessing: Witnessing) -> Self {
+        let Origin {
+            disk,
+            path,
+            file,
+            file_id,
+            lock,
+            index,
+            index_saved,
+            tail,
+            last_tid,
+            ceiling,
+            blobs,
+        } = origin;
+        Self {
             file_id,
             lock: CommitLock::new(options.lock_scope),
             options,
             disk,
-            path: path.to_owned(),
-            file: opened.file,
-            _lock: opened.lock,
+            path,
+            file,
+            _lock: lock,
             generation: 0,
-            oids: OidAllocator::new(opened.index.max_oid(), ceiling),
+            oids: OidAllocator::new(index.max_oid(), ceiling),
             oids_raising: false,
             blobs,
-            index: opened.index,
+            index,
             glance: Glance::new(),
-            tail: opened.tail,
-            last_tid: opened.last_tid,
-            assigned_end: opened.tail,
-            assigned_tid: opened.last_tid,
-            end_tid: Some(opened.last_tid),
+            tail,
+            last_tid,
+            assigned_end: tail,
+            assigned_tid: last_tid,
+            end_tid: Some(last_tid),
             appending: None,
             written: Vec::new(),
             finishing: Vec::new(),
@@ -327,19 +401,20 @@ impl FileStorage {
             witnessing,
             ends_witness: false,
             voted_len: 0,
-            allocated_end: opened.tail,
+            allocated_end: tail,
             txns: BTreeMap::new(),
             txns_begun: 0,
             tickets: BTreeMap::new(),
             to_check: VecDeque::new(),
             is_checking: false,
             failed: None,
+            feed: None,
             pack: None,
-            index_saved: opened.index_pos,
+            index_saved,
             index_saving: false,
             index_looked_at: None,
             events: VecDeque::new(),
-        })
+        }
     }
 
     /// What it is called in logs and by clients.
@@ -457,6 +532,9 @@ impl FileStorage {
 
     /// Hands out `count` new oids in a row; `None` until an [`Event::OidsRaised`].
     pub fn allocate_oids(&mut self, count: u64) -> Option<std::ops::Range<u64>> {
+        if self.feed.is_some() {
+            return self.take_oids(count);
+        }
         let range = self.oids.allocate(count);
         if !self.oids.is_low() || self.oids_raising {
             return range;
@@ -472,6 +550,21 @@ impl FileStorage {
             self.events.push_back(Event::OidsRaised { raised: false });
         }
         range
+    }
+
+    /// Sees to it that so many oids are left out at the next start, half of them at least: another
+    /// server hands them out. To be called again when something was stored. Nothing is handed out
+    /// here.
+    pub fn keep_oids_clear(&mut self, count: u64) {
+        let may = self.feed.is_none() && !self.oids_raising && self.failed.is_none();
+        if let Some(ceiling) = self.oids.clear(count).filter(|_| may) {
+            self.oids_raising = true;
+            self.events.push_back(Event::Run(Job::RaiseOids {
+                disk: self.disk.clone(),
+                path: self.path.clone(),
+                ceiling,
+            }));
+        }
     }
 
     /// The next thing that the storage wants done or known. To be drained after every call.
@@ -493,6 +586,7 @@ impl FileStorage {
             Done::OidsRaised { ceiling, result } => self.on_oids_raised(ceiling, result),
             Done::Packed(packer, result) => self.on_packed(packer, result, now),
             Done::Blob(done) => self.on_blob_done(done, now),
+            Done::Composed { txn, result } => self.on_composed(txn, result, now),
             Done::Closed => {}
             Done::Looked { .. }
             | Done::Browsed(_)
@@ -508,6 +602,9 @@ impl FileStorage {
     /// Saves the index if it is time, and sees to it that transactions can be witnessed. To be
     /// called now and then.
     pub fn on_timer(&mut self, now: Instant) {
+        if self.feed.is_some() {
+            return;
+        }
         let due = self
             .index_looked_at
             .is_none_or(|last| now >= last + INDEX_SAVE_INTERVAL);
@@ -522,9 +619,10 @@ impl FileStorage {
         }
     }
 
-    /// Whether transactions are on their way to the disk, or a packed file on its way to its name.
+    /// Whether transactions are on their way to the disk, or through the log, or a packed file on
+    /// its way to its name.
     pub fn is_writing(&self) -> bool {
-        self.on_their_way().next().is_some() || self.is_switching()
+        self.on_their_way().next().is_some() || self.is_switching() || self.has_proposed()
     }
 
     /// Ends in good order: saves the index. Blocks. Transactions that are not finished are gone,
@@ -538,6 +636,9 @@ impl FileStorage {
             return Ok(());
         }
         self.discard_all_blobs();
+        if self.feed.is_some() {
+            return Ok(());
+        }
         if self.allocated_end > self.tail {
             // Gives back the space that was reserved ahead.
             self.file.set_len(self.tail)?;

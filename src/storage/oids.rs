@@ -57,6 +57,11 @@ impl OidAllocator {
         }
     }
 
+    /// The oid that is handed out next.
+    pub const fn next(&self) -> Oid {
+        Oid(self.next)
+    }
+
     /// The next `count` oids; `None` if the ceiling has to be raised first. If that does not help
     /// either, all oids are used up.
     pub fn allocate(&mut self, count: u64) -> Option<Range<u64>> {
@@ -77,6 +82,13 @@ impl OidAllocator {
     /// Whether there are any oids above the ceiling.
     pub const fn can_raise(&self) -> bool {
         self.raise().0 > self.ceiling
+    }
+
+    /// The ceiling to be written with [`save`] if so many oids are to be left out at the next
+    /// start, half of them at least; `None` if it is high enough.
+    pub fn clear(&self, count: u64) -> Option<Oid> {
+        let is_low = self.ceiling.saturating_sub(self.next) < count / 2;
+        is_low.then(|| Oid(self.next.saturating_add(count)))
     }
 
     /// The ceiling to be written with [`save`] now. When it is on stable storage tell so with
@@ -136,6 +148,19 @@ mod tests {
     use super::*;
     use crate::storage::disk::OsDisk;
     use crate::storage::testing::TestDir;
+
+    #[test]
+    fn a_start_leaves_out_what_was_kept_clear() {
+        let mut oids = OidAllocator::new(Some(Oid(10)), Some(Oid(12)));
+        let ceiling = oids.clear(1000).unwrap();
+        oids.raised(ceiling);
+        assert_eq!(oids.clear(1000), None);
+        // Half of it is used by what is stored.
+        oids.stored(Oid(600));
+        let ceiling = oids.clear(1000).unwrap();
+        oids.raised(ceiling);
+        assert!(OidAllocator::new(Some(Oid(600)), Some(ceiling)).next() >= Oid(1600));
+    }
 
     #[test]
     fn nothing_is_handed_out_above_the_ceiling() {

@@ -154,11 +154,13 @@ pub fn open(
     } = scan.known;
 
     if tail < size {
-        let path = path.display();
-        warn!(
-            "{path}: unfinished transaction at {tail} ({} bytes)",
-            size - tail
-        );
+        let (path, len) = (path.display(), size - tail);
+        match access {
+            Access::Applied => {
+                info!("{path}: {len} bytes behind the last checkpoint, which the journal has");
+            }
+            _ => warn!("{path}: unfinished transaction at {tail} ({len} bytes)"),
+        }
     }
     if writable {
         if tail < size {

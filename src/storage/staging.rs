@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::View;
 use super::blob::TxnBlobs;
 use super::commit_lock::{Claim, Ticket};
+use super::compose::Composed;
 use super::disk::File;
 use super::format::{DATA_HEADER_LEN, POINTER_LEN, TXN_HEADER_LEN};
 use super::index::Index;
@@ -172,6 +174,12 @@ pub(super) struct Txn {
     pieces_len: usize,
     /// The files of its blobs.
     pub(super) blobs: TxnBlobs,
+    /// Where its back pointers lead, if that is known.
+    pub(super) looked_back_in: Option<View>,
+    /// What is proposed of it, if a worker had to see to that.
+    pub(super) composed: Option<Box<Composed>>,
+    /// Whether other nodes have its blobs.
+    pub(super) offer: Offer,
     /// Its serials were found right, and it only waits for space.
     pub(super) is_compared: bool,
     /// Why it can only be rolled back.
@@ -235,6 +243,18 @@ pub(super) enum TxnState {
     Finishing { ticket: Ticket },
 }
 
+/// What other nodes were told of the blobs of a transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// Nothing
+    #[default]
+    None,
+    /// They are to fetch them.
+    Made,
+    /// It need not wait for that any more.
+    Answered,
+}
+
 impl TxnState {
     pub(super) const fn ticket(self) -> Option<Ticket> {
         match self {
@@ -270,6 +290,9 @@ impl Txn {
             pieces: Vec::new(),
             pieces_len: 0,
             blobs: TxnBlobs::default(),
+            looked_back_in: None,
+            composed: None,
+            offer: Offer::None,
             is_compared: false,
             broken: None,
         }

@@ -58,6 +58,18 @@ pub(super) enum Content<'a> {
     Back(u64),
 }
 
+/// An object that refers to others.
+pub(super) fn object(oids: &[u64]) -> Vec<u8> {
+    let mut pickles = b"\x80\x03cmodule\nClass\n.\x80\x03(".to_vec();
+    for oid in oids {
+        pickles.extend_from_slice(b"C\x08");
+        pickles.extend_from_slice(&oid.to_be_bytes());
+        pickles.push(b'Q');
+    }
+    pickles.extend_from_slice(b"t.");
+    pickles
+}
+
 /// The bytes of a data file in the making.
 pub(super) struct DataFile {
     pub(super) bytes: Vec<u8>,
@@ -159,12 +171,15 @@ impl Rig {
         Self::at(Arc::new(disk), Path::new("Data.fs"), options)
     }
 
+    pub(super) fn at(disk: Arc<dyn Disk>, path: &Path, options: Options) -> Self {
+        Self::around(FileStorage::open(disk, path, options, &mut |_| ()).unwrap())
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "an Instant can be had in no other way"
     )]
-    pub(super) fn at(disk: Arc<dyn Disk>, path: &Path, options: Options) -> Self {
-        let storage = FileStorage::open(disk, path, options, &mut |_| ()).unwrap();
+    pub(super) fn around(storage: FileStorage) -> Self {
         let wall = Duration::from_secs(1_800_000_000);
         Self {
             storage,

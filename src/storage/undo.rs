@@ -115,8 +115,9 @@ impl FileStorage {
     }
 
     /// What a worker has to find for a transaction that has the commit lock, if anything.
-    pub(super) fn look_back(&self, id: TxnId) -> Option<Job> {
-        let txn = self.txns.get(&id)?;
+    pub(super) fn look_back(&mut self, id: TxnId) -> Option<Job> {
+        let view = self.view();
+        let txn = self.txns.get_mut(&id)?;
         let mut hints = Vec::new();
         for (at, record) in txn.records.iter().enumerate() {
             if let Base::Any {
@@ -141,16 +142,28 @@ impl FileStorage {
         } else if hints.is_empty() {
             return None;
         }
+        txn.looked_back_in = Some(view.clone());
         Some(Job::LookBack(LookBack {
             txn: id,
-            file: self.file.clone(),
-            tail: self.tail,
+            file: view.file,
+            tail: view.tail,
             staging_file: txn.staging_file.clone(),
             undos: txn.undos.clone(),
             index,
             own,
             hints,
         }))
+    }
+
+    /// Whether what a transaction undoes may still be: the same is said of what is packed.
+    pub(super) fn check_undos(&self, id: TxnId) -> Result<(), Refusal> {
+        let after = self.undoable_after();
+        let txn = self.txns.get(&id);
+        let mut undone = txn.iter().flat_map(|txn| txn.undos.iter().flatten());
+        match undone.any(|tid| *tid <= after) {
+            true => Err(Refusal::NotUndoable(NO_TRANSACTION)),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn on_looked_back(
@@ -162,7 +175,7 @@ impl FileStorage {
         let Some(ticket) = self.checking(id) else {
             return;
         };
-        let checked = result.and_then(|backs| {
+        let checked = self.check_undos(id).and(result).and_then(|backs| {
             if let Some(txn) = self.txns.get_mut(&id) {
                 for (at, pos) in backs.same_data {
                     txn.on_same_data(at, pos);
@@ -954,7 +967,7 @@ mod tests {
         else {
             panic!("{events:?}");
         };
-        assert_eq!((commit.txn, *id), (undoing, same));
+        assert_eq!((commit.txn, *id), (Some(undoing), same));
         assert_eq!(conflicts[0].committed, commit.tid);
     }
 

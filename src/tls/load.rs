@@ -14,18 +14,19 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use rustls::ServerConfig;
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
-use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
+use rustls::{ClientConfig, ServerConfig};
 
 use super::Setup;
 use super::certificate::Certificate;
 use super::key::{KeyError, private_key};
 use super::pem::{Block, PemError, blocks};
-use super::verifier::Verifier;
+use super::verifier::{Others, Verifier};
 use crate::config::{Password, SslConfig};
 use crate::limits::{PASSWORD_COMMAND_TIMEOUT, PASSWORD_LEN_MAX, PEM_LEN_MAX};
 
@@ -89,20 +90,33 @@ impl Setup {
         let verifier = load_verifier(&config.authenticate, &provider, &*clock, &mut warnings)?;
         let identity = load_identity(config, &provider, &*clock, &mut warnings)?;
         let refused = verifier.refused();
+        let verifier = Arc::new(verifier);
         let error = |error| LoadError {
             key: "certificate",
             what: config.certificate.display().to_string(),
             problem: Problem::Tls(error),
         };
-        let mut tls = ServerConfig::builder_with_details(provider, clock)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+        let mut tls = ServerConfig::builder_with_details(provider.clone(), clock.clone())
+            .with_protocol_versions(&versions)
             .map_err(error)?
-            .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(identity);
+            .with_client_cert_verifier(verifier.clone())
+            .with_cert_resolver(identity.clone());
         tls.session_storage = Arc::new(NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
+        // Of rustls what is called dangerous is that somebody else decides whom to trust: here it
+        // is who decides about clients, too.
+        let mut client = ClientConfig::builder_with_details(provider, clock)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(error)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Others(verifier)))
+            .with_client_cert_resolver(identity);
+        client.resumption = Resumption::disabled();
+        client.enable_sni = false;
         let setup = Self {
             config: Arc::new(tls),
+            client: Arc::new(client),
             refused,
         };
         Ok((setup, warnings))
@@ -115,7 +129,7 @@ fn load_identity(
     provider: &CryptoProvider,
     clock: &dyn TimeProvider,
     warnings: &mut Vec<Warning>,
-) -> Result<Arc<dyn ResolvesServerCert>, LoadError> {
+) -> Result<Arc<SingleCertAndKey>, LoadError> {
     let file = File::read("certificate", &config.certificate)?;
     let chain = file.certificates();
     let Some(first) = chain.first() else {

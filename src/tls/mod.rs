@@ -27,9 +27,10 @@ use std::fmt;
 use std::io::{self, IoSlice, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustls::pki_types::ServerName;
 use rustls::{
-    AlertDescription, CertificateError, InvalidMessage, PeerIncompatible, ServerConfig,
-    ServerConnection,
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, InvalidMessage,
+    PeerIncompatible, ServerConfig, ServerConnection,
 };
 
 use self::certificate::Certificate;
@@ -45,6 +46,8 @@ pub use rustls::time_provider::TimeProvider;
 #[derive(Clone, Debug)]
 pub struct Setup {
     config: Arc<ServerConfig>,
+    /// For connections that we make. Who is there has to be one that would be let in.
+    client: Arc<ClientConfig>,
     /// Where the verifier says whom it has refused.
     refused: Arc<Mutex<Option<String>>>,
 }
@@ -52,7 +55,7 @@ pub struct Setup {
 /// One connection.
 #[derive(Debug)]
 pub struct Channel {
-    connection: ServerConnection,
+    connection: Connection,
     refused: Arc<Mutex<Option<String>>>,
     /// The client has sent something.
     begun: bool,
@@ -91,16 +94,33 @@ impl Channel {
     ///
     /// rustls cannot use the configuration, which [`Setup::load`] has ruled out.
     pub fn new(setup: &Setup) -> Result<Self, TlsError> {
-        let mut connection =
-            ServerConnection::new(setup.config.clone()).map_err(TlsError::Violation)?;
+        let connection = ServerConnection::new(setup.config.clone());
+        let connection = connection.map_err(TlsError::Violation)?;
+        Ok(Self::with(Connection::Server(connection), setup))
+    }
+
+    /// We have connected to somebody who has to have a certificate that we would let in as a
+    /// client's. Its name is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::new`].
+    pub fn connect(setup: &Setup) -> Result<Self, TlsError> {
+        let nobody = core::net::IpAddr::from([0, 0, 0, 0]);
+        let connection = ClientConnection::new(setup.client.clone(), ServerName::from(nobody));
+        let connection = connection.map_err(TlsError::Violation)?;
+        Ok(Self::with(Connection::Client(connection), setup))
+    }
+
+    fn with(mut connection: Connection, setup: &Setup) -> Self {
         connection.set_buffer_limit(Some(TLS_BUFFER_LEN));
-        Ok(Self {
+        Self {
             connection,
             refused: setup.refused.clone(),
             begun: false,
             closed: false,
             failed: false,
-        })
+        }
     }
 
     /// Takes what came from the socket, and gives out what it says.
@@ -248,19 +268,32 @@ fn certificate_problem(error: &CertificateError) -> String {
 
 impl fmt::Display for TlsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text("the client", "the client's", "a client without <ssl>"))
+    }
+}
+
+impl TlsError {
+    /// The same of another node.
+    pub fn of_node(&self) -> String {
+        self.text("it", "its", "a node whose <standby> has no <ssl>")
+    }
+
+    /// The same of a server that we are a client of.
+    pub fn of_server(&self) -> String {
+        self.text("it", "its", "a server whose <zeo> has no <ssl>")
+    }
+
+    fn text(&self, it: &str, its: &str, plain: &str) -> String {
         match self {
-            Self::NotTls => write!(f, "it does not speak TLS: a client without <ssl>?"),
-            Self::NoCertificate => write!(f, "the client has no certificate"),
-            Self::Refused { reason, who } => {
-                write!(f, "the client's certificate {reason} ({who})")
+            Self::NotTls => format!("it does not speak TLS: {plain}?"),
+            Self::NoCertificate => format!("{it} has no certificate"),
+            Self::Refused { reason, who } => format!("{its} certificate {reason} ({who})"),
+            Self::Alert(alert) => {
+                let alert = alert.as_str().unwrap_or("an unknown alert");
+                format!("{it} refuses us: {alert}")
             }
-            Self::Alert(alert) => write!(
-                f,
-                "the client refuses us: {}",
-                alert.as_str().unwrap_or("an unknown alert")
-            ),
-            Self::Incompatible(why) => write!(f, "no common version or cipher: {why:?}"),
-            Self::Violation(error) => write!(f, "{error}"),
+            Self::Incompatible(why) => format!("no common version or cipher: {why:?}"),
+            Self::Violation(error) => error.to_string(),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A client's side of the protocol, for tools: the mirror image of [`session`](super::session).
+//! A client's side of the protocol, for tools, and for following another server: the mirror image
+//! of [`session`](super::session).
 //!
 //! Sans-I/O like that: bytes from the socket go in by [`ClientSession::receive`], what the server
 //! said comes out of [`ClientSession::next`], calls are queued in [`ClientSession::out`]. Matching
@@ -7,7 +8,7 @@
 //! Loads have a way of their own, both out and in ([`LoadForm`]). A reply that is written in
 //! another way is read as any other message.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use bytes::Bytes;
 
@@ -116,16 +117,26 @@ impl ClientSession {
         reason = "an iterator that ends and then goes on would mislead"
     )]
     pub fn next(&mut self) -> Result<Option<Received>, ClientError> {
+        Ok(self.next_framed()?.map(|(received, _)| received))
+    }
+
+    /// As [`Self::next`], with the frame that it came in.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::next`].
+    pub fn next_framed(&mut self) -> Result<Option<(Received, Bytes)>, ClientError> {
         let Some(frame) = self.frames.next().map_err(ClientError::Frame)? else {
             return Ok(None);
         };
         let Some(speech) = &self.speech else {
-            return self.on_greeting(frame).map(Some);
+            return Ok(Some((self.on_greeting(frame.clone())?, frame)));
         };
-        match speech.loads.read_reply(&frame) {
-            Some(loaded) => Ok(Some(Received::Loaded(loaded))),
-            None => decode(speech.encoding, &frame).map(Some),
-        }
+        let received = match speech.loads.read_reply(&frame) {
+            Some(loaded) => Received::Loaded(loaded),
+            None => decode(speech.encoding, &frame)?,
+        };
+        Ok(Some((received, frame)))
     }
 
     fn on_greeting(&mut self, frame: Bytes) -> Result<Received, ClientError> {
@@ -305,11 +316,31 @@ impl Raised {
 
 impl fmt::Display for Raised {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut arguments = format!("{:?}", self.arguments);
-        if let Some((pos, _)) = arguments.char_indices().nth(200) {
-            arguments.truncate(pos);
+        let mut shown = Beginning {
+            text: String::new(),
+            left: 100,
+        };
+        // It ends with an error when it is full.
+        let _ = write!(shown, "{}", self.class.escape_debug());
+        shown.left = 200;
+        let _ = write!(shown, ": {:?}", self.arguments);
+        f.write_str(&shown.text)
+    }
+}
+
+/// As many characters of a text as are left to it; the rest is not even made.
+struct Beginning {
+    text: String,
+    left: usize,
+}
+
+impl fmt::Write for Beginning {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for char in text.chars() {
+            self.left = self.left.checked_sub(1).ok_or(fmt::Error)?;
+            self.text.push(char);
         }
-        write!(f, "{}: {arguments}", self.class)
+        Ok(())
     }
 }
 
@@ -449,6 +480,22 @@ mod tests {
             };
             assert_eq!((&name[..], args.len()), (&b"invalidateTransaction"[..], 2));
         }
+    }
+
+    #[test]
+    fn an_exception_is_shown_on_one_short_line() {
+        let raised = Raised {
+            class: "x\n".repeat(1000),
+            arguments: Value::Bytes(Bytes::from(vec![0; 1 << 20])),
+        };
+        let shown = raised.to_string();
+        assert_eq!(shown.chars().count(), 300);
+        assert!(!shown.contains('\n'), "{shown}");
+        let short = Raised {
+            class: "a.B".to_owned(),
+            arguments: Value::Tuple(Vec::new()),
+        };
+        assert_eq!(short.to_string(), "a.B: Tuple([])");
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub enum RemoteError {
     Conflict(Conflict),
     /// An object that the transaction depends on was changed since the client read it.
     ReadConflict(Conflict),
+    /// The transaction was not committed, and never will be, for no fault of its own: another node
+    /// has taken over. To be tried again, as after a conflict.
+    NotCommitted,
     /// The server or the storage does not take writes.
     ReadOnly,
     /// A call for a transaction that is not the client's current one.
@@ -75,7 +78,7 @@ impl RemoteError {
     pub const fn class(&self) -> &'static str {
         match self {
             Self::PosKey(_) | Self::BlobMissing { .. } => "ZODB.POSException.POSKeyError",
-            Self::Conflict(_) => "ZODB.POSException.ConflictError",
+            Self::Conflict(_) | Self::NotCommitted => "ZODB.POSException.ConflictError",
             Self::ReadConflict(_) => "ZODB.POSException.ReadConflictError",
             Self::ReadOnly => "ZODB.POSException.ReadOnlyError",
             Self::NotCurrentTransaction { .. } | Self::AlreadyVoting { .. } => {
@@ -103,6 +106,12 @@ impl RemoteError {
             }
             Self::Conflict(conflict) => conflict.arguments("database conflict error"),
             Self::ReadConflict(conflict) => conflict.arguments("database read conflict error"),
+            Self::NotCommitted => Value::Dict(vec![
+                (Value::text("message"), Value::text(NOT_COMMITTED)),
+                (Value::text("oid"), Value::None),
+                (Value::text("class_name"), Value::None),
+                (Value::text("serials"), Value::None),
+            ]),
             Self::ReadOnly => Value::Tuple(Vec::new()),
             Self::NotCurrentTransaction { current, given } => {
                 Value::Tuple(vec![current.clone(), given.clone()])
@@ -131,6 +140,9 @@ impl RemoteError {
         }
     }
 }
+
+/// Behind it stands the class, which says that it can be tried again.
+const NOT_COMMITTED: &str = "the transaction was not committed, as another server took over";
 
 impl Conflict {
     fn arguments(&self, message: &'static str) -> Value {

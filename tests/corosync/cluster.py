@@ -28,8 +28,8 @@ totem {
     transport: knet
     crypto_cipher: aes256
     crypto_hash: sha256
-    token: 1000
-    token_coefficient: 0
+    token: %(token)d
+    token_coefficient: %(coefficient)d
 }
 nodelist {
 %(nodes)s}
@@ -124,9 +124,11 @@ def install():
 
 class Cluster:
 
-    def __init__(self, count, directory):
-        """`count` nodes; 0 for one in the machine's own namespaces."""
+    def __init__(self, count, directory, token=1000, coefficient=0):
+        """`count` nodes; 0 for one in the machine's own namespaces. The times are in ms."""
         self.directory = directory
+        self.token = token
+        self.coefficient = coefficient
         os.makedirs(directory)
         self.is_isolated = count > 0
         self.nodes = [Node(self, n) for n in range(1, max(count, 1) + 1)]
@@ -206,7 +208,9 @@ class Node:
         os.makedirs(lib)
         system = '' if self.cluster.is_isolated else '    state_dir: %s\n' % lib
         with open(os.path.join(etc, 'corosync.conf'), 'w', encoding='ascii') as file:
-            file.write(CONFIGURATION % {'nodes': nodes, 'log': self.log, 'system': system})
+            file.write(CONFIGURATION % {
+                'nodes': nodes, 'log': self.log, 'system': system,
+                'token': self.cluster.token, 'coefficient': self.cluster.coefficient})
         shutil.copy(key, etc)
         if not self.cluster.is_isolated:
             with open(os.path.join(etc, 'corosync.conf'), encoding='ascii') as file:

@@ -87,6 +87,7 @@ fn said_by_replicas() -> [Vec<Vec<u8>>; 2] {
             kind: NodeKind::Data,
             site: "Berlin".to_owned(),
             home: "Paris".to_owned(),
+            members: members.clone(),
             priority: 5,
             history_from: tid,
             wall: Duration::from_secs(1_795_222_013),

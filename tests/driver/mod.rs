@@ -15,7 +15,7 @@ use bytes::Bytes;
 use standby::ids::{ClientId, Oid, Tid};
 use standby::limits::CALLS_PER_TURN;
 use standby::pickle;
-use standby::server::{JobTag, Now, Options, Output, Server};
+use standby::server::{JobTag, Now, Options, Output, Port, Server};
 use standby::storage::disk::Disk;
 use standby::storage::{self, Done, FileStorage, Job, LockScope, PackOptions};
 use standby::zeo::{Encoding, FrameReader, Value, msgpack};
@@ -83,7 +83,8 @@ impl Driver {
             key: self.connected,
         };
         self.connected += 1;
-        self.server.connect(id, "peer".to_owned());
+        self.server
+            .connect(id, "peer".to_owned(), Port::Main, self.now);
         let greeting: &[u8] = match self.encoding {
             Encoding::Z => b"Z5",
             Encoding::M => b"M5",
@@ -160,6 +161,7 @@ impl Driver {
                         self.server.forget(id);
                         self.closed.push(id);
                     }
+                    Output::ToNode(to_node) => panic!("{to_node:?}"),
                 }
             }
             if !self.is_disk_at_hand || !self.run_job() {

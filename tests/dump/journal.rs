@@ -372,6 +372,7 @@ fn contents() -> Vec<Content> {
             kind: NodeKind::Data,
             site: "Berlin".to_owned(),
             home: "Paris".to_owned(),
+            members: members(),
             priority: 100,
             history_from: Tid::ZERO,
             wall,

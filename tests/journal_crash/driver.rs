@@ -403,7 +403,11 @@ impl Driver {
         let node = NodeId::new(["n1", "n2"][self.random.below(2)]).unwrap();
         let epoch = Epoch { counter, node };
         self.change(|state| state.may_promise = epoch);
-        self.journal().promise(epoch)?;
+        match self.journal().promise(epoch) {
+            // No more than that: it may be tried again.
+            Err(JournalError::NoSpace { .. }) => self.journal().promise(epoch)?,
+            result => result?,
+        }
         self.change(|state| state.promised = epoch);
         Ok(())
     }

@@ -1,29 +1,33 @@
 //! Uses a log's disk as a replica does, and keeps account of what must be there after a crash.
 
-use std::path::{Path, PathBuf};
+mod checks;
+mod packs;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use ring::digest::{SHA256, digest};
 use standby::entry::Entry;
-use standby::ids::{Digest, DiskId, Epoch, HistoryId, NodeId, Oid, Seq, Tid};
+use standby::ids::{Digest, Epoch, NodeId, Oid, Seq, Tid};
+use standby::log_disk::{
+    Beside, Directories, DiskAction, Found, LogDisk, LogDiskError, Options, Packing, Replacement,
+    Snapshot, StoragePaths, copy_anew, copy_beside,
+};
 use standby::replica::event::{Event, LogStart, Start};
-use standby::replica::members::{Members, Voter};
+use standby::replica::members::Members;
 use standby::replica::message::Position;
 use standby::replica::settings::{Change, Kind, Settings};
-use standby::server::log_disk::{
-    Directories, DiskAction, Found, LogDisk, LogDiskError, Options, Snapshot, StoragePaths,
-};
-use standby::storage::disk::Disk;
-use standby::storage::iterate::Transactions;
-use standby::storage::journal::{Identity, JournalError, Point};
-use standby::storage::read::Found as Loaded;
-use standby::storage::recover::{self, Access};
+use standby::storage::disk::{Disk, with_suffix};
+use standby::storage::journal::{JournalError, Point};
 use standby::storage::transfer::{BlobName, Record, Transfer};
 
 use crate::disk::SimDisk;
+use crate::ledger::{Ledger, State, fold, history, identity, index, settings};
 use crate::random::Random;
-use crate::reader;
+
+/// What the pickle of an object with a blob begins with.
+const BLOB_PICKLE: &[u8] = b"\x80\x03cZODB.blob\nBlob\n";
 
 /// Storages, and whether each has blobs.
 const STORAGES: [(&str, bool); 2] = [("1", true), ("second one", false)];
@@ -67,73 +71,16 @@ impl From<LogDiskError> for Stop {
     }
 }
 
-/// What must be there, and what may.
-#[derive(Clone, Debug, Default, Hash)]
-pub(crate) struct State {
-    /// Whether there is something to be opened for sure.
-    is_founded: bool,
-    history: u8,
-    /// The entries that were appended, or were about to be, by their numbers in `Ledger::entries`.
-    may: Vec<usize>,
-    /// The digest that the log begins with, behind so many entries.
-    begins_behind: usize,
-    /// So many must be there.
-    must: usize,
-    promised: Epoch,
-    /// One more that may have been promised.
-    may_promise: Epoch,
-    /// At least so many are in the data files, on stable storage,
-    settled: usize,
-    /// and at most so many.
-    applied: usize,
-    /// What all this may have become, if something was under way.
-    or: Option<Box<Self>>,
-}
-
-/// States, and from which step on each holds.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Ledger {
-    states: Vec<(usize, State)>,
-    pub(crate) current: State,
-    /// All that ever was.
-    entries: Vec<Entry>,
-    pub(crate) seen: Seen,
-}
-
-/// What a run has had.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Seen {
-    pub(crate) no_room: usize,
-    pub(crate) refused: usize,
-    pub(crate) released: u64,
-    pub(crate) blobs: usize,
-}
-
-impl Ledger {
-    /// As it was at a step.
-    pub(crate) fn at(&self, step: usize) -> Self {
-        let holds = self.states.partition_point(|(from, _)| *from <= step);
-        let current = match holds.checked_sub(1) {
-            Some(at) => self.states[at].1.clone(),
-            None => State::default(),
-        };
-        Self {
-            states: Vec::new(),
-            current,
-            entries: self.entries.clone(),
-            seen: Seen::default(),
-        }
-    }
-}
-
-/// A transaction as it must be in a data file.
-type Txn = (Tid, Vec<(Oid, Option<Bytes>)>);
-
 pub(crate) struct Driver {
+    /// Of a hundred transactions that may have a blob.
+    pub(crate) blobs: usize,
+    /// Of a hundred records that are not needed for a blob.
+    pub(crate) deletions: usize,
     pub(crate) disk: SimDisk,
     pub(crate) ledger: Ledger,
     pub(crate) random: Random,
     log: Option<LogDisk>,
+    packing: Option<Packing>,
     last: Point,
 }
 
@@ -145,7 +92,10 @@ impl Driver {
             disk,
             ledger,
             random,
+            blobs: 30,
+            deletions: 0,
             log: None,
+            packing: None,
             last: Point::start(history(0)),
         }
     }
@@ -156,12 +106,34 @@ impl Driver {
         self.ledger.states.push(state);
     }
 
+    /// Up to here there is nothing that other workloads do not have.
+    pub(crate) fn sweep_from_here(&mut self) {
+        self.ledger.from = self.disk.step_count();
+    }
+
     fn log(&mut self) -> &mut LogDisk {
         self.log.as_mut().expect("it is open")
     }
 
     fn shared_disk(&self) -> Arc<dyn Disk> {
         Arc::new(self.disk.clone())
+    }
+
+    /// A copy of data was not completed.
+    pub(crate) fn leave_copy(&mut self) -> Result<(), Stop> {
+        for paths in directories().storages.values() {
+            let copy = with_suffix(&paths.data, ".copy");
+            let index = with_suffix(&copy, ".index");
+            for path in [copy, index] {
+                let replaced = self.disk.replace(&path, &[b"FS30"]);
+                replaced.map_err(|source| LogDiskError::Io {
+                    action: "write",
+                    path,
+                    source,
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// A new history: the first, or one behind another.
@@ -233,182 +205,12 @@ impl Driver {
             state.applied = state.applied.max(applied).min(last);
             state.or = None;
         });
-        Ok(())
-    }
-
-    fn check(&mut self, state: &State, start: &Start) -> Result<(), String> {
-        let LogStart {
-            before,
-            last,
-            ends,
-            committed,
-            applied,
-            settled,
-            settings,
-            changes,
-            ..
-        } = &start.log;
-        let entries: Vec<Entry> = state
-            .may
-            .iter()
-            .map(|at| self.ledger.entries[*at].clone())
-            .collect();
-        let (len, applied, before) = (index(last.seq), index(*applied), index(before.seq));
-        if start.history != history(state.history) {
-            return Err("another history".to_owned());
-        }
-        if ![state.promised, state.may_promise].contains(&start.promised) {
-            return Err("another promise".to_owned());
-        }
-        if !(state.must..=state.may.len()).contains(&len) {
-            return Err("entries are missing, or too many".to_owned());
-        }
-        if !(state.settled..=state.applied.max(state.settled)).contains(&applied) {
-            return Err("too little or too much is applied".to_owned());
-        }
-        if index(*settled) > applied || applied > index(*committed) || before > index(*settled) {
-            return Err("marks in the wrong order".to_owned());
-        }
-        let expected = match len.checked_sub(1) {
-            Some(at) if len > state.begins_behind => entries[at].point(),
-            _ => begin(state, &entries[..len]),
-        };
-        if *last != expected {
-            return Err("another last entry".to_owned());
-        }
-        let log = self.log.as_ref().expect("it is open");
-        let read = log.entries(Seq(before as u64 + 1), Seq(u64::MAX), u64::MAX);
-        let read = read.map_err(|error| error.to_string())?;
-        if read.as_deref() != Some(&entries[before..len]) {
-            return Err("other entries".to_owned());
-        }
-        if ends.last().map(|end| end.seq) != (len > before).then_some(last.seq) {
-            return Err(format!("epochs end at {ends:?}"));
-        }
-        let folded = fold(&entries[..index(*settled)], state);
-        let mut found = settings.clone();
-        if *settings != folded {
-            return Err(format!("settings {settings:?}, expected {folded:?}"));
-        }
-        for (seq, change) in changes {
-            found = found.changed(change, *seq);
-        }
-        if found != fold(&entries[..len], state) {
-            return Err("other changes".to_owned());
-        }
-        if *log.settings() != fold(&entries[..applied], state) {
-            return Err("other settings as of what is applied".to_owned());
-        }
-        for (storage, _) in STORAGES {
-            let found = self.txns(storage)?;
-            let least = expected_txns(&entries[..applied], storage);
-            let most = expected_txns(&entries[..state.applied.max(applied)], storage);
-            if !found.starts_with(&least) || !most.starts_with(&found) {
-                let tids = |of: &[Txn]| of.iter().map(|txn| txn.0).collect::<Vec<_>>();
-                let (found, least, most) = (tids(&found), tids(&least), tids(&most));
-                return Err(format!(
-                    "{storage}: {found:?}, not from {least:?} to {most:?}"
-                ));
-            }
-        }
-        self.check_blobs(&entries, applied.max(before), len)
-    }
-
-    /// Blobs of what is applied are in their places, others are staged.
-    fn check_blobs(&self, entries: &[Entry], applied: usize, len: usize) -> Result<(), String> {
-        let log = self.log.as_ref().expect("it is open");
-        let missing = log.missing_blobs(&entries[applied..len]);
-        let missing = missing.map_err(|error| error.to_string())?;
-        if !missing.is_empty() {
-            return Err(format!("{missing:?} are not there"));
-        }
-        for entry in &entries[..applied] {
-            let header = entry.header();
-            if header.kind != Kind::Transaction.number() {
-                continue;
-            }
-            let transfer = Transfer::decode(entry.body()).unwrap();
-            for blob in transfer.blobs {
-                let place = format!(
-                    "blobs/0x00/0x00/0x00/0x00/0x00/0x00/0x00/0x{:02x}/0x{:04x}.blob",
-                    blob.oid.0, header.tid.0
-                );
-                let found = self.disk.read(Path::new(&place));
-                let found = found.map_err(|error| format!("{place}: {error}"))?;
-                if digest(&SHA256, &found).as_ref() != blob.digest.0 {
-                    return Err(format!("{place}: another content"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What is in a data file.
-    fn txns(&self, storage: &str) -> Result<Vec<Txn>, String> {
-        let log = self.log.as_ref().expect("it is open");
-        let (file, tail) = log.data_file(storage).expect("it is configured");
-        let mut txns = Transactions::from_pos(file, 4, tail);
-        let mut found = Vec::new();
-        while let Some(txn) = txns.next() {
-            let txn = txn.map_err(|error| error.to_string())?;
-            let tid = txn.header.tid;
-            let mut records = Vec::new();
-            for record in txns.records(&txn) {
-                let oid = record.map_err(|error| error.to_string())?.header.oid;
-                let loaded = log.load(storage, oid, tid.next());
-                let data = match loaded.map_err(|error| error.to_string())? {
-                    Some(Loaded::Revision { data, .. }) => Some(data),
-                    _ => None,
-                };
-                records.push((oid, data));
-            }
-            found.push((tid, records));
-        }
-        Ok(found)
-    }
-
-    /// Whoever opens a data file by itself finds whole transactions, all that are settled and none
-    /// that is not committed.
-    fn check_data_files(&self) -> Result<(), Stop> {
-        let current = &self.ledger.current;
-        let states: Vec<&State> = [Some(current), current.or.as_deref()]
-            .into_iter()
-            .flatten()
-            .collect();
-        for (storage, _) in STORAGES {
-            let path = data_path(storage);
-            let Ok(bytes) = self.disk.read(&path) else {
-                if current.is_founded {
-                    return wrong(format!("{storage}: there is no data file"));
-                }
-                continue;
-            };
-            let as_zodb = reader::tids(&bytes).map_err(Stop::Wrong)?;
-            let opened = recover::open(&self.disk, &path, Access::ReadOnly, &mut |_| ());
-            let opened = opened.map_err(|error| Stop::Wrong(format!("{storage}: {error}")))?;
-            let ours = Transactions::from_pos(opened.file, 4, opened.tail);
-            let ours: Vec<Tid> = ours.map(|txn| txn.unwrap().header.tid).collect();
-            for found in [as_zodb, ours] {
-                let fits = |state: &&State| {
-                    let all = state.may.iter().map(|at| self.ledger.entries[*at].clone());
-                    let all: Vec<Entry> = all.collect();
-                    let tids = |upto: usize| -> Vec<Tid> {
-                        let txns = expected_txns(&all[..upto], storage);
-                        txns.into_iter().map(|(tid, _)| tid).collect()
-                    };
-                    found.starts_with(&tids(state.settled))
-                        && tids(state.applied.max(state.settled)).starts_with(&found)
-                };
-                if !states.iter().any(fits) {
-                    return wrong(format!("{storage}: found {found:?} ({current:?})"));
-                }
-            }
-        }
-        Ok(())
+        self.settle_packs()
     }
 
     pub(crate) fn kill(&mut self) {
         self.log = None;
+        self.packing = None;
     }
 
     pub(crate) fn close(&mut self) -> Result<(), Stop> {
@@ -458,7 +260,11 @@ impl Driver {
             self.last = entry.point();
             entries.push(entry);
         }
-        let from = self.ledger.entries.len();
+        self.append_these(entries)
+    }
+
+    fn append_these(&mut self, entries: Vec<Entry>) -> Result<(), Stop> {
+        let (from, count) = (self.ledger.entries.len(), entries.len());
         self.ledger.entries.extend(entries.iter().cloned());
         self.change(|state| state.may.extend(from..from + count));
         match self.run(&DiskAction::Append(entries))? {
@@ -497,8 +303,7 @@ impl Driver {
 
     fn settings_at_end(&self) -> Settings {
         let state = &self.ledger.current;
-        let all = state.may.iter().map(|at| self.ledger.entries[*at].clone());
-        fold(&all.collect::<Vec<_>>(), state)
+        fold(&self.ledger.entries_of(state), state)
     }
 
     fn transaction(&mut self) -> Result<Vec<Bytes>, Stop> {
@@ -508,14 +313,15 @@ impl Driver {
             // Zeros are what nobody can tell from what was never written.
             let fill = if self.random.percent(30) { 0 } else { 7 };
             let data = vec![fill; 1 + self.random.below(900)];
+            let is_deletion = self.deletions > 0 && self.random.percent(self.deletions);
             records.push(Record {
                 oid: Oid(oid),
-                data: (oid != 3).then(|| Bytes::from(data)),
+                data: (!is_deletion).then(|| Bytes::from(data)),
                 same_as: None,
             });
         }
         let mut blobs = Vec::new();
-        if has_blobs && !records.is_empty() && self.random.percent(30) {
+        if has_blobs && !records.is_empty() && self.random.percent(self.blobs) {
             let content = vec![self.random.next() as u8; 1 + self.random.below(700)];
             let content = Bytes::from(content);
             let mut sha = Digest([0; 32]);
@@ -535,6 +341,9 @@ impl Driver {
             }
             self.ledger.seen.blobs += 1;
             blobs.push(blob);
+            // What is packed away has its blob removed if it looks like that of one.
+            let data = records[0].data.take().unwrap_or_default();
+            records[0].data = Some([BLOB_PICKLE, &data].concat().into());
         }
         let transfer = Transfer {
             storage: storage.to_owned(),
@@ -552,11 +361,20 @@ impl Driver {
     pub(crate) fn apply(&mut self, but: usize) -> Result<(), Stop> {
         let through = self.ledger.current.may.len().saturating_sub(but);
         let through = through.max(self.ledger.current.applied);
+        if self.packing.is_some() {
+            self.count_beside(self.ledger.current.applied..through);
+        }
         self.change(|state| state.applied = through);
         let action = DiskAction::Apply {
             through: Seq(through as u64),
         };
-        match self.run(&action)? {
+        let mut event = self.run(&action)?;
+        if self.log().is_full() {
+            // What was applied stays, and the rest is asked for again.
+            self.ledger.seen.refused += 1;
+            event = self.run(&action)?;
+        }
+        match event {
             Event::Applied { through: upto } if index(upto) == through => Ok(()),
             event => wrong(format!("{event:?} after apply")),
         }
@@ -616,20 +434,80 @@ impl Driver {
         let len = new.may.len();
         (new.must, new.settled, new.applied) = (len, len, len);
         self.change(|state| state.or = Some(Box::new(new.clone())));
-        let start = match self.log().adopt(&snapshot) {
+        let disk: Arc<dyn Disk> = self.shared_disk();
+        let copy = || copy_beside(&disk, &directories(), &snapshot, &mut |_, _| true);
+        let beside = match copy() {
             // There was no room for it.
             Err(error) if error.is_refusal() => {
                 self.ledger.seen.refused += 1;
-                self.log().adopt(&snapshot)?
+                copy()?
             }
-            start => start?,
+            beside => beside?,
         };
+        let start = self.log().adopt(beside)?;
         if start.last != snapshot.point() || start.applied != start.last.seq {
             return wrong(format!("{start:?} after a copy"));
         }
         self.last = start.last;
         self.change(|state| *state = new);
         Ok(())
+    }
+
+    /// Takes a copy of a node that has so many entries fewer than were applied, in the place of the
+    /// data alone.
+    pub(crate) fn replace(&mut self, less: usize) -> Result<(), Stop> {
+        let point = self.ledger.current.applied.saturating_sub(less);
+        let beside = self.copy_anew(point)?;
+        self.put_in_place(&beside, point)
+    }
+
+    /// The same with a copy of all that there is, part of which is applied behind that.
+    pub(crate) fn replace_ahead(&mut self) -> Result<(), Stop> {
+        let point = self.ledger.current.may.len();
+        let beside = self.copy_anew(point)?;
+        self.apply(0)?;
+        self.put_in_place(&beside, point)
+    }
+
+    /// A copy of a node that has so many entries.
+    fn copy_anew(&mut self, point: usize) -> Result<Beside, Stop> {
+        let len = self.ledger.current.may.len();
+        let (snapshot, _) = self.donor(len - point, 0)?;
+        let disk: Arc<dyn Disk> = self.shared_disk();
+        let copy = || copy_anew(&disk, &directories(), &snapshot, &mut |_, _| true);
+        match copy() {
+            // There was no room for it.
+            Err(error) if error.is_refusal() => {
+                self.ledger.seen.refused += 1;
+                Ok(copy()?)
+            }
+            beside => Ok(beside?),
+        }
+    }
+
+    fn put_in_place(&mut self, beside: &Beside, point: usize) -> Result<(), Stop> {
+        let applied = self.ledger.current.applied;
+        // What is behind the copy has to be applied again.
+        let mut new = self.ledger.current.clone();
+        (new.settled, new.committed) = (point, applied);
+        self.change(|state| state.or = Some(Box::new(new)));
+        let before = self.log().positions();
+        match self.log().replace_data(beside, 1)? {
+            Replacement::Done => {}
+            Replacement::TooOld => return wrong("the copy is too old".to_owned()),
+            Replacement::Lacks(blobs) => return wrong(format!("{blobs:?} are lacking")),
+        }
+        let log = self.log();
+        let (after, found) = (log.positions(), index(log.applied()));
+        if (after.last, after.promised) != (before.last, before.promised) || found != applied {
+            return wrong(format!("{after:?}, {found} applied, of {before:?}"));
+        }
+        self.ledger.seen.replaced += usize::from(point < applied);
+        self.change(|state| {
+            state.or = None;
+            (state.settled, state.committed) = (applied, applied);
+        });
+        Ok(self.log().expect_no_more(1)?)
     }
 
     fn donor(&mut self, cut: usize, more: usize) -> Result<(Snapshot, Vec<Entry>), Stop> {
@@ -673,7 +551,9 @@ impl Driver {
         };
         donor.ledger.current.may = state.may[..kept.len()].to_vec();
         let from = donor.ledger.entries.len();
-        donor.append(more)?;
+        if more > 0 {
+            donor.append(more)?;
+        }
         donor.apply(0)?;
         let snapshot = donor.log().snapshot()?;
         Ok((snapshot, donor.ledger.entries.split_off(from)))
@@ -703,88 +583,15 @@ impl Driver {
                 return Err(format!("{event:?} after a failure ({action:?})"));
             }
         }
+        let (storage, seq) = (STORAGES[0].0, Seq(u64::MAX));
+        if log.note_packed(storage, seq).is_ok() {
+            return Err("a pack is noted after a failure".to_owned());
+        }
         match (log.checkpoint(), log.snapshot()) {
             (Err(_), Err(_)) => Ok(()),
             _ => Err("a checkpoint after a failure".to_owned()),
         }
     }
-}
-
-fn history(number: u8) -> HistoryId {
-    HistoryId([number + 1; 16])
-}
-
-pub(crate) fn identity(number: u8) -> Identity {
-    Identity {
-        history: history(number),
-        node: NodeId::new("n1").unwrap(),
-        disk: DiskId([0x10 + number; 16]),
-    }
-}
-
-fn settings() -> Settings {
-    let identity = identity(0);
-    let voter = Voter {
-        node: identity.node,
-        disk: identity.disk,
-    };
-    Settings {
-        members: Members {
-            voters: [voter].into(),
-            arbiter: None,
-        },
-        ..Settings::default()
-    }
-}
-
-/// What a log begins with.
-fn begin(state: &State, before: &[Entry]) -> Point {
-    let start = Point::start(history(state.history));
-    match before.last() {
-        Some(last) => Point {
-            digest: start.digest,
-            ..last.point()
-        },
-        None => start,
-    }
-}
-
-/// The settings as of the last of these entries. A new history begins with new ones.
-fn fold(entries: &[Entry], state: &State) -> Settings {
-    let mut folded = settings();
-    for (at, entry) in entries.iter().enumerate() {
-        let header = entry.header();
-        let kind = Kind::from_number(header.kind).unwrap();
-        if at >= state.begins_behind && kind != Kind::Transaction {
-            let change = Change::decode(kind, entry.body()).unwrap();
-            folded = folded.changed(&change, header.seq);
-        }
-    }
-    folded
-}
-
-fn expected_txns(entries: &[Entry], storage: &str) -> Vec<Txn> {
-    let mut txns = Vec::new();
-    for entry in entries {
-        let header = entry.header();
-        match Kind::from_number(header.kind).unwrap() {
-            Kind::Transaction => {
-                let transfer = Transfer::decode(entry.body()).unwrap();
-                if transfer.storage == storage {
-                    let records = transfer.records.into_iter();
-                    let records = records.map(|record| (record.oid, record.data));
-                    txns.push((header.tid, records.collect()));
-                }
-            }
-            _ if header.tid != Tid::ZERO => txns.push((header.tid, Vec::new())),
-            _ => {}
-        }
-    }
-    txns
-}
-
-fn index(seq: Seq) -> usize {
-    usize::try_from(seq.0).expect("few entries")
 }
 
 fn wrong<T>(what: String) -> Result<T, Stop> {

@@ -10,6 +10,7 @@
 #[path = "../storage_crash/disk.rs"]
 mod disk;
 mod driver;
+mod ledger;
 #[allow(dead_code, reason = "it is shared with the tests of the data file")]
 #[path = "../storage_crash/random.rs"]
 mod random;
@@ -22,13 +23,14 @@ use std::io;
 use std::sync::Arc;
 
 use disk::{EXTREMES, Failure, Files, Lie, Model, Op, Pick, SimDisk};
-use driver::{Driver, Ledger, Stop};
+use driver::{Driver, Stop};
+use ledger::Ledger;
 use random::Random;
-use standby::ids::{DiskId, Epoch, NodeId, Seq};
+use standby::ids::{DiskId, Epoch, NodeId, Seq, Tid};
+use standby::log_disk::{Directories, DiskAction, Found, LogDisk, LogDiskError};
 use standby::replica::members::{Members, Voter};
 use standby::replica::message::Position;
 use standby::replica::settings::Settings;
-use standby::server::log_disk::{Directories, DiskAction, Found, LogDisk, LogDiskError};
 use standby::storage::disk::Disk;
 
 /// Random states at each step, beside the extreme ones.
@@ -85,6 +87,37 @@ fn copies(driver: &mut Driver) -> Result<(), Stop> {
     driver.checkpoint()
 }
 
+/// The data are replaced by an older copy, and the log stays.
+fn anew(driver: &mut Driver) -> Result<(), Stop> {
+    driver.found()?;
+    driver.open()?;
+    driver.promise()?;
+    driver.append(6)?;
+    driver.apply(2)?;
+    driver.checkpoint()?;
+    driver.replace(3)?;
+    driver.append(4)?;
+    driver.apply(1)?;
+    // In front of the last checkpoint.
+    driver.replace(6)?;
+    driver.blobs = 100;
+    let blobs = driver.ledger.seen.blobs;
+    driver.append(5)?;
+    // Or this is for nothing.
+    assert!(driver.ledger.seen.blobs > blobs);
+    driver.replace_ahead()?;
+    driver.blobs = 30;
+    driver.promise()?;
+    driver.append(2)?;
+    driver.cut(1)?;
+    driver.replace(0)?;
+    driver.kill();
+    driver.open()?;
+    driver.append(1)?;
+    driver.apply(0)?;
+    driver.checkpoint()
+}
+
 /// A majority is lost, and the node goes on with a new history.
 fn forced(driver: &mut Driver) -> Result<(), Stop> {
     driver.found()?;
@@ -93,6 +126,7 @@ fn forced(driver: &mut Driver) -> Result<(), Stop> {
     driver.append(5)?;
     driver.apply(3)?;
     driver.kill();
+    driver.leave_copy()?;
     driver.found()?;
     driver.open()?;
     driver.promise()?;
@@ -101,7 +135,76 @@ fn forced(driver: &mut Driver) -> Result<(), Stop> {
     driver.checkpoint()
 }
 
-const WORKLOADS: [(&str, Workload); 3] = [("daily", daily), ("copies", copies), ("forced", forced)];
+/// Data files are packed, while the log goes on.
+fn packs(driver: &mut Driver) -> Result<(), Stop> {
+    driver.deletions = 10;
+    driver.blobs = 60;
+    driver.found()?;
+    driver.open()?;
+    driver.promise()?;
+    driver.append(12)?;
+    driver.apply(2)?;
+    driver.checkpoint()?;
+    driver.sweep_from_here();
+    // To a time in the middle. What is behind it has more of the blobs of an object.
+    driver.order_pack(0, driver.middle(0))?;
+    driver.append(1)?;
+    driver.apply(1)?;
+    driver.begin_pack(0, true)?;
+    driver.step_pack()?;
+    driver.blobs = 100;
+    driver.append(2)?;
+    driver.step_pack()?;
+    driver.apply(1)?;
+    driver.pack_to_the_switch()?;
+    driver.apply(0)?;
+    driver.append(1)?;
+    driver.finish_pack()?;
+    driver.checkpoint()?;
+    driver.kill();
+    driver.open()?;
+    driver.begin_pack(0, false)?;
+    // All there is. The process is killed before the switch, and behind it.
+    driver.append(3)?;
+    driver.order_pack(0, Tid::MAX)?;
+    driver.append(1)?;
+    driver.apply(1)?;
+    driver.begin_pack(0, false)?;
+    for _ in 0..4 {
+        driver.step_pack()?;
+    }
+    driver.kill();
+    driver.open()?;
+    driver.apply(1)?;
+    driver.begin_pack(0, false)?;
+    driver.pack_to_the_switch()?;
+    driver.append(1)?;
+    driver.apply(0)?;
+    driver.kill();
+    driver.open()?;
+    driver.begin_pack(0, false)?;
+    driver.finish_pack()?;
+    // One is given up, and done later.
+    driver.append(2)?;
+    driver.order_pack(1, Tid::MAX)?;
+    driver.apply(0)?;
+    driver.begin_pack(1, true)?;
+    for _ in 0..3 {
+        driver.step_pack()?;
+    }
+    driver.give_up_pack();
+    driver.apply(0)?;
+    driver.pack_what_is_due()?;
+    driver.append(1)
+}
+
+/// Packs have a test of their own, which takes its time.
+const WORKLOADS: [(&str, Workload); 4] = [
+    ("daily", daily),
+    ("copies", copies),
+    ("anew", anew),
+    ("forced", forced),
+];
 
 /// What everybody does with a node that has just been started.
 fn go_on(driver: &mut Driver) -> Result<(), Stop> {
@@ -112,7 +215,8 @@ fn go_on(driver: &mut Driver) -> Result<(), Stop> {
     driver.cut(1)?;
     driver.checkpoint()?;
     driver.append(1)?;
-    driver.apply(0)
+    driver.apply(0)?;
+    driver.pack_what_is_due()
 }
 
 struct Recording {
@@ -161,7 +265,10 @@ impl Sweep {
         let mut model = Model::new(start, self.lie);
         for (step, op) in recording.log.iter().enumerate() {
             let ledger = recording.ledger.at(step);
-            let is_wanted = only.is_none_or(|only| only == step);
+            let is_wanted = match only {
+                Some(only) => only == step,
+                None => step >= recording.ledger.from,
+            };
             let found = |when, what| format!("CRASH_STEP={step} ({when} {op}): {what}");
             if is_wanted {
                 self.stop_at(&model, &ledger, 2 * step)
@@ -183,6 +290,7 @@ impl Sweep {
             check(SimDisk::new(model.clone(), None), ledger, self.seed)
                 .map_err(|what| format!("killed: {what}"))?;
         }
+        let ledger = &ledger.without_power();
         let picks = EXTREMES.into_iter().chain([Pick::Random; RANDOM_PICKS]);
         for (number, pick) in picks.enumerate() {
             let mut random = Random::of_step(self.seed, 100 * moment + number);
@@ -231,7 +339,7 @@ fn reopen_without_power(driver: &Driver, seed: u64) -> Result<(), Stop> {
     let mut random = Random::new(seed);
     let files = driver.disk.model().cut_power(Pick::Nothing, &mut random);
     let disk = SimDisk::new(Model::new(&files, None), None);
-    Driver::new(disk, driver.ledger.clone(), Random::new(seed)).open()
+    Driver::new(disk, driver.ledger.without_power(), Random::new(seed)).open()
 }
 
 fn sweep(workload: Workload, name: &str) {
@@ -265,8 +373,18 @@ fn a_power_cut_while_a_copy_is_adopted_leaves_the_old_state_or_the_new_one() {
 }
 
 #[test]
+fn a_power_cut_while_data_are_replaced_leaves_the_old_ones_or_the_new_ones_and_all_of_the_log() {
+    sweep(anew, "anew");
+}
+
+#[test]
 fn a_power_cut_while_a_new_history_begins_leaves_the_old_one_or_the_new_one() {
     sweep(forced, "forced");
+}
+
+#[test]
+fn a_power_cut_while_data_are_packed_leaves_the_old_file_or_the_new_one_as_a_whole() {
+    sweep(packs, "packs");
 }
 
 #[test]
@@ -279,15 +397,39 @@ fn the_workload_has_all_that_it_should() {
         released += seen.released;
     }
     assert!(released > 0);
+    let recording = record(1, &Files::new(), Ledger::default(), None, anew).unwrap();
+    let seen = recording.ledger.seen;
+    assert!(seen.replaced > 1 && seen.blobs > 2, "{seen:?}");
+    let recording = record(1, &Files::new(), Ledger::default(), None, packs).unwrap();
+    let seen = recording.ledger.seen;
+    let ends = (seen.packs, seen.packs_again, seen.packs_needless);
+    assert_eq!(ends, (3, 1, 1), "{seen:?}");
+    assert_eq!((seen.packs_given_up, seen.packs_failed), (1, 0), "{seen:?}");
+    assert!(seen.blobs_packed > 2, "{seen:?}");
+    assert!(seen.beside_packs > 3 && seen.blobs_beside > 1, "{seen:?}");
 }
 
 #[test]
 fn a_failed_write_or_sync_ends_everything_and_loses_nothing() {
+    let forgiven = fail_everywhere(&WORKLOADS);
+    assert!(forgiven > 5, "{forgiven}");
+}
+
+#[test]
+fn a_failed_write_or_sync_of_a_pack_ends_that_or_everything_and_loses_nothing() {
+    let forgiven = fail_everywhere(&[("packs", packs)]);
+    // The file goes on as it was.
+    assert!(forgiven > 20, "{forgiven}");
+}
+
+/// Every step of a disk fails. How many failures were forgiven.
+fn fail_everywhere(workloads: &[(&str, Workload)]) -> usize {
     let mut forgiven = 0;
     for seed in seeds().take(1) {
-        for (name, workload) in WORKLOADS {
-            let recording = record(seed, &Files::new(), Ledger::default(), None, workload).unwrap();
-            for step in 0..recording.log.len() {
+        for (name, workload) in workloads {
+            let recording =
+                record(seed, &Files::new(), Ledger::default(), None, *workload).unwrap();
+            for step in recording.ledger.from..recording.log.len() {
                 if from_env("CRASH_STEP").is_some_and(|only| only != step) {
                     continue;
                 }
@@ -296,7 +438,7 @@ fn a_failed_write_or_sync_ends_everything_and_loses_nothing() {
                     _ => vec![io::ErrorKind::Other],
                 };
                 for kind in kinds {
-                    match fail(Failure { step, kind, seed }, workload) {
+                    match fail(Failure { step, kind, seed }, *workload) {
                         Ok(is_forgiven) => forgiven += usize::from(is_forgiven),
                         Err(error) => {
                             panic!("{name}: CRASH_SEED={seed} CRASH_STEP={step} ({kind}): {error}")
@@ -306,7 +448,7 @@ fn a_failed_write_or_sync_ends_everything_and_loses_nothing() {
             }
         }
     }
-    assert!(forgiven > 5, "{forgiven}");
+    forgiven
 }
 
 /// Whether it was forgiven: there was no room, and the node went on.
@@ -336,7 +478,8 @@ fn fail(failure: Failure, workload: Workload) -> Result<bool, String> {
     for pick in [Pick::Nothing, Pick::Prefix] {
         let files = disk.model().cut_power(pick, &mut random);
         let disk = SimDisk::new(Model::new(&files, None), None);
-        check(disk, &driver.ledger, seed).map_err(|what| about(format!("{pick:?}: {what}")))?;
+        let ledger = driver.ledger.without_power();
+        check(disk, &ledger, seed).map_err(|what| about(format!("{pick:?}: {what}")))?;
     }
     // Killed, and the machine stays up: what the failed sync was to bring there may be shown.
     let disk = SimDisk::new(disk.model(), None);
@@ -352,7 +495,7 @@ fn arbiter(disk: &SimDisk, done: &mut u64) -> Result<(), LogDiskError> {
     };
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     let found = Found {
-        identity: driver::identity(0),
+        identity: ledger::identity(0),
         settings: Settings::default(),
     };
     match LogDisk::found(disk.clone(), &directories, &driver::OPTIONS, &found) {

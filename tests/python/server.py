@@ -133,9 +133,13 @@ _ports_used = set()
 
 
 def free_port():
-    """A port below the range of those that the system hands out, so that it stays free."""
+    """A port below the range of those that the system hands out, so that it stays free.
+
+    `STANDBY_TEST_PORTS` is `FROM-TO` if others look for theirs at the same time.
+    """
+    first, last = map(int, os.environ.get('STANDBY_TEST_PORTS', '10000-31000').split('-'))
     while True:
-        port = random.SystemRandom().randrange(10000, 31000)
+        port = random.SystemRandom().randrange(first, last)
         with socket.socket() as s:
             try:
                 s.bind(('127.0.0.1', port))

@@ -246,6 +246,27 @@ impl Checker {
         all
     }
 
+    /// Where the newest log that these have on their disks ends, and the settings as of there: what
+    /// is not committed there still may be, for all that they know.
+    pub(crate) fn newest_of<'a>(
+        &self,
+        history: HistoryId,
+        voters: impl Iterator<Item = &'a Voter>,
+    ) -> (Position, Rc<Settings>) {
+        let lineage = &self.lineages[&history];
+        let logs = voters.filter_map(|voter| self.stable.get(&(history, *voter)));
+        let ends = logs.filter_map(|log| self.entries.get(&log.last()?));
+        let ends = ends.map(|known| {
+            let header = known.entry.header();
+            let (epoch, seq) = (header.epoch, header.seq);
+            (Position { epoch, seq }, known.settings.clone())
+        });
+        let start = (Position::default(), lineage.settings.clone());
+        ends.chain([start])
+            .max_by_key(|(end, _)| *end)
+            .unwrap_or_default()
+    }
+
     /// What was found to be committed, in order.
     pub(crate) fn take_fresh(&mut self) -> Vec<(HistoryId, Epoch, Entry)> {
         std::mem::take(&mut self.fresh)

@@ -78,9 +78,6 @@ struct Mess {
     sees: BTreeSet<(usize, usize)>,
 }
 
-/// How much of what came may come again.
-const HAD_MAX: usize = 12;
-
 impl Daemon {
     pub(crate) fn new(plan: DaemonPlan, nodes: usize, random: Random) -> Self {
         Self {
@@ -308,7 +305,7 @@ impl Daemon {
         }
         if !post.is_repeated {
             attached.had.push_back(post.clone());
-            if attached.had.len() > HAD_MAX {
+            if attached.had.len() > self.plan.had_max {
                 attached.had.pop_front();
             }
         }

@@ -1,6 +1,6 @@
 //! What disks do: their queues, power cuts, and processes that start from what is left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::replica::event::{Event, Options, Serving};
 use crate::replica::members::Voter;
 use crate::replica::message::NodeKind;
 use crate::replica::settings::Settings;
-use crate::store::{Copy, JOURNAL, Job, Kept, Sizes, Sort, Store, lock, unwrap, written};
+use crate::store::{Copy, JOURNAL, Job, Kept, Sizes, Sort, Store, blob_at, lock, unwrap, written};
 use crate::world::{Happening, World};
 use standby::storage::journal::Identity;
 
@@ -90,6 +90,12 @@ impl World {
                 return Ok(());
             }
         };
+        if let Job::Apply { through } = job
+            && process.store.is_held()
+        {
+            self.marks.hit("apply held");
+            self.try_again(node, through);
+        }
         if let Some(event) = event {
             self.job_done(node, &job, &event)?;
             self.check_settled(node)?;
@@ -105,6 +111,40 @@ impl World {
         }
         self.start_disk(node);
         Ok(())
+    }
+
+    /// Less was applied than was to be.
+    fn try_again(&mut self, node: usize, through: Seq) {
+        let time = self.within(500, 1500);
+        let process = self.nodes[node].process.as_ref();
+        let process = process.map_or(0, |process| process.id);
+        let again = Happening::Held {
+            node,
+            process,
+            through,
+        };
+        self.after(time, again);
+    }
+
+    /// What was not applied is asked for again, as the server does it; what has rotted of its
+    /// blobs comes from a peer first.
+    pub(crate) fn go_on_applying(&mut self, node: usize, through: Seq) {
+        let it = &mut self.nodes[node];
+        it.disk.set_full(it.is_full);
+        let Some(process) = it.process.as_mut() else {
+            return;
+        };
+        match process.store.mend() {
+            Ok(mended) => {
+                self.marks.add("blob mended", mended.len() as u64);
+                it.rotten.retain(|digest| !mended.contains(digest));
+                self.push_job(node, Job::Apply { through });
+            }
+            Err(error) => {
+                self.note(node, "disk", || error);
+                self.try_again(node, through);
+            }
+        }
     }
 
     fn applied_now(&mut self, node: usize) -> Vec<Entry> {
@@ -200,7 +240,7 @@ impl World {
         let Some(stable) = self.checker.stable(&it.place()) else {
             return Ok(());
         };
-        let blobs = opened.store.check_blobs(&disk);
+        let blobs = opened.store.check_blobs(&disk, &it.rotten);
         let blobs = blobs.map_err(|error| format!("{}: {error}", it.name))?;
         let last = opened.store.ends().1;
         if last.seq != stable.last_seq() || Some(last.digest) != stable.last() {
@@ -393,6 +433,7 @@ impl World {
             known: Seq::ZERO,
             serving: Serving::default(),
             promoted: None,
+            ordered: None,
             applied,
         });
         let all = self.all_applied(node)?;
@@ -427,6 +468,7 @@ impl World {
         it.disk = SimDisk::new(Model::new(&Files::new(), self.plan.lie), None);
         it.kept = Arc::new(Mutex::new(Kept::default()));
         it.is_damaged = false;
+        it.rotten.clear();
         it.torn = Torn::default();
     }
 
@@ -475,7 +517,10 @@ impl World {
         from: usize,
         at_least: Seq,
     ) -> Checked {
-        let is_there = from < self.nodes.len() && self.reaches(node, from);
+        // One of another history is refused by who reads what it is of.
+        let is_there = from < self.nodes.len()
+            && self.reaches(node, from)
+            && self.nodes[from].history == self.nodes[node].history;
         let copy = is_there.then(|| self.nodes[from].process.as_mut()?.store.snapshot().ok());
         match copy.flatten().filter(|copy| copy.last().seq >= at_least) {
             Some(copy) => {
@@ -492,18 +537,24 @@ impl World {
         let it = &mut self.nodes[node];
         let mut model = it.disk.model();
         let files = model.shown();
+        // Data have no checksums: what rots there nobody can tell, nor of a blob that is there.
+        let data = files.iter().filter(|(path, _)| !path.starts_with(JOURNAL));
+        let data: BTreeSet<u64> = data.map(|(_, contents)| contents.inode).collect();
         let files = files.iter().filter(|(path, contents)| {
             let name = path.to_string_lossy();
-            // A data file has no checksums: what rots there nobody can tell. Blobs have, and nobody
-            // looks at them yet.
             path.starts_with(JOURNAL)
-                && !name.contains("blobs")
+                && !data.contains(&contents.inode)
                 && !contents.is_empty()
                 && (!is_tail || name.ends_with(".segment"))
         });
-        let files: Vec<_> = files
+        let mut files: Vec<_> = files
             .map(|(path, contents)| (path.clone(), contents.len()))
             .collect();
+        // There are few of them.
+        let has_blob = files.iter().any(|(path, _)| blob_at(path).is_some());
+        if has_blob && self.random.percent(50) {
+            files.retain(|(path, _)| blob_at(path).is_some());
+        }
         let Some((path, len)) = files.get(self.random.below(files.len().max(1))).cloned() else {
             return;
         };
@@ -511,6 +562,9 @@ impl World {
             let from = if is_tail { len.saturating_sub(600) } else { 0 };
             let pos = from + self.random.below(len - from);
             model.rot(&path, pos, 1 << self.random.below(8));
+        }
+        if let Some(digest) = blob_at(&path) {
+            it.rotten.insert(digest);
         }
         it.disk = SimDisk::new(model, None);
     }

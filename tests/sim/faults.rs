@@ -126,9 +126,23 @@ impl World {
                 self.nodes[node].is_damaged = true;
                 self.after(down, Happening::Start(node));
             }
+            Fault::Leave { node } => {
+                if !self.may_lose(node) {
+                    return Ok(false);
+                }
+                self.crash(node, true);
+                self.nodes[node].is_gone = true;
+            }
             Fault::Swap { to } => {
                 let to = self.nodes[to].name;
                 return self.administer("swap", |token| Event::Swap { token, to });
+            }
+            Fault::TakeOffice { node } => return self.order_office(node),
+            Fault::StandAside { node, aside } => {
+                if !self.nodes[node].is_up() {
+                    return Ok(false);
+                }
+                self.arrive(node, Event::StandAside(aside))?;
             }
             Fault::Count { node, counted } => {
                 let name = self.nodes[node].name;
@@ -208,6 +222,18 @@ impl World {
         self.asked.insert(self.tokens, (node, what));
         let event = event(Token(self.tokens));
         self.arrive(node, event)?;
+        Ok(true)
+    }
+
+    /// Wants this node to be primary. Whether it was there to be asked.
+    pub(crate) fn order_office(&mut self, node: usize) -> Result<bool, String> {
+        if !self.nodes[node].is_up() {
+            return Ok(false);
+        }
+        self.tokens += 1;
+        self.asked.insert(self.tokens, (node, "office"));
+        let token = Token(self.tokens);
+        self.arrive(node, Event::TakeOffice { token })?;
         Ok(true)
     }
 

@@ -56,6 +56,7 @@ impl World {
         let sort = self.sort(node);
         let it = &self.nodes[node];
         let opened = Store::open(&it.disk, &it.kept, sort)?;
+        opened.store.mend()?;
         let last = opened.store.ends().1;
         drop(opened);
         let inherited: Vec<Entry> = self.checker.log_of(place, last)?;

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use crate::clients::front::FrontMutant;
 use crate::disk::Lie;
-use crate::plan::{Fault, Plan, Planned};
+use crate::plan::{Fault, Plan, Planned, millis, nodes};
+use crate::random::Random;
 use crate::replica::mutant::{Mutant, select};
 use crate::run::{Problem, Watch, run};
+use crate::sweep;
 
 /// What lives longer than this is not caught.
 const SEEDS_MAX: u64 = 2000;
@@ -69,8 +71,7 @@ const LIES: [Lie; 3] = [
 /// Where to begin to look: some are noticed in one of a thousand runs, and this is one of them.
 fn first_seed(broken: Broken) -> u64 {
     match broken {
-        Broken::Core(Mutant::OldAcksCounted) => 1110,
-        Broken::Core(Mutant::TwoChangesAtOnce) => 1836,
+        Broken::Core(Mutant::OldAcksCounted) => 437,
         Broken::Core(Mutant::SeqBeforeEpoch) => 310,
         Broken::Core(Mutant::RecordedEarly) => 788,
         Broken::Front(FrontMutant::HistoryNotLookedAt) => 1201,
@@ -106,15 +107,64 @@ fn plan(seed: u64, broken: Broken) -> Plan {
                 plan = plan.with(at, fault);
             }
         }
+        Broken::Core(Mutant::OldAcksCounted) => old_words(&mut plan),
+        Broken::Core(Mutant::TwoChangesAtOnce) => {
+            plan.contest();
+            change_members(&mut plan);
+        }
         Broken::Core(_) if seed.is_multiple_of(2) => plan.contest(),
         Broken::Core(_) => {}
         Broken::Front(mutant) => {
             plan.clients = 1;
             plan.front = Some(mutant);
+            // Its clients try that address for ever, and no other one again.
+            if matches!(mutant, FrontMutant::WritersRefused) {
+                plan = Plan::quiet(3);
+                (plan.seed, plan.clients, plan.front) = (seed, 1, Some(mutant));
+                let node = seed as usize % 3;
+                plan = plan.with(3000, Fault::Leave { node });
+            }
         }
         Broken::Disk(lie) => plan.lie = Some(lie),
     }
     plan
+}
+
+/// Two of five are parted from the others for a while, one time after the other; and what was said
+/// comes again when they meet.
+fn old_words(plan: &mut Plan) {
+    plan.contest();
+    let random = &mut Random::of_step(plan.seed, 8);
+    plan.nodes = nodes((5, 0, 0, false), random);
+    for node in &mut plan.nodes {
+        (node.priority, node.wall_off) = (10, 0);
+    }
+    (plan.daemon.repeats, plan.daemon.had_max) = (100, 400);
+    plan.faults.clear();
+    let mut at = Duration::from_millis(800);
+    while at < plan.calm_at {
+        let time = millis(random, 200, 1500);
+        let (one, other) = (random.below(5), random.below(5));
+        let groups = (0..5).map(|node| u8::from(node == one || node == other));
+        let groups = groups.collect();
+        let fault = Fault::Partition { groups, time };
+        plan.faults.push(Planned { at, fault });
+        at += time + millis(random, 50, 1200);
+    }
+}
+
+/// Of five or so some are counted no more, and again, all the time.
+fn change_members(plan: &mut Plan) {
+    let random = &mut Random::of_step(plan.seed, 9);
+    let mut at = Duration::from_millis(500);
+    while at < plan.calm_at {
+        let node = random.below(plan.nodes.len());
+        let counted = random.percent(50);
+        let fault = Fault::Count { node, counted };
+        plan.faults.push(Planned { at, fault });
+        at += millis(random, 5, 200);
+    }
+    plan.faults.sort_by_key(|planned| planned.at);
 }
 
 fn select_of(broken: Broken) {
@@ -127,7 +177,11 @@ fn select_of(broken: Broken) {
 fn catch(broken: Broken) -> Option<(u64, Problem)> {
     select_of(broken);
     let first = first_seed(broken);
-    let caught = (first..first + SEEDS_MAX).find_map(|seed| {
+    let seeds = match std::env::var_os("SIM_SEEDS") {
+        Some(_) => sweep::seeds(),
+        None => first..first + SEEDS_MAX,
+    };
+    let caught = seeds.into_iter().find_map(|seed| {
         let outcome = run(&plan(seed, broken), &Watch::default());
         let lost = outcome.marks.count("finish lost") + outcome.marks.count("finish unknown");
         let is_swap = matches!(broken, Broken::Core(Mutant::SwapNotDrained));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::checker::{Place, Torn};
 use crate::disk::SimDisk;
 use crate::group::{MemberId, ViewId};
-use crate::ids::{Epoch, HistoryId, NodeId, Seq};
+use crate::ids::{Digest, Epoch, HistoryId, NodeId, Seq};
 use crate::plan::NodePlan;
 use crate::replica::Replica;
 use crate::replica::event::{Event, Serving};
@@ -31,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) torn: Torn,
     /// Its disk was damaged: it may refuse to start.
     pub(crate) is_damaged: bool,
+    /// Blobs that wait to be applied, and have rotted.
+    pub(crate) rotten: BTreeSet<Digest>,
     /// It is not to come back.
     pub(crate) is_gone: bool,
     pub(crate) slow_disk_until: Duration,
@@ -59,6 +61,8 @@ pub(crate) struct Process {
     pub(crate) known: Seq,
     pub(crate) serving: Serving,
     pub(crate) promoted: Option<Epoch>,
+    /// An administrator had it claim this one.
+    pub(crate) ordered: Option<Epoch>,
     /// What is to be shown to be true of a confirmation: what was exposed when it was asked for.
     pub(crate) applied: Seq,
 }

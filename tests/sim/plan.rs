@@ -64,6 +64,8 @@ pub(crate) struct DaemonPlan {
     pub(crate) lost: usize,
     /// How many of a hundred changes of the view bring old messages again.
     pub(crate) repeats: usize,
+    /// Of how many that came last some may come again.
+    pub(crate) had_max: usize,
     /// How much may wait for a member that does not read.
     pub(crate) backlog: usize,
 }
@@ -129,8 +131,14 @@ pub(crate) enum Fault {
     },
     /// The disk is gone; the node comes back with an empty one.
     LoseDisk { node: usize, down: Duration },
+    /// The machine is gone for good; not by chance.
+    Leave { node: usize },
     /// An administrator does something.
     Swap { to: usize },
+    /// A node is to be primary, if nobody is, whatever its site and its priority are.
+    TakeOffice { node: usize },
+    /// A node is to take no office by itself, or may again.
+    StandAside { node: usize, aside: bool },
     /// A member is to be counted, or not.
     Count { node: usize, counted: bool },
     /// An arbiter is to be there, or not.
@@ -162,7 +170,10 @@ impl Fault {
             Self::FullDisk { .. } => "full disk",
             Self::Rot { .. } => "bit flips",
             Self::LoseDisk { .. } => "lost disk",
+            Self::Leave { .. } => "machine gone",
             Self::Swap { .. } => "swap",
+            Self::TakeOffice { .. } => "order to take office",
+            Self::StandAside { .. } => "order to stand aside",
             Self::Count { .. } => "member change",
             Self::Arbiter { .. } => "arbiter change",
             Self::Pack => "pack",
@@ -197,7 +208,7 @@ impl Plan {
         let lag_max = [50, 800, 3000][random.below(3)];
         let mut plan = Self {
             seed,
-            lease: millis(random, 500, 2500),
+            lease: millis(random, 500, 2500) * [1, 1, 1, 5][random.below(4)],
             calm_at,
             faults: Vec::new(),
             load: Load {
@@ -209,6 +220,7 @@ impl Plan {
                 view_lag: millis(random, 5, lag_max),
                 lost: [0, 30, 80][random.below(3)],
                 repeats: [0, 20, 80][random.below(3)],
+                had_max: 12,
                 backlog: [40, 200, 1000][random.below(3)],
             },
             has_storage: random.percent(25),
@@ -255,6 +267,7 @@ impl Plan {
             let time = millis(random, 50, 3 * gap);
             let fault = if random.percent(operators) {
                 match random.below(5) {
+                    0 if time.as_micros().is_multiple_of(2) => Fault::TakeOffice { node },
                     0 => Fault::Swap { to: node },
                     _ => Fault::Count {
                         node,
@@ -316,6 +329,7 @@ impl Plan {
                 view_lag: Duration::from_millis(20),
                 lost: 0,
                 repeats: 0,
+                had_max: 12,
                 backlog: 1000,
             },
             has_storage: false,
@@ -334,7 +348,7 @@ impl Plan {
     }
 }
 
-fn nodes(
+pub(crate) fn nodes(
     (voters, observers, arbiters, two_sites): (usize, usize, usize, bool),
     random: &mut Random,
 ) -> Vec<NodePlan> {
@@ -491,7 +505,12 @@ fn operation(plan: &Plan, random: &mut Random) -> Fault {
             node,
             wanted: random.percent(60),
         },
-        _ => Fault::Pack,
+        8 => Fault::TakeOffice { node },
+        _ if random.percent(50) => Fault::Pack,
+        _ => Fault::StandAside {
+            node,
+            aside: random.percent(70),
+        },
     }
 }
 

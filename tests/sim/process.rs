@@ -12,6 +12,7 @@ use crate::replica::event::{Action, Event, Notice, Writers};
 use crate::replica::message::{Content, Fetch, Fetched, Message, NodeKind, Role, Supply};
 use crate::store::{Job, change_of};
 use crate::world::{Happening, World};
+use standby::limits::PACE_MAX;
 
 /// Bytes of entries in the answer to a fetch.
 const FETCHED_LEN_MAX: u64 = 8 * 1024;
@@ -64,6 +65,9 @@ impl World {
         let after = (process.replica.role(), process.replica.promised());
         if let Some(mark) = mark_of(before, after, is_of_primary) {
             self.marks.hit(mark);
+        }
+        if after.0 == Role::Primary && process.ordered.take_if(|it| *it == after.1).is_some() {
+            self.marks.hit("office taken by order");
         }
         for action in actions {
             if !self.nodes[node].is_up() {
@@ -172,9 +176,14 @@ impl World {
                     }
                     return Err(format!("{token:?} is answered twice, or was never asked"));
                 };
+                if what == "office" && result.is_ok() {
+                    process.ordered = Some(process.replica.promised());
+                }
                 self.marks.hit(match (what, result.is_ok()) {
                     ("swap", true) => "swap done",
                     ("swap", false) => "swap failed",
+                    ("office", true) => "office ordered",
+                    ("office", false) => "order of office refused",
                     ("members", true) => "member changed",
                     ("members", false) => "member change refused",
                     ("arbiter", true) => "arbiter changed",
@@ -263,8 +272,9 @@ impl World {
         let Some(view) = &process.view else {
             return Err(format!("I15: {} sends without a view", it.name));
         };
-        // One that does not unblock is waited for half a lease.
-        if self.now >= view.since + self.plan.lease.mul_f64(0.49) {
+        // One that does not unblock is waited for half a lease, and a second at most.
+        let wait = self.plan.lease.min(PACE_MAX).mul_f64(0.49);
+        if self.now >= view.since + wait {
             return Ok(());
         }
         let none = BTreeSet::new();

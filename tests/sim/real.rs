@@ -1,11 +1,13 @@
 //! The disk of a node as the server uses it: journal, data file, settings.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use standby::server::log_disk::{
+use standby::log_disk::{
     Directories, DiskAction, Found, LogDisk, LogDiskError, Options, Snapshot, StoragePaths,
+    copy_beside,
 };
 use standby::storage::disk::Disk;
 use standby::storage::iterate::Transactions;
@@ -13,8 +15,8 @@ use standby::storage::journal::Identity;
 
 use crate::disk::SimDisk;
 use crate::entry::{Entry, Point};
-use crate::ids::{Epoch, Seq, Tid};
-use crate::replica::event::{Event, Start};
+use crate::ids::{Digest, Epoch, Seq, Tid};
+use crate::replica::event::{Event, LogStart, Start};
 use crate::replica::settings::Settings;
 use crate::store::{JOURNAL, Job, Sizes, Written, blobs_of};
 
@@ -26,6 +28,7 @@ const BLOBS: &str = "data/blobs";
 
 /// A node's disk in use.
 pub(crate) struct RealStore {
+    files: Arc<dyn Disk>,
     disk: LogDisk,
     taken: Seq,
 }
@@ -91,15 +94,10 @@ impl RealStore {
         sizes: Sizes,
     ) -> Result<(), String> {
         make_directory(disk)?;
-        let disk = Arc::new(disk.clone());
-        LogDisk::seed(
-            disk,
-            &directories(true),
-            &options(sizes),
-            &identity,
-            snapshot,
-        )
-        .map_err(text)
+        let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        let directories = directories(true);
+        let beside = copy_beside(&disk, &directories, snapshot, &mut |_, _| true).map_err(text)?;
+        LogDisk::seed(disk, &directories, &options(sizes), &identity, beside).map_err(text)
     }
 
     pub(crate) fn open(
@@ -107,11 +105,11 @@ impl RealStore {
         has_data: bool,
         sizes: Sizes,
     ) -> Result<(Self, Start), String> {
-        let disk = Arc::new(disk.clone());
-        let opened = LogDisk::open(disk, &directories(has_data), &options(sizes));
+        let files: Arc<dyn Disk> = Arc::new(disk.clone());
+        let opened = LogDisk::open(files.clone(), &directories(has_data), &options(sizes));
         let (disk, start) = opened.map_err(text)?;
         let taken = disk.applied();
-        Ok((Self { disk, taken }, start))
+        Ok((Self { files, disk, taken }, start))
     }
 
     pub(crate) fn run(&mut self, job: Job) -> Result<Option<Event>, String> {
@@ -128,7 +126,7 @@ impl RealStore {
                 let Some(snapshot) = copy.real() else {
                     return Err("no copy".to_owned());
                 };
-                return match self.disk.adopt(snapshot) {
+                return match self.adopt(snapshot) {
                     Ok(log) => {
                         self.taken = self.disk.applied();
                         Ok(Some(Event::Copied {
@@ -144,19 +142,46 @@ impl RealStore {
         self.disk.run(action).map_err(text)
     }
 
+    fn adopt(&mut self, snapshot: &Snapshot) -> Result<LogStart, LogDiskError> {
+        let directories = directories(true);
+        let beside = copy_beside(&self.files, &directories, snapshot, &mut |_, _| true)?;
+        self.disk.adopt(beside)
+    }
+
     /// What entries name has to be there before they are.
     fn bring_blobs(&self, entries: &[Entry]) -> Result<(), String> {
         let missing = self.disk.missing_blobs(entries).map_err(text)?;
         for (name, content) in entries.iter().filter_map(blobs_of) {
-            if missing.contains(&name) {
+            if missing.iter().any(|it| it.name == name) {
                 self.disk.put_blob(name, &[content]).map_err(text)?;
             }
         }
         Ok(())
     }
 
-    /// I14: the blobs of all that is on this disk are there, as a whole.
-    pub(crate) fn check_blobs(&self, disk: &SimDisk) -> Result<u64, String> {
+    pub(crate) const fn is_held(&self) -> bool {
+        self.disk.hold().is_some()
+    }
+
+    /// Blobs that were found to be damaged are there again.
+    pub(crate) fn mend(&self) -> Result<Vec<Digest>, String> {
+        let lost = self.disk.lost_blobs().map_err(text)?;
+        for blob in &lost {
+            let entries = self.entries(blob.seq, blob.seq, 1).unwrap_or_default();
+            for (name, content) in entries.iter().filter_map(blobs_of) {
+                self.disk.put_blob(name, &[content]).map_err(text)?;
+            }
+        }
+        Ok(lost.into_iter().map(|blob| blob.name.digest).collect())
+    }
+
+    /// I14: the blobs of all that is on this disk are there, as a whole, but for those that have
+    /// rotted before they were applied.
+    pub(crate) fn check_blobs(
+        &self,
+        disk: &SimDisk,
+        rotten: &BTreeSet<Digest>,
+    ) -> Result<u64, String> {
         let (first, last) = self.ends();
         let entries = self.entries(first, last.seq, u64::MAX).unwrap_or_default();
         let applied = self.disk.applied();
@@ -168,7 +193,9 @@ impl RealStore {
             count += 1;
             if entry.header().seq > applied {
                 let missing = self.disk.missing_blobs(std::slice::from_ref(entry));
-                if !missing.map_err(text)?.is_empty() {
+                let mut missing = missing.map_err(text)?;
+                missing.retain(|blob| !rotten.contains(&blob.name.digest));
+                if !missing.is_empty() {
                     return Err(format!(
                         "I14: the blob of {} is not here",
                         entry.header().seq

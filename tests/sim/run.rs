@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::plan::Plan;
 use crate::random::Random;
 use crate::replica::event::Writers;
 use crate::replica::members::{Arbiter, Members, Voter};
-use crate::replica::message::NodeKind;
+use crate::replica::message::{NodeKind, Position};
 use crate::replica::settings::Settings;
 use crate::stock::Stock;
 use crate::store::{Kept, Store};
@@ -29,6 +30,9 @@ use standby::storage::journal::Identity;
 /// Time for all to be well again when faults have ended: a lease, a start, catch-up and an election
 /// or two; most of it is for clients, which wait before they try again.
 const CALM_TIME: Duration = Duration::from_secs(90);
+
+/// How long an administrator waits for others to lead, and for what he has ordered.
+const ORDER_EVERY: Duration = Duration::from_secs(5);
 
 /// How a run went.
 pub(crate) struct Outcome {
@@ -137,6 +141,7 @@ pub(crate) fn build(plan: Plan) -> World {
             wall_off: plan.wall_off * 1_000_000,
             torn: crate::checker::Torn::default(),
             is_damaged: false,
+            rotten: BTreeSet::new(),
             is_gone: false,
             slow_disk_until: Duration::ZERO,
             slow_links_until: Duration::ZERO,
@@ -202,23 +207,46 @@ impl World {
         self.settle()?;
         self.run_until(self.plan.calm_at)?;
         self.calm()?;
-        if !self.can_be_led() {
-            self.marks.hit("nobody left who may lead");
-            self.run_until(self.now + Duration::from_secs(5))?;
-            return self.end();
-        }
         let end = self.now + CALM_TIME;
+        let mut order_at = self.now + ORDER_EVERY;
         let mut goal = None;
         loop {
             let next = self.now + Duration::from_millis(100);
             self.run_until(next)?;
             match self.is_well(&mut goal) {
                 Ok(()) => break,
+                // Too many disks are gone, one of them by damage that was found behind the faults.
+                Err(_) if self.now >= order_at && !self.is_quorum_left() => {
+                    self.marks.hit("no quorum left");
+                    break;
+                }
                 Err(what) if self.now >= end => return Err(format!("{what}{}", self.describe())),
                 Err(_) => {}
             }
+            if self.now >= order_at {
+                order_at = self.now + ORDER_EVERY;
+                self.lead_by_order()?;
+            }
         }
         self.end()
+    }
+
+    /// Where nobody leads by himself, as all that may are gone, an administrator chooses the best
+    /// of those who are left, until it is in office.
+    fn lead_by_order(&mut self) -> Checked {
+        if self.primary().is_some() || self.can_be_led() {
+            return Ok(());
+        }
+        let (_, settings) = self.newest_left(&self.checker.settings(self.history).members);
+        let voters = self.nodes.iter().enumerate();
+        let voters = voters.filter(|(_, it)| settings.members.is_voter(&it.voter));
+        let last = |it: &Node| it.process.as_ref().map(|process| process.replica.last());
+        let best = voters.max_by_key(|(_, it)| (last(it), it.plan.priority));
+        if let Some((best, _)) = best {
+            self.marks.hit("nobody left who may lead");
+            self.order_office(best)?;
+        }
+        Ok(())
     }
 
     /// How things are with all nodes.
@@ -285,44 +313,54 @@ impl World {
                 );
             }
         }
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].is_up() {
+                self.arrive(node, crate::replica::event::Event::StandAside(false))?;
+            }
+        }
         self.daemon.merge(self.now);
         self.users.calm(self.now);
         self.settle()
     }
 
-    /// Whether enough of those who are counted are left, and one of them who may lead.
-    fn can_be_led(&self) -> bool {
-        let settings = self.checker.settings(self.history);
-        self.checker
-            .all_members(self.history)
-            .iter()
-            .all(|it| self.can_lead(it, &settings))
+    /// Whether enough of those who are counted are left.
+    fn is_quorum_left(&self) -> bool {
+        let all = self.checker.all_members(self.history);
+        all.iter().all(|members| {
+            let left = self.left_of(members).count();
+            let is_left = |voter: &Voter| self.nodes.iter().any(|node| node.voter == *voter);
+            match &members.arbiter {
+                None => 2 * left > members.voters.len(),
+                Some(arbiter) => {
+                    left + usize::from(is_left(&arbiter.node)) >= 2
+                        && arbiter.in_sync.iter().any(is_left)
+                }
+            }
+        })
     }
 
-    fn can_lead(&self, members: &Members, settings: &Settings) -> bool {
-        let Members { voters, arbiter } = members;
-        let is_left = |voter: &Voter| {
-            self.nodes
-                .iter()
-                .any(|node| node.voter == *voter && !node.is_gone)
-        };
-        let left: Vec<&Node> = self
-            .nodes
-            .iter()
-            .filter(|node| voters.contains(&node.voter))
-            .collect();
-        let may_lead = |node: &&Node| {
-            let plan = &node.plan;
-            plan.priority > 0 && (settings.home.is_empty() || settings.home == plan.site)
-        };
-        let is_enough = match arbiter {
-            None => 2 * left.len() > voters.len(),
-            Some(arbiter) => {
-                left.len() + usize::from(is_left(&arbiter.node)) >= 2
-                    && arbiter.in_sync.iter().any(is_left)
-            }
-        };
-        is_enough && left.iter().any(may_lead)
+    /// Whether one of those who are counted may lead by himself.
+    fn can_be_led(&self) -> bool {
+        let all = self.checker.all_members(self.history);
+        all.iter().all(|members| {
+            let (newest, settings) = self.newest_left(members);
+            self.left_of(members).any(|node| {
+                let plan = &node.plan;
+                let is_home = settings.home.is_empty() || settings.home == plan.site;
+                is_home && (plan.priority > 0 || newest.epoch.node == node.name)
+            })
+        })
+    }
+
+    /// Voters whose disks are not gone.
+    fn left_of(&self, members: &Members) -> impl Iterator<Item = &Node> {
+        let nodes = self.nodes.iter();
+        nodes.filter(|node| members.is_voter(&node.voter))
+    }
+
+    fn newest_left(&self, members: &Members) -> (Position, Rc<Settings>) {
+        let left = self.left_of(members).map(|node| &node.voter);
+        self.checker.newest_of(self.history, left)
     }
 
     /// L1 and L2. `goal`: what was committed when all users were served, and has to get everywhere.

@@ -71,6 +71,15 @@ fn another_node_leads_when_the_primary_dies() {
 }
 
 #[test]
+fn clients_go_on_when_a_machine_is_gone_for_good() {
+    for node in 0..3 {
+        let mut plan = Plan::quiet(3).with(3000, Fault::Leave { node });
+        plan.clients = 1;
+        expect(&plan, &["finish answered"]);
+    }
+}
+
+#[test]
 fn all_is_there_when_the_power_comes_back() {
     let mut plan = Plan::quiet(3);
     for at in [1500, 4000, 6500] {
@@ -195,7 +204,8 @@ fn a_full_disk_of_a_primary_takes_back_what_it_only_knew() {
             at,
             Fault::FullDisk {
                 node,
-                time: millis(1500),
+                // What a slow disk has begun is done by then.
+                time: millis(4200),
             },
         );
     }
@@ -229,6 +239,49 @@ fn nobody_is_removed_whom_a_quorum_needs() {
     expect(
         &plan,
         &["re-seeded", "member change refused", "finish committed"],
+    );
+}
+
+/// It has to be believed who it is by who knows more, with whatever the late one has.
+#[test]
+fn who_was_away_follows_one_whose_disk_was_replaced_meanwhile() {
+    let plan = Plan::quiet(5)
+        .with(
+            2000,
+            Fault::Crash {
+                node: 4,
+                power: false,
+                down: millis(7000),
+            },
+        )
+        .with(
+            2500,
+            Fault::LoseDisk {
+                node: 0,
+                down: millis(100),
+            },
+        )
+        .with(
+            5500,
+            Fault::Count {
+                node: 0,
+                counted: false,
+            },
+        )
+        .with(
+            6500,
+            Fault::Count {
+                node: 0,
+                counted: true,
+            },
+        )
+        .with(7500, Fault::Swap { to: 0 });
+    let outcome = expect(&plan, &["re-seeded", "member changed", "swap done"]);
+    assert_eq!(
+        outcome.marks.count("member changed"),
+        2,
+        "{:?}",
+        outcome.marks
     );
 }
 

@@ -1,7 +1,7 @@
 //! What executes a replica's disk actions: the server's own part, or a journal with a list for the
 //! data, which is faster and which mutants of the core can be run on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +17,7 @@ use crate::replica::members::{Members, Voter};
 use crate::replica::message::Position;
 use crate::replica::settings::{Change, Kind, Settings};
 #[cfg(not(mutants))]
-use standby::server::log_disk::Snapshot;
+use standby::log_disk::Snapshot;
 use standby::storage::disk::Disk;
 use standby::storage::journal::{Create, EpochRow, Identity, Journal, JournalError, Options};
 use standby::storage::transfer::{BlobName, Record, Transfer};
@@ -39,9 +39,9 @@ pub(crate) enum Job {
 /// A copy of a database.
 #[derive(Debug)]
 pub(crate) enum Copy {
-    List(ListCopy),
+    List(Box<ListCopy>),
     #[cfg(not(mutants))]
-    Real(Snapshot),
+    Real(Box<Snapshot>),
 }
 
 #[derive(Debug)]
@@ -135,11 +135,34 @@ impl Store {
     }
 
     /// See [`RealStore::check_blobs`]; how many there are.
-    pub(crate) fn check_blobs(&self, disk: &SimDisk) -> Result<u64, String> {
+    pub(crate) fn check_blobs(
+        &self,
+        disk: &SimDisk,
+        rotten: &BTreeSet<Digest>,
+    ) -> Result<u64, String> {
+        let _ = (disk, rotten);
         match self {
             Self::List(_) => Ok(0),
             #[cfg(not(mutants))]
-            Self::Real(store) => store.check_blobs(disk),
+            Self::Real(store) => store.check_blobs(disk, rotten),
+        }
+    }
+
+    /// Whether less was applied than was to be.
+    pub(crate) const fn is_held(&self) -> bool {
+        match self {
+            Self::List(_) => false,
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.is_held(),
+        }
+    }
+
+    /// Brings the blobs that have rotted: these.
+    pub(crate) fn mend(&self) -> Result<Vec<Digest>, String> {
+        match self {
+            Self::List(_) => Ok(Vec::new()),
+            #[cfg(not(mutants))]
+            Self::Real(store) => store.mend(),
         }
     }
 
@@ -283,9 +306,9 @@ impl Store {
 
     pub(crate) fn snapshot(&mut self) -> Result<Copy, String> {
         match self {
-            Self::List(store) => store.snapshot().map(Copy::List),
+            Self::List(store) => store.snapshot().map(|copy| Copy::List(Box::new(copy))),
             #[cfg(not(mutants))]
-            Self::Real(store) => store.snapshot().map(Copy::Real),
+            Self::Real(store) => store.snapshot().map(|copy| Copy::Real(Box::new(copy))),
         }
     }
 }
@@ -331,6 +354,12 @@ fn blob_of(data: &[u8]) -> Option<(BlobName, Bytes)> {
         digest,
     };
     has_blob.then(|| (name, content.into()))
+}
+
+/// The blob whose file this is, while it waits to be applied.
+pub(crate) fn blob_at(path: &Path) -> Option<Digest> {
+    let name = path.strip_prefix(Path::new(JOURNAL).join("blobs")).ok()?;
+    Digest::from_hex(name.to_str()?)
 }
 
 /// The blobs that an entry names, with their contents.

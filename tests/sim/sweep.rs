@@ -14,7 +14,7 @@ use crate::run::{Outcome, Problem, Watch, run};
 const SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 2000 };
 
 /// What has to have happened in so many seeds.
-const MARKS: [&str; 38] = [
+const MARKS: [&str; 42] = [
     "blob looked at",
     "S1 rewind",
     "S2 barrier committed old",
@@ -26,6 +26,7 @@ const MARKS: [&str; 38] = [
     "office renewed",
     "primary beaten",
     "append dropped",
+    "apply held",
     "arbiter changed",
     "cache cleared",
     "catch-up by copy",
@@ -47,6 +48,9 @@ const MARKS: [&str; 38] = [
     "member change refused",
     "message lost",
     "no room",
+    "nobody left who may lead",
+    "office taken by order",
+    "order of office refused",
     "other disk seen",
     "other history seen",
     "pack begun",

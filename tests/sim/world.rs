@@ -58,6 +58,12 @@ pub(crate) enum Happening {
         node: usize,
         process: u64,
     },
+    /// What was not applied is to be asked for again.
+    Held {
+        node: usize,
+        process: u64,
+        through: Seq,
+    },
     Packed {
         node: usize,
         process: u64,
@@ -302,6 +308,16 @@ impl World {
             Happening::DiskDone { node, process } => {
                 if self.is_running(node, process) {
                     self.disk_done(node)?;
+                }
+                Ok(())
+            }
+            Happening::Held {
+                node,
+                process,
+                through,
+            } => {
+                if self.is_running(node, process) {
+                    self.go_on_applying(node, through);
                 }
                 Ok(())
             }

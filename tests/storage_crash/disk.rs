@@ -28,7 +28,7 @@ pub(crate) type Files = BTreeMap<PathBuf, Contents>;
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct Contents {
     /// It stays the same when the power comes back.
-    inode: u64,
+    pub(crate) inode: u64,
     bytes: Vec<u8>,
 }
 

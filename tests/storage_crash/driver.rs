@@ -278,6 +278,12 @@ impl Driver {
                 }
                 Event::OidsRaised { .. } | Event::Spilled(_) => {}
                 Event::Packed(ended) => self.on_packed(ended)?,
+                Event::Propose(_)
+                | Event::Offer(..)
+                | Event::Withdraw(_)
+                | Event::OidsWanted { .. } => {
+                    return Err(Stop::Wrong("there is no log".to_owned()));
+                }
             }
         }
         Ok(())
@@ -289,7 +295,7 @@ impl Driver {
             return Err(Stop::Wrong(format!("{} was not in flight", commit.tid)));
         };
         let entry = &mut self.ledger.entries[place];
-        if (commit.txn, commit.tid) != (id, entry.txn.tid) {
+        if (commit.txn, commit.tid) != (Some(id), entry.txn.tid) {
             let expected = entry.txn.tid;
             return Err(Stop::Wrong(format!("{commit:?}, but {expected} was next")));
         }

@@ -167,7 +167,7 @@ fn state_fields(state: &State) -> Fields {
         NodeKind::Observer => "observer",
         NodeKind::Arbiter => "arbiter",
     };
-    vec![
+    let mut fields = vec![
         ("role", role.into()),
         ("promised", epoch(state.promised)),
         ("last", position(state.last)),
@@ -181,7 +181,9 @@ fn state_fields(state: &State) -> Fields {
         ("history_from", state.history_from.into()),
         ("clock", Field::Time(state.wall)),
         ("view", hex(&state.view.0)),
-    ]
+    ];
+    fields.extend(members_fields(&state.members));
+    fields
 }
 
 fn record_fields(record: &Record) -> Fields {

@@ -153,6 +153,7 @@ fn a_copy_is_not_taken_from_who_has_less() {
         kind: NodeKind::Data,
         site: "here".to_owned(),
         home: "here".to_owned(),
+        members: Members::default(),
         priority: 10,
         history_from: Tid::ZERO,
         wall: now.wall,
@@ -262,16 +263,12 @@ fn of_two_with_one_name_one_is_promised_an_epoch() {
     assert!(offices.len() <= 1, "several are in office: {offices:?}");
 }
 
-fn outdone(world: &World, at: usize, by: usize) -> Event {
+/// What a node says of itself, but for what is changed in it.
+fn stated(world: &World, at: usize, by: usize, change: impl FnOnce(&mut State)) -> Event {
     let replica = &world.nodes[by].replica;
-    let counter = replica.promised().counter + 5;
-    let epoch = Epoch {
-        counter,
-        node: name(by),
-    };
-    let state = State {
+    let mut state = State {
         view: world.nodes[at].replica.view.as_ref().unwrap().id,
-        promised: epoch,
+        promised: replica.promised(),
         last: replica.last(),
         committed: replica.committed(),
         applied: replica.committed(),
@@ -280,10 +277,12 @@ fn outdone(world: &World, at: usize, by: usize) -> Event {
         kind: NodeKind::Data,
         site: "here".to_owned(),
         home: "here".to_owned(),
+        members: replica.log.settings().members.clone(),
         priority: 10,
         history_from: Tid::ZERO,
         wall: world.now.wall,
     };
+    change(&mut state);
     Event::Message {
         from: world.nodes[by].member.clone(),
         message: Message {
@@ -295,6 +294,15 @@ fn outdone(world: &World, at: usize, by: usize) -> Event {
             content: Content::State(Box::new(state)),
         },
     }
+}
+
+fn outdone(world: &World, at: usize, by: usize) -> Event {
+    stated(world, at, by, |state| {
+        state.promised = Epoch {
+            counter: state.promised.counter + 5,
+            node: name(by),
+        };
+    })
 }
 
 /// review-5
@@ -528,6 +536,31 @@ fn a_pack_that_was_ordered_is_done_after_a_restart() {
     );
 }
 
+#[test]
+fn a_pack_includes_those_that_were_ordered_before_and_nothing_to_come() {
+    let mut world = World::of_voters(3);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    world.finish(0, 1);
+    let mut order = |token, tid| {
+        let (token, storage) = (Token(token), "1".to_owned());
+        let order = Event::OrderPack {
+            token,
+            storage,
+            tid,
+        };
+        world.give(0, order);
+        let replica = &world.nodes[0].replica;
+        (replica.log.settings().packs["1"], replica.log.last_tid())
+    };
+    let (first, last_tid) = order(5, Tid::MAX);
+    assert_eq!(first.tid, last_tid);
+    // Whoever has not done the first one yet does both.
+    let (second, _) = order(6, Tid(1));
+    assert_eq!(second.tid, first.tid);
+    assert!(second.at > first.at);
+}
+
 /// review-12
 #[test]
 fn a_full_disk_and_a_cut_at_the_same_time() {
@@ -611,4 +644,184 @@ fn an_arbiter_writes_nothing_for_a_commit() {
     let records = |action: &&Action| matches!(action, Action::Record(..));
     let count = world.nodes[2].told.iter().filter(records).count();
     assert!(count <= 1, "{count} records for 50 commits");
+}
+
+/// Seed 28207
+#[test]
+fn who_is_not_counted_does_not_say_where_the_primary_is_to_be() {
+    let members = Members {
+        voters: (0..3).map(voter).collect(),
+        arbiter: None,
+    };
+    let mut world = World::new(&[NodeKind::Data; 4], &members);
+    world.view(&[0, 1, 2, 3]);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.open(), [0]);
+    // One of another site led, and its barrier entry got to the fourth node and to no voter.
+    let mut last = world.nodes[1].replica.last();
+    last.epoch.counter += 1;
+    last.epoch.node = name(2);
+    last.seq = last.seq.next();
+    (0..3).for_each(|at| world.view(&[at]));
+    world.pass(Duration::from_secs(5));
+    world.nodes[3].is_up = false;
+    world.view(&[0, 1, 3]);
+    for at in [0, 1] {
+        let event = stated(&world, at, 3, |state| {
+            state.last = last;
+            (state.site, state.home) = ("away".to_owned(), "away".to_owned());
+        });
+        world.give(at, event);
+    }
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.open(), [0]);
+}
+
+/// Seed 33003
+#[test]
+fn who_was_given_the_office_leads_again_if_nobody_else_of_its_site_can() {
+    for is_other_there in [false, true] {
+        let mut world = World::of_voters(3);
+        for at in 1..3 {
+            let options = &mut world.nodes[at].replica.options;
+            options.site = "away".to_owned();
+            options.priority = u32::from(at == 1 && is_other_there);
+        }
+        world.view(&[0, 1, 2]);
+        world.pass(Duration::from_secs(1));
+        world.swap(0, 2, 90);
+        assert_eq!(world.open(), [2]);
+        world.finish(2, 1);
+        world.pass(Duration::from_secs(1));
+        // The power of all goes, and comes back.
+        (0..3).for_each(|at| world.restart(at));
+        world.view(&[0, 1, 2]);
+        world.pass(Duration::from_secs(8));
+        assert_eq!(world.open(), [if is_other_there { 1 } else { 2 }]);
+    }
+}
+
+/// Its log ends behind so many entries: those behind were never synced.
+fn lose_tail(world: &mut World, at: usize, count: usize, members: &Members) {
+    let node = &mut world.nodes[at];
+    node.log.truncate(count);
+    let committed = node.log.last().unwrap().header().seq;
+    let log = LogStart {
+        settings: Settings {
+            members: members.clone(),
+            ..Settings::default()
+        },
+        ..log_start(node)
+    };
+    assert_eq!(log.committed, committed);
+    node.applied = committed;
+    let start = Start {
+        history: HISTORY,
+        me: node.replica.me,
+        promised: node.replica.durable,
+        log,
+    };
+    let options = node.replica.options.clone();
+    node.replica = Replica::new(options, start, world.now);
+    node.serving = Serving::default();
+}
+
+/// Seed 58834
+#[test]
+fn a_voter_that_has_lost_what_made_it_one_leads_if_nobody_else_may() {
+    let members = Members {
+        voters: (0..2).map(voter).collect(),
+        arbiter: None,
+    };
+    for is_ordered in [false, true] {
+        let mut world = World::new(&[NodeKind::Data; 3], &members);
+        world.nodes[1].replica.options.priority = 0;
+        world.view(&[0, 1, 2]);
+        world.pass(Duration::from_secs(1));
+        let known = world.nodes[2].log.len();
+        let token = Token(1);
+        let change = MemberChange::Add(name(2));
+        world.give(0, Event::ChangeMembers { token, change });
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.answer(0, 1), Some(Ok(())));
+        world.finish(0, 2);
+        world.pass(Duration::from_secs(1));
+        let committed = world.nodes[1].log.clone();
+        // The disk of the primary is gone, and one loses power.
+        world.nodes[0].is_up = false;
+        lose_tail(&mut world, 2, known, &members);
+        if is_ordered {
+            // An administrator has it do so.
+            world.nodes[2].replica.options.priority = 0;
+            world.view(&[1, 2]);
+            world.pass(Duration::from_secs(10));
+            assert_eq!(world.open(), [0; 0]);
+            let token = Token(3);
+            world.give(2, Event::TakeOffice { token });
+            assert_eq!(world.answer(2, 3), Some(Ok(())));
+        } else {
+            world.view(&[1, 2]);
+        }
+        world.pass(Duration::from_secs(8));
+        assert_eq!(world.open(), [2]);
+        assert_eq!(world.nodes[2].log[..committed.len()], committed);
+        world.finish(2, 4);
+        world.pass(Duration::from_secs(1));
+        assert!(matches!(
+            world.outcome(2, 4),
+            Some(Outcome::Committed { .. })
+        ));
+        world.assert_level(&[1, 2]);
+    }
+}
+
+/// Seed 203861: who is left at home does not know that the other one, who is away, is a voter.
+#[test]
+fn a_voter_of_another_site_that_alone_knows_that_it_is_one_leads_if_it_is_ordered_to() {
+    let members = Members {
+        voters: (0..2).map(voter).collect(),
+        arbiter: None,
+    };
+    let mut world = World::new(&[NodeKind::Data; 3], &members);
+    world.nodes[2].replica.options.site = "away".to_owned();
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    let known = world.nodes[1].log.len();
+    let token = Token(1);
+    let change = MemberChange::Add(name(2));
+    world.give(0, Event::ChangeMembers { token, change });
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.answer(0, 1), Some(Ok(())));
+    world.finish(0, 2);
+    world.pass(Duration::from_secs(1));
+    let committed = world.nodes[2].log.clone();
+    world.nodes[0].is_up = false;
+    lose_tail(&mut world, 1, known, &members);
+    world.view(&[1, 2]);
+    world.pass(Duration::from_secs(10));
+    let token = Token(3);
+    world.give(2, Event::TakeOffice { token });
+    assert_eq!(world.answer(2, 3), Some(Ok(())));
+    world.pass(Duration::from_secs(8));
+    assert_eq!(world.open(), [2]);
+    assert_eq!(world.nodes[2].log[..committed.len()], committed);
+    world.finish(2, 4);
+    world.pass(Duration::from_secs(1));
+    let outcome = world.outcome(2, 4);
+    assert!(matches!(outcome, Some(Outcome::Committed { .. })));
+    world.assert_level(&[1, 2]);
+}
+
+/// The second best claimed before anybody answered the best.
+#[test]
+fn the_best_leads_when_all_start_at_once() {
+    let mut world = World::of_voters(3);
+    for (at, priority) in [10, 30, 20].into_iter().enumerate() {
+        let replica = &mut world.nodes[at].replica;
+        replica.options.priority = priority;
+        replica.reticent_until = world.now.instant + replica.options.lease;
+    }
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(4));
+    assert_eq!(world.open(), [1]);
 }

@@ -1,7 +1,7 @@
 //! Where the file of a blob stands: `<directory of the oid>/<tid>.blob`, as in ZODB's
 //! `blob.FilesystemHelper` (the layouts `bushy` and `lawn`).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -176,6 +176,35 @@ impl BlobDirectory {
         })
     }
 
+    /// Committed blobs in the order of oids and tids, behind `after`; so many at most.
+    ///
+    /// # Errors
+    ///
+    /// A directory cannot be read.
+    pub fn list(
+        &self,
+        disk: &dyn Disk,
+        after: Option<(Oid, Tid)>,
+        count: usize,
+    ) -> io::Result<Vec<(Oid, Tid)>> {
+        let mut listing = Listing {
+            disk,
+            from: after.map_or(0, |(oid, _)| oid.0),
+            after,
+            count,
+            found: Vec::new(),
+        };
+        match self.layout {
+            Layout::Bushy => listing.descend(self, &self.base, 0, 0)?,
+            Layout::Lawn => {
+                for number in listing.numbers(&self.base, "")? {
+                    listing.add(self, Oid(number))?;
+                }
+            }
+        }
+        Ok(listing.found)
+    }
+
     /// Whose blob a file is, by its name.
     fn parse(&self, path: &Path) -> Option<(Oid, Tid)> {
         let name = path.file_name()?.to_str()?;
@@ -213,6 +242,75 @@ impl BlobDirectory {
         let below = |path: &&Path| **path != self.base;
         let all = directory.ancestors().take_while(below);
         all.map(Path::to_owned).collect()
+    }
+}
+
+/// What [`BlobDirectory::list`] goes through.
+struct Listing<'a> {
+    disk: &'a dyn Disk,
+    /// No oid below this.
+    from: u64,
+    after: Option<(Oid, Tid)>,
+    count: usize,
+    found: Vec<(Oid, Tid)>,
+}
+
+impl Listing<'_> {
+    /// The numbers that names in a directory stand for, in order.
+    fn numbers(&self, directory: &Path, suffix: &str) -> io::Result<Vec<u64>> {
+        let names = match self.disk.names(directory) {
+            Ok(names) => names,
+            // A pack has removed it, or there was never one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            // A file that is nobody's.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let number = |name: &OsString| parse_hex(name.to_str()?.strip_suffix(suffix)?);
+        let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        Ok(numbers)
+    }
+
+    /// A directory of the bushy layout, so many levels below the first, where oids begin with these
+    /// bytes.
+    fn descend(
+        &mut self,
+        blobs: &BlobDirectory,
+        directory: &Path,
+        depth: u32,
+        bytes: u64,
+    ) -> io::Result<()> {
+        if depth == 8 {
+            return self.add(blobs, Oid(bytes));
+        }
+        for byte in self.numbers(directory, "")? {
+            let below = bytes << 8 | byte;
+            let last = (u128::from(below) + 1) << (8 * (7 - depth));
+            if byte > 0xff || last <= u128::from(self.from) {
+                continue;
+            }
+            if self.found.len() >= self.count {
+                break;
+            }
+            let path = directory.join(format!("0x{byte:02x}"));
+            self.descend(blobs, &path, depth + 1, below)?;
+        }
+        Ok(())
+    }
+
+    /// The blobs of an object.
+    fn add(&mut self, blobs: &BlobDirectory, oid: Oid) -> io::Result<()> {
+        if oid.0 < self.from || self.found.len() >= self.count {
+            return Ok(());
+        }
+        let tids = self.numbers(&blobs.directory_of(oid), ".blob")?;
+        let all = tids.into_iter().map(|tid| (oid, Tid(tid)));
+        let left = self.count - self.found.len();
+        let behind = all.filter(|at| self.after.is_none_or(|after| *at > after));
+        self.found.extend(behind.take(left));
+        Ok(())
     }
 }
 
@@ -360,6 +458,52 @@ mod tests {
         let opened = BlobDirectory::open(&OsDisk::default(), &base, false).unwrap();
         assert_eq!(opened.layout(), Layout::Bushy);
         assert!(!base.exists());
+    }
+
+    #[test]
+    fn blobs_are_listed_in_order_in_parts_of_any_length() {
+        let dir = TestDir::new();
+        let disk = OsDisk::default();
+        for layout in [Layout::Bushy, Layout::Lawn] {
+            let blobs = BlobDirectory::new(dir.path(layout.name()), layout);
+            assert_eq!(blobs.list(&disk, None, 9).unwrap(), []);
+            let oids = [
+                0,
+                1,
+                0xff,
+                0x100,
+                0x1_0000,
+                0x0123_4567_89ab_cdef,
+                u64::MAX >> 1,
+            ];
+            let mut all = Vec::new();
+            for oid in oids {
+                std::fs::create_dir_all(blobs.directory_of(Oid(oid))).unwrap();
+                for tid in [1, 0x2f, 0x100] {
+                    all.push((Oid(oid), Tid(tid)));
+                    std::fs::write(blobs.file(Oid(oid), Tid(tid)), b"").unwrap();
+                }
+            }
+            for other in ["tmp", "0x00/0x100", "0x00/elsewhere"] {
+                std::fs::create_dir_all(blobs.base().join(other)).unwrap();
+            }
+            std::fs::write(blobs.base().join("0x77"), b"").unwrap();
+            for count in [1, 2, 5, all.len(), 100] {
+                let (mut found, mut after) = (Vec::new(), None);
+                while let Some(last) = {
+                    let part = blobs.list(&disk, after, count).unwrap();
+                    assert!(part.len() <= count);
+                    found.extend(part.iter().copied());
+                    part.last().copied()
+                } {
+                    after = Some(last);
+                }
+                assert_eq!(found, all, "{layout:?} {count}");
+            }
+            // Behind one that is gone.
+            let behind = blobs.list(&disk, Some((Oid(1), Tid(0x30))), 1).unwrap();
+            assert_eq!(behind, [(Oid(1), Tid(0x100))]);
+        }
     }
 
     #[test]

@@ -54,6 +54,11 @@ impl Blobs {
         }
     }
 
+    /// The blobs are elsewhere now.
+    pub(super) fn move_to(&mut self, directory: BlobDirectory) {
+        self.directory = directory;
+    }
+
     fn temporary_file(&mut self) -> PathBuf {
         self.files_begun += 1;
         self.directory.temporary_file(self.files_begun)
@@ -143,7 +148,29 @@ impl FileStorage {
         serial: Option<Tid>,
         data: Bytes,
     ) -> Result<(), BlobMistake> {
-        if !self.store(id, oid, serial, data) {
+        let stored = self.store(id, oid, serial, data);
+        self.name_blob(id, oid, stored)
+    }
+
+    /// As [`Self::end_blob`], of an object that is copied from another database (see
+    /// [`Self::restore`]).
+    ///
+    /// # Errors
+    ///
+    /// See [`BlobMistake`].
+    pub fn end_restored_blob(
+        &mut self,
+        id: TxnId,
+        oid: Oid,
+        data: Bytes,
+        same_data: Option<Tid>,
+    ) -> Result<(), BlobMistake> {
+        let stored = self.restore(id, oid, Some(data), same_data);
+        self.name_blob(id, oid, stored)
+    }
+
+    fn name_blob(&mut self, id: TxnId, oid: Oid, stored: bool) -> Result<(), BlobMistake> {
+        if !stored {
             return Err(BlobMistake::Voted);
         }
         if let Some(txn) = self.txns.get_mut(&id) {
@@ -250,6 +277,8 @@ impl FileStorage {
         let task = match txn.broken {
             // It is refused anyway, when all its jobs have ended.
             Some(_) => None,
+            // Who applies sees to that.
+            None if self.feed.is_some() => None,
             None => txn.blobs.prepare(&blobs.directory),
         };
         let waits = txn.blobs.is_working();
@@ -365,14 +394,20 @@ impl FileStorage {
         let Some(blobs) = &self.blobs else {
             return Vec::new();
         };
-        for oid in staged.restored_without() {
-            let name = self.name();
-            log::warn!("{name}: object {oid} is restored in {tid} without its blob");
-        }
+        self.warn_of_missing_blobs(&staged, Some(tid));
         let files = staged.into_files();
         files
             .map(|(oid, path)| (path, blobs.directory.file(oid, tid)))
             .collect()
+    }
+
+    /// Says which objects are restored without their blobs, in the transaction `tid` if it has one.
+    pub(super) fn warn_of_missing_blobs(&self, staged: &TxnBlobs, tid: Option<Tid>) {
+        let within = tid.map_or(String::new(), |tid| format!(" in {tid}"));
+        for oid in staged.restored_without() {
+            let name = self.name();
+            log::warn!("{name}: object {oid} is restored{within} without its blob");
+        }
     }
 }
 

@@ -281,6 +281,14 @@ impl TxnBlobs {
         staged.map(|(oid, staged)| (oid, staged.path))
     }
 
+    /// The same, of a transaction that is being voted.
+    pub(in crate::storage) fn files(&self) -> Vec<(Oid, PathBuf)> {
+        let staged = self.staged.iter();
+        staged
+            .map(|(oid, staged)| (*oid, staged.path.clone()))
+            .collect()
+    }
+
     /// Files that no worker has, for a transaction that is rolled back.
     pub(in crate::storage) fn into_unwanted(self) -> Vec<PathBuf> {
         let upload = self.upload.filter(|it| !it.is_writing && it.file.is_some());

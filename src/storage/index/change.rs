@@ -6,7 +6,7 @@
 use super::{Chunk, Index, NO_POS, join, pack, split, unpack};
 use crate::ids::Oid;
 
-/// New positions of many objects.
+/// New positions of objects.
 #[derive(Debug)]
 pub(in crate::storage) struct Change {
     chunks: Vec<ChangedChunk>,
@@ -50,6 +50,15 @@ impl Index {
             before,
             after: chunk,
             added,
+        }
+    }
+
+    /// Enters a change that was prepared from an index with the very same objects at the very same
+    /// positions, and takes its chunks over: both share them again.
+    pub(in crate::storage) fn enter_all(&mut self, change: &Change) {
+        for chunk in &change.chunks {
+            self.chunks.insert(chunk.key, chunk.after.clone());
+            self.len += chunk.added;
         }
     }
 
@@ -141,6 +150,21 @@ mod tests {
             &changed,
             &index(all.chain(many(9000).filter(|(oid, _)| oid % 3 == 0))),
         );
+    }
+
+    #[test]
+    fn an_index_that_follows_another_has_the_same_and_in_the_same_place() {
+        let mut leader = index(many(1000));
+        let mut follower = leader.snapshot();
+        for round in 2..20 {
+            let some = many(round * 1000).skip(round as usize * 100);
+            let prepared = change(&leader, some);
+            leader.enter(&prepared);
+            follower.enter_all(&prepared);
+            assert_same(&follower, &leader);
+        }
+        let mut chunks = leader.chunks.iter().zip(&follower.chunks);
+        assert!(chunks.all(|((_, one), (_, other))| one.is_same(other)));
     }
 
     #[test]

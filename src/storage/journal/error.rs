@@ -18,7 +18,7 @@ pub enum JournalError {
         /// Its answer.
         source: io::Error,
     },
-    /// There is no room for what was to be appended. Nothing was written; it may be tried again.
+    /// There is no room for what was to be written. Nothing was changed; it may be tried again.
     NoSpace {
         /// The segment.
         path: PathBuf,
@@ -150,6 +150,18 @@ impl From<Refusal> for JournalError {
     }
 }
 
+impl JournalError {
+    /// The same of something that may be tried again if the disk was full.
+    pub(super) fn full(self) -> Self {
+        match self {
+            Self::Io { path, source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Self::NoSpace { path, source }
+            }
+            other => other,
+        }
+    }
+}
+
 impl fmt::Display for JournalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -159,7 +171,7 @@ impl fmt::Display for JournalError {
                 source,
             } => write!(f, "{}: cannot {action}: {source}", path.display()),
             Self::NoSpace { path, source } => {
-                write!(f, "{}: no room for another entry: {source}", path.display())
+                write!(f, "{}: no room: {source}", path.display())
             }
             Self::Locked { path } => write!(f, "{}: locked by another server", path.display()),
             Self::Missing { path } => write!(f, "{}: no journal is here", path.display()),

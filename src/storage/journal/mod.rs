@@ -20,10 +20,12 @@
 //! | `recover` | opening: what is whole, torn, or damaged |
 //! | `read` | reading, beside writing and in other threads |
 //! | `cut` | cutting what diverged, and releasing what is old |
+//! | `extent` | how much of it there is, for people |
 //! | `retire` | a journal that makes room for one of another history |
 
 mod cut;
 mod error;
+mod extent;
 pub mod format;
 mod read;
 mod recover;
@@ -43,6 +45,7 @@ use crate::storage::disk::{Disk, File};
 pub use crate::entry::Entry;
 pub use cut::Diverged;
 pub use error::{Fault, JournalError, Refusal};
+pub use extent::{Extent, Stretch};
 pub use format::Point;
 pub use read::{Entries, Reader};
 pub use recover::{Create, Recovered, TornTail};
@@ -390,7 +393,8 @@ impl Journal {
         }
         if epoch > promised {
             let saved = Promised(epoch).save(&*self.disk, &self.directory, self.identity.disk);
-            self.shared.latch(saved)?;
+            // The old file is there, and the same can be tried again.
+            self.shared.latch(saved.map_err(JournalError::full))?;
             self.promised = epoch;
         }
         Ok(())

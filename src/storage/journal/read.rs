@@ -1,13 +1,13 @@
 //! Reading the log, beside writing and in any thread.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, TryLockError};
 
 use bytes::Bytes;
 
-use super::Shared;
 use super::error::{Fault, JournalError, Refusal};
 use super::format::{ENTRY_HEADER_LEN, EntryHeader, Place, Point};
+use super::{Log, Shared};
 use crate::entry::Entry;
 use crate::ids::Seq;
 use crate::storage::window::Window;
@@ -24,6 +24,15 @@ pub struct Reader {
 impl Reader {
     pub(super) const fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
+    }
+
+    /// The log, if nobody has it at this moment.
+    pub(super) fn try_log(&self) -> Option<MutexGuard<'_, Log>> {
+        match self.shared.log.try_lock() {
+            Ok(log) => Some(log),
+            Err(TryLockError::Poisoned(log)) => Some(log.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// The entries from `from` on, as far as they are there, synced or not. It ends when the bodies

@@ -1,5 +1,6 @@
 //! One file of the log, as it is known while the journal is open.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
@@ -8,8 +9,8 @@ use std::sync::Arc;
 use super::error::JournalError;
 use super::format::{EntryHeader, Place, Point, SEGMENT_HEADER_LEN, SegmentHeader};
 use super::state::EpochRows;
-use crate::ids::Seq;
-use crate::limits::JOURNAL_INDEX_STEP;
+use crate::ids::{Seq, Tid};
+use crate::limits::{JOURNAL_INDEX_STEP, JOURNAL_LATEST_MAX};
 use crate::storage::disk::{Disk, File, OpenMode};
 
 /// How the name of a segment ends; before it is the number of its first entry, in hexadecimal.
@@ -28,9 +29,19 @@ pub(super) struct Segment {
     /// Of its entries that are not among the released ones.
     pub(super) epochs: EpochRows,
     /// Some entries and their positions, in order.
-    index: Vec<(Seq, u64)>,
+    index: Vec<Indexed>,
+    /// The last entries, each with its end.
+    latest: VecDeque<Indexed>,
     /// There is room for it up to here.
     allocated: u64,
+}
+
+/// A position of which it is known what stands there.
+#[derive(Clone, Copy, Debug)]
+struct Indexed {
+    seq: Seq,
+    pos: u64,
+    tid: Tid,
 }
 
 impl Segment {
@@ -44,6 +55,7 @@ impl Segment {
             last: header.before,
             epochs: EpochRows::default(),
             index: Vec::new(),
+            latest: VecDeque::new(),
             allocated: 0,
         }
     }
@@ -110,12 +122,19 @@ impl Segment {
 
     /// An entry has come at its end.
     pub(super) fn note(&mut self, header: &EntryHeader) {
-        let is_far = |(_, pos): &(Seq, u64)| self.end - pos >= JOURNAL_INDEX_STEP;
+        let is_far = |it: &Indexed| self.end - it.pos >= JOURNAL_INDEX_STEP;
+        let EntryHeader { seq, tid, .. } = *header;
         if self.index.last().is_none_or(is_far) {
-            self.index.push((header.seq, self.end));
+            let pos = self.end;
+            self.index.push(Indexed { seq, pos, tid });
         }
         self.epochs.add(header.epoch, header.seq, header.tid);
         self.end += header.len_in_segment();
+        if self.latest.len() == JOURNAL_LATEST_MAX {
+            self.latest.pop_front();
+        }
+        let pos = self.end;
+        self.latest.push_back(Indexed { seq, pos, tid });
         self.last = header.point();
     }
 
@@ -129,9 +148,32 @@ impl Segment {
     /// Position of an entry at or before this one, and which it is; of the end of the header if
     /// there is none.
     pub(super) fn nearest(&self, seq: Seq) -> (Seq, u64) {
-        let after = self.index.partition_point(|(indexed, _)| *indexed <= seq);
+        let after = self.index.partition_point(|it| it.seq <= seq);
         let start = (self.header.first(), SEGMENT_HEADER_LEN as u64);
-        after.checked_sub(1).map_or(start, |at| self.index[at])
+        let known = after.checked_sub(1).and_then(|at| self.index.get(at));
+        known.map_or(start, |it| (it.seq, it.pos))
+    }
+
+    /// Where an entry of this segment, or the one in front of it, ends: of one of the last exactly,
+    /// of an older one within [`JOURNAL_INDEX_STEP`].
+    pub(super) fn end_of(&self, seq: Seq) -> u64 {
+        let at = self.latest.partition_point(|it| it.seq < seq);
+        match self.latest.get(at).filter(|it| it.seq == seq) {
+            Some(known) => known.pos,
+            None => self.nearest(seq.next()).1,
+        }
+    }
+
+    /// The tid of the first transaction behind an entry, as far as it is known; of one that is not
+    /// among the last, that of a later one.
+    pub(super) fn tid_behind(&self, seq: Seq) -> Option<Tid> {
+        let is_behind = |it: &&Indexed| it.seq > seq && it.tid != Tid::ZERO;
+        let known = [
+            self.index.iter().find(is_behind),
+            self.latest.iter().find(is_behind),
+        ];
+        let first = known.into_iter().flatten().min_by_key(|it| it.seq);
+        first.map(|it| it.tid)
     }
 
     /// Whether an entry with this number is in it.

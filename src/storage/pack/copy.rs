@@ -46,6 +46,12 @@ pub(super) struct Copier {
     tloc: Option<u64>,
     /// The records of that transaction, which are current when all of it is there.
     entries: Vec<(Oid, u64)>,
+    /// The last transaction that has a say, in a file that others pack, too: it stays, be it empty,
+    /// and a back pointer behind it that leads to what is dropped becomes the data.
+    through: Option<Tid>,
+    /// How much further behind what follows is in the new file, since such data are longer than the
+    /// pointers, by positions in the old one.
+    shifts: Vec<(u64, u64)>,
     /// Revisions with blobs that are dropped; `None` if there are no blobs at all.
     dropped: Option<Vec<(Oid, Tid)>>,
     /// Those of the transaction that is being copied.
@@ -59,6 +65,7 @@ impl Copier {
         path: PathBuf,
         magic: &[u8],
         has_blobs: bool,
+        through: Option<Tid>,
     ) -> Result<Self, PackError> {
         let mut copier = Self {
             walk: Walk::new(),
@@ -68,6 +75,8 @@ impl Copier {
             new_pack_pos: FIRST_TXN_POS,
             tloc: None,
             entries: Vec::new(),
+            through,
+            shifts: Vec::new(),
             dropped: has_blobs.then(Vec::new),
             dropped_here: Vec::new(),
         };
@@ -97,7 +106,11 @@ impl Copier {
                     marks.note_moved(record.pos, new_pos);
                 }
                 Piece::Record(record) => self.note_dropped(&record, reader, txns)?,
-                Piece::Begin(_) => {}
+                Piece::Begin(txn) => {
+                    if self.through == Some(txn.header.tid) {
+                        self.begin_kept()?;
+                    }
+                }
                 Piece::End(_) => self.end_kept()?,
             }
             if self.is_over(&slice) {
@@ -242,16 +255,18 @@ impl Copier {
                     self.put(txn.texts())?;
                 }
                 Piece::Record(record) => {
-                    let back = match record.back {
-                        None => None,
-                        Some(0) => Some(0),
-                        Some(back) if back >= pack_pos => Some(back - pack_pos + self.new_pack_pos),
-                        Some(back) => Some(match marks.moved(back) {
-                            Some(moved) => moved,
-                            None => self.find_moved(record.header.oid, back, &**file, tail)?,
-                        }),
+                    let content = match record.back {
+                        None => Later::Own,
+                        Some(0) => Later::Back(0),
+                        Some(back) if back >= pack_pos => {
+                            Later::Back(back - pack_pos + self.new_pack_pos + self.shift(back))
+                        }
+                        Some(back) => match marks.moved(back) {
+                            Some(moved) => Later::Back(moved),
+                            None => self.find_moved(&record, back, file, tail)?,
+                        },
                     };
-                    self.copy_later(&record, back, &mut txns, &**file)?;
+                    self.copy_later(&record, &content, &mut txns, &**file)?;
                 }
                 Piece::End(txn) => self.end_later(&txn)?,
             }
@@ -262,20 +277,33 @@ impl Copier {
         Ok(true)
     }
 
+    /// How much further behind the record at this position of the old file, from after the pack
+    /// time, is in the new one.
+    fn shift(&self, pos: u64) -> u64 {
+        let before = self.shifts.partition_point(|(from, _)| *from <= pos);
+        let last = before.checked_sub(1).and_then(|at| self.shifts.get(at));
+        last.map_or(0, |(_, shift)| *shift)
+    }
+
     /// Where the record at `back`, from before the pack time, stands in the new file, if it was
     /// kept: for an undo of which nobody knew when that was decided. Nearly all lead to what was
     /// current at the pack time.
     fn find_moved(
         &mut self,
-        oid: Oid,
+        record: &Record,
         back: u64,
-        file: &dyn File,
+        file: &Arc<dyn File>,
         tail: u64,
-    ) -> Result<u64, PackError> {
+    ) -> Result<Later, PackError> {
+        let oid = record.header.oid;
         let written = self.output.write();
         let written = written.map_err(|error| self.failed(error))?;
         let wait = Wait::Yes;
-        let old = Reader { file, wait, tail };
+        let old = Reader {
+            file: &**file,
+            wait,
+            tail,
+        };
         let new = Reader {
             file: &**self.output.file(),
             wait,
@@ -294,14 +322,21 @@ impl Copier {
             let is_same = old.data_at(back, oid)? == new.data_at(pos, oid)?;
             Ok(is_same.then_some(pos))
         };
-        let found = find().map_err(PackError::Read)?;
-        found.ok_or(PackError::Undone { oid })
+        match find().map_err(PackError::Read)? {
+            Some(pos) => Ok(Later::Back(pos)),
+            None if self.through.is_none() => Err(PackError::Undone { oid }),
+            // As who has packed before this came writes it.
+            None => {
+                let source = old.source(record.pos, oid).map_err(PackError::Read)?;
+                Ok(source.map_or(Later::Back(0), |it| Later::Data(it.data_pos, it.data_len)))
+            }
+        }
     }
 
     fn copy_later(
         &mut self,
         record: &Record,
-        back: Option<u64>,
+        content: &Later,
         txns: &mut Transactions,
         file: &dyn File,
     ) -> Result<(), PackError> {
@@ -310,14 +345,24 @@ impl Copier {
         let header = DataHeader {
             prev: self.index.get(oid).unwrap_or(0),
             tloc: self.tloc.unwrap_or_default(),
+            data_len: match content {
+                Later::Own => record.header.data_len,
+                Later::Back(_) => 0,
+                Later::Data(_, len) => *len,
+            },
             ..record.header
         };
         self.put(&header.encode())?;
-        match back {
-            Some(back) => self.put(&back.to_be_bytes())?,
-            None => {
+        match *content {
+            Later::Own => {
                 let pos = record.pos + DATA_HEADER_LEN as u64;
                 self.copy_data(txns, file, pos, record.header.data_len)?;
+            }
+            Later::Back(back) => self.put(&back.to_be_bytes())?,
+            Later::Data(pos, len) => {
+                self.put_from(file, pos, len)?;
+                let shift = self.shift(record.end()) + len - POINTER_LEN as u64;
+                self.shifts.push((record.end(), shift));
             }
         }
         self.entries.push((oid, new_pos));
@@ -325,14 +370,19 @@ impl Copier {
     }
 
     fn end_later(&mut self, txn: &Transaction) -> Result<(), PackError> {
-        self.tloc = None;
+        let tloc = self.tloc.take().unwrap_or_default();
         let entries = std::mem::take(&mut self.entries);
         if txn.header.status != Status::Undone {
             for (oid, pos) in entries {
                 self.index.insert(oid, pos);
             }
         }
-        self.put(&txn.header.len.to_be_bytes())
+        let len = self.output.end() - tloc;
+        if len != txn.header.len {
+            let patched = self.output.patch(tloc + LEN_POS, len);
+            patched.map_err(|error| self.failed(error))?;
+        }
+        self.put(&len.to_be_bytes())
     }
 
     fn copy_data(
@@ -403,6 +453,17 @@ impl Copier {
     fn is_over(&self, (pos, end): &(u64, u64)) -> bool {
         self.walk.pos() >= *pos || self.output.end() >= *end
     }
+}
+
+/// What follows the header of a record from after the pack time.
+#[derive(Debug)]
+enum Later {
+    /// What does in the old file.
+    Own,
+    /// A pointer to there in the new one.
+    Back(u64),
+    /// Data that are there in the old file, and so long.
+    Data(u64, u64),
 }
 
 /// Where the length stands in a transaction's header.

@@ -83,6 +83,8 @@ pub enum PackRefused {
     ReadOnly,
     /// There is one already.
     Already,
+    /// Only a log writes to the file, and says when it is packed.
+    Fed,
 }
 
 /// What a pack has done.
@@ -116,6 +118,9 @@ impl FileStorage {
         if self.options.read_only {
             return Err(PackRefused::ReadOnly);
         }
+        if self.is_fed() {
+            return Err(PackRefused::Fed);
+        }
         if self.pack.is_some() {
             return Err(PackRefused::Already);
         }
@@ -145,6 +150,7 @@ impl FileStorage {
             file: self.file.clone(),
             file_id: self.file_id,
             until,
+            through: None,
             options: self.options.pack,
             references,
             blobs: self.blob_directory().cloned(),
@@ -411,7 +417,7 @@ mod tests {
     use crate::storage::iterate::Transactions;
     use crate::storage::memory::MemoryDisk;
     use crate::storage::testing::Content::{self, Back, Data};
-    use crate::storage::testing::DataFile;
+    use crate::storage::testing::{DataFile, object};
     use crate::storage::witness::Witness;
     use crate::storage::{Answer, Lookup, Metadata, Options, PackOptions, TxnId, Unanswered, Vote};
 
@@ -588,17 +594,6 @@ mod tests {
     }
 
     /// An object that refers to these.
-    fn object(oids: &[u64]) -> Vec<u8> {
-        let mut pickles = b"\x80\x03cmodule\nClass\n.\x80\x03(".to_vec();
-        for oid in oids {
-            pickles.extend_from_slice(b"C\x08");
-            pickles.extend_from_slice(&oid.to_be_bytes());
-            pickles.push(b'Q');
-        }
-        pickles.extend_from_slice(b"t.");
-        pickles
-    }
-
     fn txn(file: &mut DataFile, tid: u64, records: &[(u64, Content<'_>)]) -> Vec<u64> {
         file.txn(tid, Status::Finished, "user", records)
     }

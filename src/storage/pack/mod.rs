@@ -26,6 +26,7 @@
 mod blobs;
 mod copy;
 mod drive;
+pub mod fed;
 mod mark;
 mod oid_set;
 mod walk;
@@ -92,6 +93,9 @@ pub struct Packer {
     keep_old: bool,
     /// The pack time.
     until: Tid,
+    /// What is later than this transaction has no say in what is kept: others that pack the same
+    /// may not have it yet. It stays itself, be it empty, so that the file goes on to end with it.
+    through: Option<Tid>,
     order: Order,
     stage: Stage,
     /// Through the whole file, for what is kept,
@@ -172,6 +176,8 @@ pub(super) struct Assignment {
     pub(super) file: Arc<dyn File>,
     pub(super) file_id: FileId,
     pub(super) until: Tid,
+    /// See [`Packer`]; `None` if nobody else packs the same.
+    pub(super) through: Option<Tid>,
     pub(super) options: PackOptions,
     pub(super) references: References,
     pub(super) blobs: Option<BlobDirectory>,
@@ -186,6 +192,7 @@ impl Packer {
             file,
             file_id,
             until,
+            through,
             options,
             references,
             blobs,
@@ -199,6 +206,7 @@ impl Packer {
             file_id,
             keep_old: options.keep_old,
             until,
+            through,
             order: Order::GiveUp,
             stage: Stage::Scan,
             walk: Walk::new(),
@@ -271,7 +279,10 @@ impl Packer {
                 let next = self.walk.peek(txns).map_err(PackError::Read)?;
                 match next {
                     Some(next) if next.header.tid <= self.until => {}
-                    next => return self.end_scan(next.map(|next| next.header.status)),
+                    next => {
+                        let next = next.filter(|next| self.has_a_say(next.header.tid));
+                        return self.end_scan(next.map(|next| next.header.status));
+                    }
                 }
             }
             match self.walk.next(txns).map_err(PackError::Read)? {
@@ -313,7 +324,7 @@ impl Packer {
         self.txns.extend(tail);
         let end = self.walk.pos() + SLICE_LEN;
         while self.walk.pos() < end {
-            match self.walk.next(&mut self.txns).map_err(PackError::Read)? {
+            match self.next_with_a_say()? {
                 Some(Piece::Record(record)) => self.marks.note_future(&record, self.pack_pos)?,
                 Some(_) => {}
                 None if self.marks.is_complete() => {
@@ -328,6 +339,22 @@ impl Packer {
             }
         }
         Ok(Step::More)
+    }
+
+    /// The next piece of the transactions that have a say.
+    fn next_with_a_say(&mut self) -> Result<Option<Piece>, PackError> {
+        if self.through.is_some() && self.walk.inside().is_none() {
+            let next = self.walk.peek(&mut self.txns).map_err(PackError::Read)?;
+            if next.is_none_or(|next| !self.has_a_say(next.header.tid)) {
+                return Ok(None);
+            }
+        }
+        self.walk.next(&mut self.txns).map_err(PackError::Read)
+    }
+
+    /// Whether what is kept depends on this transaction.
+    fn has_a_say(&self, tid: Tid) -> bool {
+        self.through.is_none_or(|through| tid <= through)
     }
 
     /// Makes the new file, which is locked before it can get the name of the old one.
@@ -361,7 +388,7 @@ impl Packer {
         let synced = self.disk.sync_directory_of(&path);
         synced.map_err(PackError::io("sync", &path))?;
         let has_blobs = self.blobs.is_some();
-        self.copier = Some(Copier::new(file, path, &magic, has_blobs)?);
+        self.copier = Some(Copier::new(file, path, &magic, has_blobs, self.through)?);
         Ok(())
     }
 
