@@ -83,6 +83,7 @@ class Run:
                 'write', addresses=c.addresses, pause=.01, padding=(10, 1000, 5000),
                 blob_dir=os.path.join(self.directory, 'blobs-%d' % number))
         self.readers.start('read', addresses=c.read_addresses)
+        self.readers.wait_until_used(cluster.PATIENCE)
         self.all_go_on()
 
     def all_go_on(self):
@@ -184,11 +185,12 @@ class Run:
 
     def end(self):
         """nothing is lost, nothing is there twice, and all nodes have the same"""
+        complaints = self.complaints()
         c = self.cluster
         self.writers.stop()
         c.settle()
         self.readers.stop()
-        complaints = self.complaints() + c.stop_all()
+        complaints += self.complaints() + c.stop_all()
         for node in c.nodes:
             complaints += ['%s: %s' % (node.name, line)
                            for line in ledger.check_attempts(node.data, self.writers.ledgers())

@@ -576,6 +576,7 @@ class Load:
         for node in c.nodes:
             self.readers.start('read', addresses=[node.read_address])
         self.readers.start('read', addresses=c.read_addresses)
+        self.readers.wait_until_used(cluster.PATIENCE)
         self.all_go_on()
 
     def all_go_on(self, seconds=cluster.PATIENCE):

@@ -75,6 +75,18 @@ def open_storage(addresses, **options):
     return ClientStorage(addresses, min_disconnect_poll=.1, **options)
 
 
+def open_connection(storage, seconds=120):
+    """A DB loads the root object when it is made: its server may go away just then."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return ZODB.DB(storage).open(transaction.TransactionManager())
+        except LOST_CONNECTION:
+            if time.monotonic() > until:
+                raise
+            time.sleep(.1)
+
+
 class Writer:
 
     def __init__(self, storage, number, padding, has_blobs, shares):
@@ -93,7 +105,7 @@ class Writer:
             return finish(*arguments, **options)
 
         storage.tpc_finish = tpc_finish
-        self.connection = ZODB.DB(storage).open(transaction.TransactionManager())
+        self.connection = open_connection(storage)
         self.manager = self.connection.transaction_manager
 
     def attempt(self):
@@ -156,7 +168,7 @@ class Writer:
 def read(addresses, path):
     """Read until SIGTERM; complain if anything goes back. Each line is what was seen."""
     storage = open_storage(addresses, wait_timeout=120, read_only=True)
-    connection = ZODB.DB(storage).open(transaction.TransactionManager())
+    connection = open_connection(storage)
     manager = connection.transaction_manager
     parent = os.getppid()
     stopping = []
@@ -438,6 +450,16 @@ class Clients:
                 [python or sys.executable, os.path.abspath(__file__), what,
                  json.dumps(dict(options, path=path))],
                 stdin=subprocess.DEVNULL, stderr=errors, env=environ))
+
+    def wait_until_used(self, seconds):
+        """Wait until each has done something with success."""
+        until = time.monotonic() + seconds
+        nothing = [0] * len(self.paths)
+        while not self.all_since(nothing):
+            if self.ended() or time.monotonic() > until:
+                raise AssertionError('\n'.join(
+                    ['clients %s did nothing' % self.without_since(nothing)] + self.ended()))
+            time.sleep(.05)
 
     def marks(self):
         """Where the ledgers end now: a line that is being written is behind that."""
