@@ -414,6 +414,10 @@ impl Replica {
     /// The newest log of those that are here and counted by it, or by one that led to it. Who is
     /// at home and has an older one fetches what it lacks. What others have is committed only if
     /// voters have it, too.
+    ///
+    /// As long as those who are here are not enough by it, somebody whom it does not count is
+    /// heeded as well, who has a newer one that counts both: what made it a voter may be lost but
+    /// there.
     pub(super) fn newest(&self) -> Newest<'_> {
         let settings = self.log.settings();
         let mut newest = Newest {
@@ -421,13 +425,29 @@ impl Replica {
             home: &settings.home,
             members: &settings.members,
         };
+        let is_here = |voter: &Voter| {
+            let mut stated = self.stated();
+            *voter == self.me || stated.any(|(_, stated)| stated.sender.voter() == *voter)
+        };
         loop {
-            let voters = self.stated().filter(|(member, stated)| {
-                !self.is_me(member) && newest.members.is_voter(&stated.sender.voter())
-            });
-            let found = voters.max_by_key(|(_, stated)| stated.state.last);
-            match found.filter(|(_, stated)| stated.state.last > newest.last) {
-                Some((_, Stated { state, .. })) => {
+            let newer = |is_heeded: &dyn Fn(&Voter, &Members) -> bool| {
+                let heeded = self
+                    .stated()
+                    .filter(|(member, Stated { sender, state, .. })| {
+                        !self.is_me(member)
+                            && state.last > newest.last
+                            && is_heeded(&sender.voter(), &state.members)
+                    });
+                heeded
+                    .map(|(_, stated)| &stated.state)
+                    .max_by_key(|state| state.last)
+            };
+            let mut found = newer(&|voter, _| newest.members.is_voter(voter));
+            if found.is_none() && !newest.members.is_majority(is_here) {
+                found = newer(&|voter, theirs| theirs.is_voter(voter) && theirs.is_voter(&self.me));
+            }
+            match found {
+                Some(state) => {
                     newest = Newest {
                         last: state.last,
                         home: &state.home,

@@ -144,6 +144,13 @@ impl World {
                 }
                 self.arrive(node, Event::StandAside(aside))?;
             }
+            Fault::Resign => {
+                let Some(node) = self.primary().filter(|node| self.nodes[*node].is_up()) else {
+                    return Ok(false);
+                };
+                self.arrive(node, Event::StandAside(true))?;
+                self.arrive(node, Event::Resign)?;
+            }
             Fault::Count { node, counted } => {
                 let name = self.nodes[node].name;
                 let change = if counted {

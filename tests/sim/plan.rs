@@ -139,6 +139,8 @@ pub(crate) enum Fault {
     TakeOffice { node: usize },
     /// A node is to take no office by itself, or may again.
     StandAside { node: usize, aside: bool },
+    /// The primary can do nothing, stands aside, and leaves its office.
+    Resign,
     /// A member is to be counted, or not.
     Count { node: usize, counted: bool },
     /// An arbiter is to be there, or not.
@@ -174,6 +176,7 @@ impl Fault {
             Self::Swap { .. } => "swap",
             Self::TakeOffice { .. } => "order to take office",
             Self::StandAside { .. } => "order to stand aside",
+            Self::Resign => "resignation",
             Self::Count { .. } => "member change",
             Self::Arbiter { .. } => "arbiter change",
             Self::Pack => "pack",
@@ -507,9 +510,12 @@ fn operation(plan: &Plan, random: &mut Random) -> Fault {
         },
         8 => Fault::TakeOffice { node },
         _ if random.percent(50) => Fault::Pack,
-        _ => Fault::StandAside {
-            node,
-            aside: random.percent(70),
+        _ => match random.below(10) {
+            0..3 => Fault::Resign,
+            chance => Fault::StandAside {
+                node,
+                aside: chance < 8,
+            },
         },
     }
 }

@@ -777,39 +777,84 @@ fn a_voter_that_has_lost_what_made_it_one_leads_if_nobody_else_may() {
 
 /// Seed 203861: who is left at home does not know that the other one, who is away, is a voter.
 #[test]
-fn a_voter_of_another_site_that_alone_knows_that_it_is_one_leads_if_it_is_ordered_to() {
+fn what_made_a_node_of_another_site_a_voter_counts_if_it_alone_has_it() {
     let members = Members {
         voters: (0..2).map(voter).collect(),
         arbiter: None,
     };
-    let mut world = World::new(&[NodeKind::Data; 3], &members);
-    world.nodes[2].replica.options.site = "away".to_owned();
-    world.view(&[0, 1, 2]);
+    for is_ordered in [false, true] {
+        let mut world = World::new(&[NodeKind::Data; 3], &members);
+        world.nodes[2].replica.options.site = "away".to_owned();
+        world.view(&[0, 1, 2]);
+        world.pass(Duration::from_secs(1));
+        let known = world.nodes[1].log.len();
+        let token = Token(1);
+        let change = MemberChange::Add(name(2));
+        world.give(0, Event::ChangeMembers { token, change });
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.answer(0, 1), Some(Ok(())));
+        world.finish(0, 2);
+        world.pass(Duration::from_secs(1));
+        let committed = world.nodes[2].log.clone();
+        // The disk of the primary is gone, and one loses power.
+        world.nodes[0].is_up = false;
+        lose_tail(&mut world, 1, known, &members);
+        if is_ordered {
+            // Who is at home may not lead.
+            world.nodes[1].replica.options.priority = 0;
+            world.view(&[1, 2]);
+            world.pass(Duration::from_secs(10));
+            assert_eq!(world.open(), [0; 0]);
+            let token = Token(3);
+            world.give(2, Event::TakeOffice { token });
+            assert_eq!(world.answer(2, 3), Some(Ok(())));
+        } else {
+            world.view(&[1, 2]);
+        }
+        world.pass(Duration::from_secs(8));
+        let leader = if is_ordered { 2 } else { 1 };
+        assert_eq!(world.open(), [leader]);
+        assert_eq!(world.nodes[leader].log[..committed.len()], committed);
+        world.finish(leader, 4);
+        world.pass(Duration::from_secs(1));
+        let outcome = world.outcome(leader, 4);
+        assert!(matches!(outcome, Some(Outcome::Committed { .. })));
+        world.assert_level(&[1, 2]);
+    }
+}
+
+/// Who is not counted by those who are enough says nothing that counts: not where the primary is
+/// to be, either.
+#[test]
+fn a_newer_log_of_somebody_who_is_not_counted_is_not_heeded_by_those_who_are_enough() {
+    let members = Members {
+        voters: (0..3).map(voter).collect(),
+        arbiter: None,
+    };
+    let mut world = World::new(&[NodeKind::Data; 4], &members);
+    world.nodes[3].replica.options.site = "away".to_owned();
+    world.view(&[0, 1, 2, 3]);
     world.pass(Duration::from_secs(1));
+    // Two do not hear of it, so that it is not committed.
     let known = world.nodes[1].log.len();
+    world.nodes[1].is_up = false;
+    world.nodes[2].is_up = false;
     let token = Token(1);
-    let change = MemberChange::Add(name(2));
+    let change = MemberChange::Add(name(3));
     world.give(0, Event::ChangeMembers { token, change });
-    world.pass(Duration::from_secs(1));
-    assert_eq!(world.answer(0, 1), Some(Ok(())));
-    world.finish(0, 2);
-    world.pass(Duration::from_secs(1));
-    let committed = world.nodes[2].log.clone();
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.answer(0, 1), None);
+    assert_eq!(world.nodes[3].log.len(), known + 1);
     world.nodes[0].is_up = false;
-    lose_tail(&mut world, 1, known, &members);
-    world.view(&[1, 2]);
-    world.pass(Duration::from_secs(10));
-    let token = Token(3);
-    world.give(2, Event::TakeOffice { token });
-    assert_eq!(world.answer(2, 3), Some(Ok(())));
+    world.nodes[1].is_up = true;
+    world.nodes[2].is_up = true;
+    world.view(&[1, 2, 3]);
+    world.pass(Duration::from_millis(100));
+    let newest = world.nodes[1].replica.newest();
+    assert_eq!(newest.members, &members);
     world.pass(Duration::from_secs(8));
-    assert_eq!(world.open(), [2]);
-    assert_eq!(world.nodes[2].log[..committed.len()], committed);
-    world.finish(2, 4);
-    world.pass(Duration::from_secs(1));
-    let outcome = world.outcome(2, 4);
-    assert!(matches!(outcome, Some(Outcome::Committed { .. })));
-    world.assert_level(&[1, 2]);
+    assert_eq!(world.open(), [1]);
+    world.assert_level(&[1, 2, 3]);
 }
 
 /// The second best claimed before anybody answered the best.
