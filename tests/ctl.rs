@@ -123,13 +123,35 @@ fn a_status_is_watched_until_nobody_reads_it() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // No screen is cleared where there is none.
+    assert_eq!(lines.next().unwrap().unwrap(), "");
     let first = lines.next().unwrap().unwrap();
-    assert!(first.starts_with("\x1b[H\x1b[2Jgroup plone"), "{first}");
+    assert!(first.starts_with("group plone"), "{first}");
     server.join().unwrap();
     // The server is gone, which is shown, and does not end it.
     assert!(lines.any(|line| line.unwrap().contains("no answer of ./s")));
     drop(lines);
     assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn nothing_but_json_is_among_the_json() {
+    let place = Place::new("watch-json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_standbyctl"));
+    command.current_dir(&place.0);
+    command.args(["--socket", "./s", "status", "--json", "--watch", "0.1"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+    for _ in 0..2 {
+        assert!(told.next().unwrap().unwrap().contains("no answer of ./s"));
+    }
+    child.kill().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(out(&output), "");
 }
 
 #[test]

@@ -160,17 +160,22 @@ fn width() -> Option<usize> {
     Some(width.unwrap_or(screen::WIDTH))
 }
 
-/// Shows the status again and again, until it is interrupted.
+/// Shows the status again and again, until it is interrupted: on a screen in the place of the last
+/// one, and else, in lines of text, behind an empty one.
 fn watch(client: &Client, json: bool, interval: Duration) -> Result<(), Failure> {
+    let between = match io::stdout().is_terminal() {
+        true => "\x1b[H\x1b[2J",
+        false => "\n",
+    };
     loop {
-        let text = match status(client, json) {
-            Ok(text) => text,
-            // It may come back.
-            Err(failure) => format!("{}\n", failure.message),
-        };
-        match json {
-            true => print(&text)?,
-            false => print(&format!("\x1b[H\x1b[2J{text}"))?,
+        // It may come back.
+        match (status(client, json), json) {
+            (Ok(text), true) => print(&text)?,
+            (Ok(text), false) => print(&format!("{between}{text}"))?,
+            (Err(failure), true) => {
+                let _ = writeln!(io::stderr(), "{}", failure.message);
+            }
+            (Err(failure), false) => print(&format!("{between}{}\n", failure.message))?,
         }
         thread::sleep(interval);
     }
