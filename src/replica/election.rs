@@ -218,7 +218,9 @@ impl Replica {
         let newest = self.newest().members;
         let is_known = |voter: &Voter| candidate.promises.contains_key(voter);
         let are_enough = members.is_majority(is_known) || newest.is_majority(is_known);
+        // Others may have what is committed nowhere, and what only they could make so.
         let newer = candidate.promises.iter();
+        let newer = newer.filter(|(voter, _)| members.is_voter(voter) || newest.is_voter(voter));
         let newer = newer.max_by_key(|(_, promised)| promised.last);
         let newer = newer.filter(|(_, promised)| is_newer(promised.last, mine));
         if let Some((voter, _)) = newer

@@ -823,8 +823,46 @@ fn what_made_a_node_of_another_site_a_voter_counts_if_it_alone_has_it() {
     }
 }
 
-/// Who is not counted by those who are enough says nothing that counts: not where the primary is
-/// to be, either.
+/// A claim is told by all who are here where their logs end.
+#[test]
+fn what_only_who_is_not_counted_has_is_not_fetched_for_a_claim() {
+    let members = Members {
+        voters: (0..2).map(voter).collect(),
+        arbiter: None,
+    };
+    let mut world = World::new(&[NodeKind::Data; 5], &members);
+    world.nodes[3].replica.options.site = "away".to_owned();
+    world.view(&[0, 1, 2, 3, 4]);
+    world.pass(Duration::from_secs(1));
+    let known = world.nodes[1].log.len();
+    let token = Token(1);
+    let change = MemberChange::Add(name(3));
+    world.give(0, Event::ChangeMembers { token, change });
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.answer(0, 1), Some(Ok(())));
+    let committed = world.nodes[3].log.clone();
+    // Of the next change only those hear who are not counted.
+    world.nodes[1].is_up = false;
+    world.nodes[3].is_up = false;
+    let token = Token(2);
+    let change = MemberChange::Add(name(4));
+    world.give(0, Event::ChangeMembers { token, change });
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.answer(0, 2), None);
+    assert_eq!(world.nodes[2].log.len(), committed.len() + 1);
+    world.nodes[0].is_up = false;
+    world.nodes[4].is_up = false;
+    world.nodes[1].is_up = true;
+    world.nodes[3].is_up = true;
+    lose_tail(&mut world, 1, known, &members);
+    world.view(&[1, 2, 3]);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.open(), [1]);
+    assert_eq!(world.nodes[1].log[..committed.len()], committed);
+    world.assert_level(&[1, 2, 3]);
+}
+
+/// A log of somebody whom those do not count who are enough says nothing that counts.
 #[test]
 fn a_newer_log_of_somebody_who_is_not_counted_is_not_heeded_by_those_who_are_enough() {
     let members = Members {
