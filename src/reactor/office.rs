@@ -113,6 +113,10 @@ impl Office {
 
     /// This node is primary now, or is so no more.
     pub(super) fn on_office(&mut self, is_primary: bool, epoch: Epoch) {
+        if is_primary && self.is_primary {
+            self.on_renewal(epoch);
+            return;
+        }
         self.is_primary = is_primary;
         self.epoch = epoch;
         self.is_open = self.on_promote.is_none();
@@ -121,6 +125,18 @@ impl Office {
         let reason = if is_primary { "elected" } else { "demoted" };
         self.order(is_primary, reason);
         self.run_next();
+    }
+
+    /// It stays primary, in a later epoch: its clients have noticed nothing, and what a command
+    /// has done, does, or is to do is for that one, too.
+    fn on_renewal(&mut self, epoch: Epoch) {
+        let before = std::mem::replace(&mut self.epoch, epoch);
+        let running = self.running.as_mut().map(|(order, _)| order);
+        for order in running.into_iter().chain(&mut self.next) {
+            if order.is_promotion && order.epoch == before {
+                order.epoch = epoch;
+            }
+        }
     }
 
     /// What clients may do, as far as the commands have done their part.

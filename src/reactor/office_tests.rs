@@ -119,6 +119,27 @@ fn writers_wait_until_the_command_has_succeeded() {
 }
 
 #[test]
+fn a_renewal_of_the_office_runs_nothing_and_closes_nothing() {
+    let mut rig = Rig::new("renewal", TELL, TELL);
+    rig.office(true, 7);
+    // It is renewed while the command runs.
+    rig.office(true, 8);
+    assert_eq!(rig.writers(), Writers::Closed);
+    rig.run();
+    assert_eq!(rig.consequences, [Consequence::Open]);
+    assert_eq!(rig.writers(), Writers::Open);
+    rig.office(true, 9);
+    assert_eq!(rig.writers(), Writers::Open);
+    rig.run();
+    rig.office(false, 10);
+    rig.run();
+    assert_eq!(
+        rig.log(),
+        "alpha primary 7-alpha elected\nalpha replica 10-alpha demoted\n"
+    );
+}
+
+#[test]
 fn without_a_command_nobody_waits() {
     let mut rig = Rig::new("none", "", TELL);
     rig.office(true, 1);
