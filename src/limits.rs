@@ -130,6 +130,10 @@ pub const PARKED_MAX: Duration = Duration::from_secs(10);
 /// The same when another node has taken office: those who reach that have gone there by then.
 pub const PARKED_BESIDE_PRIMARY_MAX: Duration = Duration::from_secs(2);
 
+/// How long until the node is asked anew what is committed, for clients that wait for their
+/// greeting, when it could not tell.
+pub const GREETING_RETRY: Duration = Duration::from_millis(250);
+
 /// How long a client that wants to write, and could not, may go on reading before it is to look
 /// again: it does not do so by itself.
 pub const FALLBACK_MAX: Duration = Duration::from_secs(30);

@@ -120,8 +120,12 @@ impl Node {
                     let what = format!("blob {} of {}", blob.name.oid, blob.tid);
                     self.tell(format!("{what} is damaged, and fetched anew"), now);
                 }
-                let id = self.number();
-                self.fetch_blobs(id, None, vec![blob]);
+                // Each entry that is committed tries to apply it.
+                if self.mending.is_none() {
+                    let id = self.number();
+                    self.mending = Some(id);
+                    self.fetch_blobs(id, None, vec![blob]);
+                }
             }
         }
     }
@@ -131,6 +135,7 @@ impl Node {
         if Self::is_refresh(id) {
             return self.on_blobs_again(id, result, now);
         }
+        self.mending.take_if(|mending| *mending == id);
         match result {
             Ok(()) => {
                 self.gone = None;

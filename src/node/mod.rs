@@ -112,6 +112,8 @@ pub enum Output {
     Send(Option<MemberId>, Lane, &'static str, Vec<Value>),
     /// Do something with the disk. The next comes when this is done: [`Node::on_disk`].
     Disk(Request),
+    /// Nobody will answer what the node was asked so far: it has begun anew.
+    BegunAnew,
     /// Ask another node for entries: [`Node::on_fetched`] or [`Node::on_fetch_failed`].
     Fetch {
         /// Its address
@@ -243,6 +245,8 @@ pub struct Node {
     stands_aside: bool,
     /// What is committed cannot be applied for lack of room; when the office is left again.
     lacks_room: Option<Instant>,
+    /// The blob that the next entry cannot be applied without is being fetched: under this number.
+    mending: Option<u64>,
     /// Numbers what comes back.
     next_id: u64,
     notices: VecDeque<(Duration, String)>,
@@ -298,6 +302,7 @@ impl Node {
             serving: Serving::default(),
             stands_aside: false,
             lacks_room: None,
+            mending: None,
             next_id: 0,
             notices: VecDeque::new(),
             failed: None,

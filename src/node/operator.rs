@@ -93,6 +93,8 @@ impl Node {
         self.serving = Serving::default();
         self.outputs.push_back(Output::Serve(self.serving));
         self.phase = Phase::Blank(Blank::new(now.instant));
+        self.finishing.clear();
+        self.outputs.push_back(Output::BegunAnew);
         // What the old replica wanted is of no use.
         self.drop_disk_queue();
         self.give_up_refresh("a loss was accepted here", now);

@@ -626,6 +626,10 @@ fn a_loss_that_is_accepted_begins_a_new_history() {
         "{said:?}"
     );
     assert_eq!(many.primary(), left);
+    // What the server was to be told is told by nobody now.
+    let others = &many.nodes[left].others;
+    let has_begun = |it: &&Output| matches!(it, Output::BegunAnew);
+    assert_eq!(others.iter().filter(has_begun).count(), 1);
     assert_eq!(many.history(left), Some(HistoryId([9; 16])));
     many.commit(2, 10);
     // The others are of the old one: a majority of that, which must not go on.

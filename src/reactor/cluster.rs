@@ -344,6 +344,7 @@ impl Cluster {
                         server.on_applied(&applied.storage, applied.transaction, token, now);
                     }
                 }
+                Output::BegunAnew => server.on_begun_anew(now),
                 Output::Outcome(token, outcome) => server.on_outcome(token, outcome, now),
                 Output::Oids(token, oids) => server.on_oids(token, oids, now),
                 Output::Confirmed(token, is_sure) => server.on_confirmed(token, is_sure, now),

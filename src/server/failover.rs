@@ -21,7 +21,8 @@ use super::reason::Reason;
 use super::{JobTag, LOG, Now, Output, Server};
 use crate::ids::{ClientId, Epoch, Tid};
 use crate::limits::{
-    FALLBACK_MAX, FINISH_DOUBT_MAX, PARKED_BESIDE_PRIMARY_MAX, PARKED_MAX, REGISTER_TIMEOUT,
+    FALLBACK_MAX, FINISH_DOUBT_MAX, GREETING_RETRY, PARKED_BESIDE_PRIMARY_MAX, PARKED_MAX,
+    REGISTER_TIMEOUT,
 };
 use crate::replica::event::{self, Readers, Serving, Token, Writers};
 use crate::replica::lineage::Lineage;
@@ -123,6 +124,7 @@ pub(super) struct Failover {
     /// Blobs that others were offered: of which storage, and which transaction.
     offered: BTreeMap<(usize, TxnId), Token>,
     asked: BTreeMap<Token, Asked>,
+    greetings: Greetings,
     /// The node was told that no vote is left.
     is_drained: bool,
     /// Clients that may not stay as they are any longer than until then.
@@ -132,6 +134,18 @@ pub(super) struct Failover {
     lineage: Lineage,
 }
 
+/// Clients that are greeted when it is sure what is committed. One question is for all who were
+/// here when it was asked: thousands may come at once.
+#[derive(Debug, Default)]
+struct Greetings {
+    /// For whom the node was asked.
+    asked: BTreeSet<ClientId>,
+    /// For whom it is to be asked next.
+    next: BTreeSet<ClientId>,
+    /// Not before then: it could not tell.
+    retry: Option<Instant>,
+}
+
 /// What the node was asked.
 #[derive(Debug)]
 enum Asked {
@@ -139,9 +153,9 @@ enum Asked {
     Oids(usize),
     /// By this client, in this call.
     Ping(ClientId, Value),
-    /// Before this one is greeted, as it may have seen more elsewhere. A stock client that finds
+    /// Before clients are greeted, as they may have seen more elsewhere. A stock client that finds
     /// that out refuses the server, and may not come back to any.
-    Greeting(ClientId),
+    Greetings,
 }
 
 impl Failover {
@@ -252,6 +266,26 @@ impl Server {
         self.follow_storage(at, now);
     }
 
+    /// The node has begun anew, and will say no more of what it was asked.
+    pub fn on_begun_anew(&mut self, now: Now) {
+        let Some(failover) = &self.failover else {
+            return;
+        };
+        let finishing: Vec<Token> = failover.finishing.keys().copied().collect();
+        let asked = failover.asked.iter();
+        let asked = asked.map(|(token, asked)| (*token, matches!(asked, Asked::Oids(_))));
+        let asked: Vec<(Token, bool)> = asked.collect();
+        for token in finishing {
+            self.on_outcome(token, event::Outcome::Unknown, now);
+        }
+        for (token, is_for_oids) in asked {
+            match is_for_oids {
+                true => self.on_oids(token, None, now),
+                false => self.on_confirmed(token, false, now),
+            }
+        }
+    }
+
     /// The vote of a transaction need not wait any more for other nodes to have its blobs.
     pub fn on_offered(&mut self, token: Token, now: Now) {
         let mut offered = self.failover.iter().flat_map(|it| &it.offered);
@@ -332,15 +366,7 @@ impl Server {
                     self.hang_up(id, &Reason::NotSure, now);
                 }
             }
-            Some(Asked::Greeting(id)) => {
-                let client = self.clients.get(&id).filter(|client| !client.closing);
-                let waits = client.is_some_and(|client| client.stage == Stage::Parked);
-                match waits && self.is_open(Port::Read) {
-                    true if is_sure => self.greet(id, Stage::Greeted, now),
-                    true => self.ask_before_greeting(id),
-                    false => {}
-                }
-            }
+            Some(Asked::Greetings) => self.on_greetings(is_sure, now),
             Some(Asked::Oids(_)) | None => {}
         }
     }
@@ -429,7 +455,60 @@ impl Server {
     }
 
     fn ask_before_greeting(&mut self, id: ClientId) {
-        self.ask(Asked::Greeting(id));
+        if let Some(failover) = &mut self.failover {
+            failover.greetings.next.insert(id);
+            self.ask_for_greetings();
+        }
+    }
+
+    /// Asks for those who have come since the last question, when that is answered.
+    fn ask_for_greetings(&mut self) {
+        let Some(failover) = &mut self.failover else {
+            return;
+        };
+        let greetings = &mut failover.greetings;
+        let is_waiting = !greetings.asked.is_empty() || greetings.retry.is_some();
+        if !is_waiting && !greetings.next.is_empty() {
+            greetings.asked = std::mem::take(&mut greetings.next);
+            self.ask(Asked::Greetings);
+        }
+    }
+
+    fn on_greetings(&mut self, is_sure: bool, now: Now) {
+        let Some(failover) = &mut self.failover else {
+            return;
+        };
+        let asked = std::mem::take(&mut failover.greetings.asked);
+        // Those who wait are asked for again when it opens.
+        if self.is_open(Port::Read) {
+            let is_parked = |id: &ClientId| {
+                let client = self.clients.get(id).filter(|client| !client.closing);
+                client.is_some_and(|client| client.stage == Stage::Parked)
+            };
+            let parked: Vec<ClientId> = asked.into_iter().filter(is_parked).collect();
+            if is_sure {
+                for id in parked {
+                    self.greet(id, Stage::Greeted, now);
+                }
+            } else if let Some(failover) = &mut self.failover {
+                failover.greetings.next.extend(parked);
+                // Asked at once it would say the same at once.
+                failover.greetings.retry = Some(now.mono + GREETING_RETRY);
+            }
+        }
+        self.ask_for_greetings();
+    }
+
+    fn retry_greetings(&mut self, now: Now) {
+        if let Some(failover) = &mut self.failover
+            && failover
+                .greetings
+                .retry
+                .take_if(|at| *at <= now.mono)
+                .is_some()
+        {
+            self.ask_for_greetings();
+        }
     }
 
     /// Where a client gets to that wants to register. [`Stage::Bounced`]: it is answered, and has
@@ -496,12 +575,14 @@ impl Server {
 
     /// When [`Self::end_patience`] has something to do.
     pub(super) fn patience(&self) -> Option<Instant> {
-        let (until, _) = self.failover.as_ref()?.patience.first()?;
-        Some(*until)
+        let failover = self.failover.as_ref()?;
+        let until = failover.patience.first().map(|(until, _)| *until);
+        until.into_iter().chain(failover.greetings.retry).min()
     }
 
     /// Sends on who has waited for too long.
     pub(super) fn end_patience(&mut self, now: Now) {
+        self.retry_greetings(now);
         while let Some(failover) = &self.failover
             && let Some((until, id)) = failover.patience.first().copied()
             && until <= now.mono
@@ -803,9 +884,16 @@ mod tests {
         assert_eq!(front.confirm_all(false), 1);
         assert!(!front.is_greeted(early));
         front.commit_elsewhere(&[7]);
-        // It has asked again.
+        // Asked at once it would be as unsure at once, and so on without end.
         let late = front.connect(Port::Read);
-        assert_eq!(front.confirm_all(true), 2);
+        assert!(front.confirms().is_empty());
+        // One question is for all who are here by then.
+        front.pass(GREETING_RETRY);
+        let later = front.connect(Port::Read);
+        assert_eq!(front.confirm_all(true), 1);
+        assert!(!front.is_greeted(later));
+        assert_eq!(front.confirm_all(true), 1);
+        assert!(front.is_greeted(later) && front.confirms().is_empty());
         assert!(front.is_greeted(early) && front.is_greeted(late));
         assert_eq!(front.register(early, true), Some(Ok(tid(40))));
         front.commit_elsewhere(&[7, 8]);
@@ -1126,6 +1214,28 @@ mod tests {
         );
         let call = front.call(reader, "lastTransaction", Vec::new());
         assert_eq!(front.reply(reader, call), Some(Ok(tid(60))));
+    }
+
+    #[test]
+    fn what_a_node_that_begins_anew_was_asked_holds_up_nobody() {
+        let mut front = Front::new(OPEN);
+        let [finishing, next] = [0; 2].map(|_| front.registered(Port::Main, false));
+        let (_, finish) = front.propose(finishing, &[(1, 0)]);
+        let other = front.connect(Port::Read);
+        assert_eq!(front.confirms().len(), 1);
+        front.serve(Serving::default());
+        assert!(!front.is_closed(finishing) && front.is_closed(next));
+        front.server.on_begun_anew(front.now);
+        front.settle();
+        assert_eq!(front.reply(finishing, finish), None);
+        assert!(front.is_closed(finishing) && !front.server.is_writing());
+        // Its object is free, and who waits for a greeting is not forgotten.
+        front.to_node.clear();
+        front.serve(OPEN);
+        let next = front.registered(Port::Main, false);
+        front.propose(next, &[(1, 0)]);
+        front.confirm_all(true);
+        assert!(front.is_greeted(other));
     }
 
     #[test]
