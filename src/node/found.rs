@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::disk::Request;
 use super::roster::Peer;
 use super::{Copy, Node, Output, Phase};
-use crate::group::MemberId;
+use crate::group::{MemberId, ViewId};
 use crate::ids::{HistoryId, NodeId, Seq};
 use crate::log_disk::{Beside, Found};
 use crate::replica::event::Now;
@@ -29,6 +29,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
 /// How often an operator is told what is waited for.
 const TOLD_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Who is silent for so long does not say who it is: what it says may be refused, as its key is
+/// another one.
+const SILENT_MAX: Duration = Duration::from_secs(6);
 
 /// What was copied of another node.
 #[derive(Debug)]
@@ -52,6 +56,8 @@ pub(super) struct Blank {
     told: Option<(String, Instant)>,
     /// Members that are in office, as they say.
     primaries: BTreeSet<MemberId>,
+    /// Since when there are members of this view that have not said who they are.
+    silent: Option<(Option<ViewId>, Instant)>,
 }
 
 /// What a node without a journal does.
@@ -72,6 +78,7 @@ impl Blank {
             look_at: now,
             told: None,
             primaries: BTreeSet::new(),
+            silent: None,
         }
     }
 
@@ -127,8 +134,18 @@ impl Node {
             return;
         }
         blank.look_at = now.instant + RETRY_INTERVAL;
-        let Some(step) = self.next_step() else {
-            return;
+        let step = if self.roster.knows_all() {
+            blank.silent = None;
+            self.next_step()
+        } else {
+            let view = self.roster.view_id();
+            let known = blank.silent.filter(|(of, _)| *of == view);
+            let (_, since) = *blank.silent.insert(known.unwrap_or((view, now.instant)));
+            // One that has not said who it is may be part of a cluster.
+            if now.instant < since + SILENT_MAX {
+                return;
+            }
+            self.step_beside_silent()
         };
         match step {
             Step::Found(members) => {
@@ -145,27 +162,41 @@ impl Node {
         }
     }
 
-    fn next_step(&self) -> Option<Step> {
-        // One that has not said who it is may be part of a cluster.
-        if !self.roster.knows_all() {
-            return None;
+    /// Not all members say who they are. Of a cluster that is there they keep nobody out; but none
+    /// is founded, as they may be part of one.
+    fn step_beside_silent(&self) -> Step {
+        if self.roster.view_id().is_none() {
+            let what = "this node is in no view of the group: look at its daemon";
+            return Step::Wait(what.to_owned());
         }
+        if self.roster.peers().any(|(_, peer)| peer.history.is_some()) {
+            return self.next_step();
+        }
+        let silent: Vec<&str> = self.roster.silent().map(MemberId::as_str).collect();
+        Step::Wait(format!(
+            "{} does not say who it is: its key-file may be another one, of which the log says \
+             `refused of`",
+            silent.join(", ")
+        ))
+    }
+
+    fn next_step(&self) -> Step {
         let me = self.roster.me();
         let peers = || self.roster.peers();
         let histories: BTreeSet<HistoryId> = peers().filter_map(|(_, peer)| peer.history).collect();
         if histories.len() > 1 {
             let what = "members of two different clusters are in this group".to_owned();
-            return Some(Step::Wait(what));
+            return Step::Wait(what);
         }
         if histories.len() == 1 {
             if me.has_data {
                 let what = "there is a cluster, and this node has a data file without a journal: \
                             move it away, so that the cluster's can be copied";
-                return Some(Step::Wait(what.to_owned()));
+                return Step::Wait(what.to_owned());
             }
-            return Some(self.donor(peers().filter(|(_, peer)| peer.history.is_some())));
+            return self.donor(peers().filter(|(_, peer)| peer.history.is_some()));
         }
-        Some(self.founding(me))
+        self.founding(me)
     }
 
     /// Whom to copy from: not the primary, if there is another.

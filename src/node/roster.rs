@@ -226,6 +226,12 @@ impl Roster {
         members.all(|member| self.known.contains_key(member))
     }
 
+    /// Those who have not.
+    pub fn silent(&self) -> impl Iterator<Item = &MemberId> {
+        let members = self.view.iter().flat_map(|view| &view.members);
+        members.filter(|member| !self.known.contains_key(member))
+    }
+
     /// The view that we are in.
     pub fn view(&self) -> Option<&View> {
         self.view.as_ref()

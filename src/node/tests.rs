@@ -60,6 +60,8 @@ struct Many {
     views: u8,
     /// A node that hears of nobody.
     cut_off: Option<usize>,
+    /// A member that says nothing.
+    silent: Option<&'static str>,
     /// Bodies that are on their way: from whom, to whom.
     messages: VecDeque<(usize, Option<MemberId>, Lane, Bytes)>,
 }
@@ -103,6 +105,7 @@ impl Many {
             },
             views: 0,
             cut_off: None,
+            silent: None,
             messages: VecDeque::new(),
         }
     }
@@ -194,7 +197,8 @@ impl Many {
         let cut_off = self.cut_off.map(|at| self.nodes[at].name);
         let running = self.nodes.iter().filter(|one| one.running.is_some());
         let here = running.filter(|one| Some(one.name) != cut_off);
-        let members: Vec<MemberId> = here.map(|one| member(one.name)).collect();
+        let members = here.map(|one| one.name).chain(self.silent);
+        let members: Vec<MemberId> = members.map(member).collect();
         let view = View {
             id: ViewId([self.views; 20]),
             together: members.clone(),
@@ -705,6 +709,71 @@ fn an_arbiter_joins_without_data() {
     assert!(many.applied(b) >= last);
     assert!(many.nodes[c].running.is_some());
     assert_ne!(many.history(c), None);
+}
+
+#[test]
+fn a_member_that_does_not_say_who_it_is_keeps_nobody_out_of_a_cluster() {
+    let mut many = Many::three();
+    many.silent = Some("x");
+    many.start_all();
+    many.pass(2 * LEASE);
+    many.pass(Duration::from_secs(12));
+    // It may be part of one: none is founded.
+    for at in 0..3 {
+        let state = many.node(at).state();
+        assert!(state.contains("x does not say who it is"), "{state}");
+        assert_eq!(many.history(at), None);
+    }
+    many.silent = None;
+    many.view();
+    many.pass(3 * LEASE + Duration::from_secs(4));
+    many.commit(1, 10);
+    let d = many.add("d", NodeKind::Data, &["a", "b", "c"]);
+    many.silent = Some("x");
+    many.start(d);
+    many.view();
+    many.pass(Duration::from_secs(20));
+    assert_ne!(many.history(d), None);
+}
+
+/// The arbiter alone knows that the other one has committed alone.
+#[test]
+fn with_an_arbiter_who_is_not_in_sync_is_promoted_by_force_only() {
+    let mut many = Many::new();
+    for (name, kind) in [
+        ("a", NodeKind::Data),
+        ("b", NodeKind::Data),
+        ("c", NodeKind::Arbiter),
+    ] {
+        let at = many.add(name, kind, &["a", "b"]);
+        many.nodes[at].arbiter = Some("c");
+        many.start(at);
+    }
+    many.view();
+    many.pass(4 * LEASE + Duration::from_secs(4));
+    let last = many.primary();
+    let old = 1 - last;
+    many.commit(1, 10);
+    many.kill(old);
+    many.pass(4 * LEASE);
+    many.commit(2, 10);
+    many.kill(last);
+    many.start(old);
+    many.view();
+    many.pass(6 * LEASE);
+    let now = many.now;
+    let (history, names) = (HistoryId([9; 16]), ["a", "b"]);
+    many.node(old).promote(Token(9), false, history, now);
+    many.follow(old);
+    many.pass(Duration::from_secs(30));
+    let said = many.said(old);
+    let expected = format!("only {} is in sync, and not here", names[last]);
+    assert!(said[0].contains(&expected), "{said:?}");
+    let now = many.now;
+    many.node(old).promote(Token(10), true, history, now);
+    many.follow(old);
+    many.pass(4 * LEASE);
+    assert_eq!(many.history(old), Some(history));
 }
 
 #[test]

@@ -140,14 +140,25 @@ impl Node {
             (Some(epoch), _) => Ok(format!("{} is primary of epoch {epoch}", epoch.node)),
             (None, wanted) => Err(Refused {
                 refusal: Refusal::TimedOut,
-                text: format!(
+                text: self.lacks_sync().unwrap_or_else(|| format!(
                     "{} took office, and nobody is seen to be open for writers after {} s: look \
                      at the status of all nodes",
                     wanted.map_or("another node".to_owned(), |it| it.to_string()),
                     OPEN_AWAITED.as_secs()
-                ),
+                )),
             }),
         }
+    }
+
+    /// Why nobody may lead, with an arbiter, though two of three are here.
+    fn lacks_sync(&self) -> Option<String> {
+        let overview = &self.overview()?;
+        let in_sync = Seeing {
+            node: self,
+            overview,
+        }
+        .lacks_sync()?;
+        Some(without_sync(&in_sync))
     }
 
     fn name(&self) -> NodeId {
@@ -197,7 +208,7 @@ impl Node {
                 "{primary} is primary: nothing has to be lost. To begin anew with this node alone, \
                  stop all others first"
             ),
-            None if view.is_majority_here() => format!(
+            None if view.is_majority_here() && view.lacks_sync().is_none() => format!(
                 "more than half of the voters are here ({}): nothing has to be lost; 'standbyctl \
                  promote' without --accept-loss. To begin anew with this node alone, stop all \
                  others first",
@@ -282,6 +293,13 @@ fn names<'a>(voters: impl Iterator<Item = &'a Voter>) -> String {
     }
 }
 
+fn without_sync(in_sync: &str) -> String {
+    format!(
+        "only {in_sync} is in sync, and not here: this node may lack what it has. Start it. If it \
+         never comes back: promote --accept-loss"
+    )
+}
+
 /// A refusal is explained by what the node sees.
 struct Seeing<'a> {
     node: &'a Node,
@@ -315,6 +333,18 @@ impl Seeing<'_> {
     fn is_majority_here(&self) -> bool {
         let is_here = |voter: &Voter| self.overview.members.iter().any(|it| it.voter == *voter);
         self.overview.settings.members.is_majority(is_here)
+    }
+
+    /// With an arbiter: who is in sync, as far as it knows, if none of them is here. What they have
+    /// committed nobody else may have.
+    fn lacks_sync(&self) -> Option<String> {
+        let arbiter = self.overview.settings.members.arbiter.as_ref()?;
+        let is_here = |voter: &Voter| self.overview.members.iter().any(|it| it.voter == *voter);
+        let mut members = self.overview.members.iter();
+        let seen = members.find(|it| it.voter == arbiter.node)?;
+        let known = &seen.state.members;
+        let in_sync = &known.arbiter.as_ref()?.in_sync;
+        (!known.knows_all(is_here)).then(|| names(in_sync.iter()))
     }
 
     /// What is the same for all wishes.
@@ -378,6 +408,9 @@ impl Seeing<'_> {
 
     fn promote(&self, refusal: &Refusal) -> Option<String> {
         let me = self.me();
+        if let Some(in_sync) = self.lacks_sync() {
+            return Some(without_sync(&in_sync));
+        }
         Some(match refusal {
             Refusal::Already if self.overview.role == Role::Candidate => {
                 format!("{me} is about to take office already")
