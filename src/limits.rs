@@ -717,6 +717,10 @@ pub const REFRESH_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Things that have happened to a node that its status tells.
 pub const NOTICES_MAX: usize = 50;
 
+/// Bytes of entries that wait for the disk of a journal. What comes while there are more is not
+/// taken, or not asked for, until there are fewer: a disk may hang for hours.
+pub const UNWRITTEN_MAX: u64 = 64 << 20;
+
 /// How long the disk may take for one thing until that is told.
 pub const DISK_SLOW: Duration = Duration::from_secs(5);
 

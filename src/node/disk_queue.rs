@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use super::disk::{Done, Opened, Ran, Request};
 use super::{CHECKPOINT_INTERVAL, HOLD_RETRY, Node, Output};
-use crate::limits::{DISK_SLOW, DISK_SLOW_TOLD};
+use crate::limits::{DISK_SLOW, DISK_SLOW_TOLD, UNWRITTEN_MAX};
 use crate::log_disk::DiskAction;
 use crate::replica::event::{Action, Event, Now, Outcome};
+use crate::replica::message::Fetch;
 
 /// See the module's page.
 #[derive(Debug, Default)]
@@ -24,6 +25,21 @@ pub(super) struct DiskQueue {
     stalled: Option<(DiskAction, Instant)>,
     /// That there is none was told.
     is_full: bool,
+    /// Bytes of entries that wait, and of those that it appends.
+    waiting_len: u64,
+    appending_len: u64,
+    /// To be asked of another node when there are fewer.
+    fetch: Option<Output>,
+}
+
+/// Bytes of entries that it appends.
+fn len_of(request: &Request) -> u64 {
+    match request {
+        Request::Run(DiskAction::Append(entries)) => {
+            entries.iter().map(|entry| entry.header().body_len).sum()
+        }
+        _ => 0,
+    }
 }
 
 impl DiskQueue {
@@ -40,6 +56,13 @@ impl DiskQueue {
     /// Nothing of that is to be done any more.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
+        self.waiting_len = 0;
+        self.fetch = None;
+    }
+
+    /// Whether more entries would be too many.
+    pub(super) const fn is_crowded(&self) -> bool {
+        self.waiting_len + self.appending_len >= UNWRITTEN_MAX
     }
 
     /// When [`Node::look_at_disk`] has something to do.
@@ -66,6 +89,7 @@ impl DiskQueue {
 
 impl Node {
     pub(super) fn enqueue(&mut self, mut request: Request) {
+        self.disk.waiting_len += len_of(&request);
         if let Request::Run(action) = request {
             match (self.disk.waiting.back_mut(), action) {
                 (Some(Request::Run(last)), action) => match last.join(action) {
@@ -84,7 +108,19 @@ impl Node {
             && let Some(request) = self.disk.waiting.pop_front()
         {
             self.disk.is_busy = true;
+            self.disk.appending_len = len_of(&request);
+            self.disk.waiting_len -= self.disk.appending_len;
             self.outputs.push_back(Output::Disk(request));
+        }
+    }
+
+    /// Asks another node for entries, now or when there is room for them.
+    pub(super) fn fetch_entries(&mut self, address: String, fetch: Fetch) {
+        let output = Output::Fetch { address, fetch };
+        match self.disk.is_crowded() {
+            // The last one that was wanted is the only one that is.
+            true => self.disk.fetch = Some(output),
+            false => self.outputs.push_back(output),
         }
     }
 
@@ -92,6 +128,9 @@ impl Node {
     pub fn on_disk(&mut self, done: Done, now: Now) {
         self.disk.is_busy = matches!(done, Done::Full(..));
         self.disk.is_full &= self.disk.is_busy;
+        if !self.disk.is_busy {
+            self.disk.appending_len = 0;
+        }
         let since = self.disk.since.take();
         if std::mem::take(&mut self.disk.is_slow)
             && let Some(since) = since
@@ -101,6 +140,9 @@ impl Node {
             self.tell(text, now);
         }
         self.go_on_with_disk();
+        if !self.disk.is_crowded() {
+            self.outputs.extend(self.disk.fetch.take());
+        }
         match done {
             Done::Ran(ran) => self.on_ran(*ran, now),
             Done::Taken(id) => {

@@ -409,6 +409,10 @@ impl Node {
             // It keeps none of them.
             && self.roster.me().kind != NodeKind::Arbiter
         {
+            // It is fetched later, as one that was lost on its way.
+            if self.disk.is_crowded() {
+                return;
+            }
             let has_blobs = blobs::have_blobs(std::slice::from_ref(entry));
             if has_blobs || self.held.is_waiting_for(&from) {
                 let entry = entry.clone();
@@ -521,9 +525,7 @@ impl Node {
             Action::Fetch { to, fetch } => {
                 let id = fetch.id;
                 match self.address_of(&to) {
-                    Some(address) => {
-                        self.outputs.push_back(Output::Fetch { address, fetch });
-                    }
+                    Some(address) => self.fetch_entries(address, fetch),
                     None => self.later.push_back(Event::FetchFailed { id }),
                 }
             }
