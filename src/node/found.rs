@@ -328,17 +328,19 @@ impl Node {
             }
             Ok(Copied::Settings(history, settings)) => self.make_journal(history, *settings),
             Err(why) => {
-                let blank = Blank::new(now.instant);
-                self.phase = Phase::Blank(Blank {
-                    rests_until: now.instant + RETRY_INTERVAL,
-                    look_at: now.instant + RETRY_INTERVAL,
-                    ..blank
-                });
                 let what = match self.roster.me().kind {
                     NodeKind::Arbiter => "the settings were",
                     _ => "the database was",
                 };
-                self.tell(format!("{what} not copied: {why}"), now);
+                let what = format!("{what} not copied: {why}");
+                let blank = Blank::new(now.instant);
+                self.phase = Phase::Blank(Blank {
+                    rests_until: now.instant + RETRY_INTERVAL,
+                    look_at: now.instant + RETRY_INTERVAL,
+                    told: Some((what.clone(), now.instant + TOLD_INTERVAL)),
+                    ..blank
+                });
+                self.tell(what, now);
             }
         }
     }

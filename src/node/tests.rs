@@ -680,6 +680,25 @@ fn a_swap_makes_another_node_primary() {
 }
 
 #[test]
+fn why_the_database_cannot_be_copied_is_said_as_long_as_it_is_so() {
+    let mut many = Many::three();
+    many.start_all();
+    many.pass(3 * LEASE);
+    let d = many.add("d", NodeKind::Data, &["a", "b", "c"]);
+    many.nodes[d].copying = Some(Vec::new());
+    many.start(d);
+    many.view();
+    many.pass(LEASE);
+    let copy = many.nodes[d].copying.as_mut().unwrap().remove(0);
+    let now = many.now;
+    let why = Err("it has other storages".to_owned());
+    many.node(d).on_copied(copy.id, why, now);
+    many.follow(d);
+    let state = many.node(d).state();
+    assert_eq!(state, "the database was not copied: it has other storages");
+}
+
+#[test]
 fn a_member_that_does_not_say_who_it_is_keeps_nobody_out_of_a_cluster() {
     let mut many = Many::three();
     many.silent = Some("x");
