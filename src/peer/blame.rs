@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::paths::{FailureKind, Known};
 use crate::ids::NodeId;
-use crate::limits::{TROUBLE_LOG_INTERVAL, TROUBLE_STEADY};
+use crate::limits::{BEAT_FORGOTTEN, TROUBLE_LOG_INTERVAL, TROUBLE_STEADY};
 
 /// What is known of the witnesses: addresses that tell whether this node is cut off.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +83,18 @@ impl Trouble {
 
     /// For people
     pub(super) fn text(self, node: NodeId, known: &Known) -> String {
+        let text = self.plain_text(node, known);
+        match self {
+            // It may have been stopped for good.
+            Self::NotRunning | Self::HungAndGone | Self::Gone if !known.is_counted => format!(
+                "{text}; it is not counted, and forgotten {} minutes after it went",
+                BEAT_FORGOTTEN.as_secs() / 60
+            ),
+            _ => text,
+        }
+    }
+
+    fn plain_text(self, node: NodeId, known: &Known) -> String {
         let at = &known.address;
         let why = known.failure.as_ref().map(|failure| &failure.why[..]);
         let why = why.unwrap_or("nothing comes back");

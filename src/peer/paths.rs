@@ -86,6 +86,8 @@ pub struct Shown {
 pub(super) struct Known {
     pub(super) address: String,
     pub(super) is_here: bool,
+    /// It is a voter, or the arbiter.
+    pub(super) is_counted: bool,
     /// A beat is on its way since then.
     asked: Option<Instant>,
     pub(super) heard: Option<Heard>,
@@ -256,7 +258,8 @@ impl Paths {
             }
         }
         for (node, known) in &mut self.nodes {
-            if known.is_here || counted.contains(node) || known.is_direct(now) {
+            known.is_counted = counted.contains(node);
+            if known.is_here || known.is_counted || known.is_direct(now) {
                 known.wanted = now;
             }
         }
@@ -318,6 +321,7 @@ impl Known {
         Self {
             address,
             is_here,
+            is_counted: false,
             asked: None,
             heard: None,
             failure: None,
@@ -624,7 +628,17 @@ mod tests {
             .into();
         rig.pass(2 * BEAT_FORGOTTEN);
         assert_eq!(rig.paths.nodes.len(), 2, "both are counted");
+        let text = |paths: &Paths, name: &str| {
+            let known = &paths.nodes[&node(name)];
+            Trouble::NotRunning.text(node(name), known)
+        };
+        assert!(!text(&rig.paths, "beta").contains("not counted"));
         let until = rig.now + BEAT_FORGOTTEN;
+        let before = until - Duration::from_secs(1);
+        rig.paths
+            .look(vec![], &[node("beta")], true, Witnessed::NoneNamed, before);
+        let text = text(&rig.paths, "gamma");
+        assert!(text.ends_with("; it is not counted, and forgotten 10 minutes after it went"));
         rig.paths
             .look(vec![], &[node("beta")], true, Witnessed::NoneNamed, until);
         assert_eq!(rig.paths.nodes.keys().collect::<Vec<_>>(), [&node("beta")]);
