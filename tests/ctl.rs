@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -317,6 +318,11 @@ fn what_cannot_be_is_said_without_a_server() {
         ("--socket ./s swap", 3, "no answer of ./s: "),
         ("status", 2, "which node?"),
         ("--address localhost:1 swap", 2, "at the Unix socket only"),
+        (
+            "--address 31013 status",
+            2,
+            "--address: 31013 is not HOST:PORT",
+        ),
         ("--socket ./s dance", 2, "no command dance"),
         ("-C no.conf status", 2, "no.conf: cannot read"),
     ] {
@@ -389,6 +395,58 @@ fn a_server_tells_how_it_is() {
     works(&place, &address);
 }
 
+#[test]
+fn an_arbiter_does_nothing_for_data_that_it_has_not() {
+    let place = Place::new("arbiter");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer_address = taken.local_addr().unwrap();
+    // No daemon is there, and none is waited for.
+    let text = format!(
+        "<standby>\nnode arb\ngroup plone\nrole arbiter\njournal j\nvoters b c\narbiter arb\n\
+         daemon spread ./no.sock\npeer-address {peer_address}\n</standby>\n"
+    );
+    fs::write(place.0.join("zeo.conf"), text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_standbyd"));
+    command.current_dir(&place.0).env_remove("RUST_LOG");
+    command.args(["-C", "zeo.conf"]).stderr(Stdio::piped());
+    let refused = command.output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", err(&refused));
+    let expected = format!("peer-address {peer_address}: Address already in use");
+    assert!(err(&refused).contains(&expected), "{}", err(&refused));
+    assert!(!place.0.join("j").exists());
+
+    drop(taken);
+    let mut server = Server(command.spawn().unwrap());
+    let mut lines = BufReader::new(server.0.stderr.take().unwrap()).lines();
+    let is_ready = |line: &String| line.contains("status at");
+    assert!(
+        lines
+            .by_ref()
+            .map(Result::unwrap)
+            .any(|line| is_ready(&line))
+    );
+    thread::spawn(move || lines.for_each(drop));
+    for (line, code, message) in [
+        ("verify", 1, "verify: arb is an arbiter, and has no data"),
+        ("verify --all", 1, "arb is an arbiter, and has no data"),
+        ("drain", 1, "drain: arb is an arbiter, and has no data"),
+        (
+            "pack",
+            4,
+            "pack: packs are ordered at the primary; nobody is known",
+        ),
+    ] {
+        let refused = place.ctl(&format!("-C zeo.conf {line}"));
+        assert_eq!(
+            refused.status.code(),
+            Some(code),
+            "{line}: {}",
+            out(&refused)
+        );
+        assert!(err(&refused).contains(message), "{line}: {}", err(&refused));
+    }
+}
+
 /// What a node of a group of one does, and what it does not.
 fn works(place: &Place, address: &str) {
     let ctl = |line: &str| place.ctl(&format!("--socket standby/admin.sock {line}"));
@@ -426,6 +484,12 @@ fn works(place: &Place, address: &str) {
         fs::read(place.0.join("Data.fs"))
             .unwrap()
             .starts_with(&copied)
+    );
+    let packed = ctl("pack");
+    let told = out(&packed);
+    assert!(
+        told.starts_with("storage 1: to be packed\nstorage 1: alpha "),
+        "{told}"
     );
     let undone = ctl("drain --undo");
     assert_eq!(out(&undone), "alpha does not drain\n");

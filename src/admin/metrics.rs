@@ -1,5 +1,6 @@
 //! The status as Prometheus reads it: one line for each number, named `standby_` and what it is.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use super::{MemberRole, MemberStatus, Openness, Status};
@@ -178,7 +179,16 @@ impl Lines {
 
     fn of_members(&mut self, status: &Status) {
         let label = |name: &str| format!("member={}", Quoted(name));
-        let members = || status.members.iter().map(|it| (label(&it.node), it));
+        // A node whose disk was lost is two members: its name has one line all the same, of the
+        // disk that is counted, or else of the one that is here.
+        let mut of_name = BTreeMap::<&str, &MemberStatus>::new();
+        for it in &status.members {
+            let known = of_name.entry(&it.node).or_insert(it);
+            if (it.voter, it.here) > (known.voter, known.here) {
+                *known = it;
+            }
+        }
+        let members = || of_name.iter().map(|(name, it)| (label(name), *it));
         self.metric(
             "member_here",
             "1 if the node is in the view.",
@@ -300,6 +310,37 @@ mod tests {
             "timestamp",
         ] {
             assert!(!text.contains(&format!("standby_{name}")), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_node_with_two_disks_has_one_line() {
+        let of = |disk: &str, voter, here| MemberStatus {
+            node: "alpha".to_owned(),
+            disk: disk.to_owned(),
+            voter,
+            here,
+            ..MemberStatus::default()
+        };
+        let here = |members: Vec<MemberStatus>| {
+            let status = Status {
+                members,
+                ..Status::default()
+            };
+            let text = metrics(&status);
+            let lines = text
+                .lines()
+                .filter(|it| it.starts_with("standby_member_here{"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        for (members, value) in [
+            ([of("1", false, true), of("2", true, false)], 0),
+            ([of("1", true, false), of("2", false, true)], 0),
+            ([of("1", true, true), of("2", false, true)], 1),
+            ([of("1", false, false), of("2", false, true)], 1),
+        ] {
+            let expected = format!("standby_member_here{{member=\"alpha\"}} {value}");
+            assert_eq!(here(members.into()), [expected]);
         }
     }
 

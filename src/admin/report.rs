@@ -171,11 +171,32 @@ impl fmt::Display for ComparisonReport {
             } else {
                 ""
             };
-            writeln!(f, "  {node}: {} differences{more}", self.differences.len())?;
+            let count = match self.differences.len() {
+                1 => "1 difference".to_owned(),
+                count => format!("{count} differences"),
+            };
+            writeln!(f, "  {node}: {count}{more}")?;
         }
         for difference in &self.differences {
             writeln!(f, "    {difference}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_difference_is_one() {
+        for (count, expected) in [(1, "1 difference\n"), (2, "2 differences\n")] {
+            let report = ComparisonReport {
+                node: "beta".to_owned(),
+                differences: vec![FindingReport::default(); count],
+                ..ComparisonReport::default()
+            };
+            assert!(report.to_string().contains(&format!("  beta: {expected}")));
+        }
     }
 }

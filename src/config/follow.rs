@@ -1,7 +1,7 @@
 //! The section `<follow>`: which storage is a copy of which one of another server.
 
 use super::schema::Items;
-use super::values::{addresses, non_empty};
+use super::values::{addresses, storage_name};
 use super::zconfig::Section;
 use super::{Config, ConfigError, FollowConfig, Problem, StorageKind, Surroundings};
 
@@ -21,9 +21,9 @@ pub(super) fn fill(
     let mut items = Items::new(section)?;
     let ssl = items.take_ssl(around)?;
     let servers = items.required("server", addresses)?;
-    let source = items.optional("storage", non_empty)?;
+    let source = items.optional("storage", storage_name)?;
     let source = source.unwrap_or_else(|| "1".to_owned());
-    let into = items.optional("into", non_empty)?;
+    let into = items.optional("into", storage_name)?;
     let storage = into.unwrap_or_else(|| source.clone());
     items.finish()?;
     if config.follow.iter().any(|it| it.storage == storage) {

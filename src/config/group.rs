@@ -1,13 +1,14 @@
 //! The section `<standby>`: the group that the server is a member of, and its part in it.
 
 use core::net::IpAddr;
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::schema::Items;
 use super::values::{
-    address, addresses, byte_size, name_of, non_empty, path, reachable, short_interval, tcp_address,
+    address, addresses, byte_size, command, name_of, path, reachable, short_interval, tcp_address,
 };
 use super::zconfig::{Key, Section};
 use super::{Address, Config, ConfigError, Place, Problem, SslConfig, StorageKind, Surroundings};
@@ -144,7 +145,7 @@ pub(super) fn fill(
     let key_file = items.optional("key-file", |value| {
         let path = path(value, around)?;
         key = Some(read_key(&path, around)?);
-        Ok(path)
+        Ok::<_, Cow<'static, str>>(path)
     })?;
     let role = items.optional("role", role)?.unwrap_or_default();
     let arbiter = items.optional("arbiter", |value| arbiter(value, node, role))?;
@@ -192,8 +193,8 @@ pub(super) fn fill(
         ring_body_len_max: items
             .optional("ring-body-max", ring_body_len)?
             .unwrap_or(RING_BODY_LEN_DEFAULT),
-        on_promote: items.optional("on-promote", non_empty)?,
-        on_demote: items.optional("on-demote", non_empty)?,
+        on_promote: items.optional("on-promote", command)?,
+        on_demote: items.optional("on-demote", command)?,
         copies_newest_only: items.optional("copies", copies)?.unwrap_or_default(),
         witnesses,
         ssl,
@@ -277,7 +278,7 @@ fn take_witnesses(mut section: Section) -> Result<(Section, Vec<Address>), Confi
                 return Err(place.refuse(Problem::BadValue {
                     key: name,
                     value,
-                    expected,
+                    expected: expected.into(),
                 }));
             }
         }
@@ -306,12 +307,12 @@ pub(super) fn complete(config: &mut Config) -> Result<(), ConfigError> {
         return Ok(());
     };
     let place = standby.place.clone();
-    let wrong = |key: &str, value: String, expected| {
+    let wrong = |key: &str, value: String, expected: &'static str| {
         let key = key.to_owned();
         Err(place.refuse(Problem::BadValue {
             key,
             value,
-            expected,
+            expected: expected.into(),
         }))
     };
     if standby.daemon == DaemonConfig::Loopback {
@@ -409,6 +410,9 @@ fn voters(
 ) -> Result<Vec<NodeId>, &'static str> {
     let names: Option<Vec<NodeId>> = value.split_whitespace().map(NodeId::new).collect();
     let names = names.ok_or("a list of node names (1 to 10 letters, digits, '-', '_' and '.')")?;
+    if names.is_empty() {
+        return Err("a list of node names (it names no node)");
+    }
     if (1..names.len()).any(|at| names[..at].contains(&names[at])) {
         return Err("a list in which each node is named once");
     }
@@ -429,7 +433,6 @@ fn voters(
         _ => {}
     }
     match names.len() {
-        0 => Err("a list of node names"),
         2 if arbiter.is_some() => Ok(names),
         _ if arbiter.is_some() => Err("a list of two nodes (an arbiter decides between two)"),
         len if len > VOTERS_CONFIGURED_MAX => {
@@ -529,11 +532,12 @@ fn spread_address(value: &str) -> Result<Address, &'static str> {
 const KEY_LEN_MIN: usize = 16;
 
 /// The first line of the file.
-fn read_key(path: &Path, around: &dyn Surroundings) -> Result<Secret, &'static str> {
-    let text = around.read(path).map_err(|_| "a file that can be read")?;
+fn read_key(path: &Path, around: &dyn Surroundings) -> Result<Secret, Cow<'static, str>> {
+    let text = around.read(path);
+    let text = text.map_err(|error| format!("a file that can be read: {error}"))?;
     let line = text.lines().next().unwrap_or_default().trim();
     if line.len() < KEY_LEN_MIN {
-        return Err("a file with a key of at least 16 characters in its first line");
+        return Err("a file with a key of at least 16 characters in its first line".into());
     }
     Ok(Secret(line.as_bytes().to_vec()))
 }
@@ -741,7 +745,10 @@ mod tests {
             ("voters a b", "'arbiter' names a node"),
             ("voters a b a", "each node is named once"),
             ("voters b c d", "a list with this node in it"),
-            ("voters", "a list with this node in it"),
+            (
+                "voters",
+                "'' is not a list of node names (it names no node)",
+            ),
             ("voters a b long-name-of", "a list of node names"),
             ("voters a b c d e f g h i", "1, 3, 5 or 7 nodes"),
             (
@@ -853,7 +860,7 @@ mod tests {
         for (line, expected) in [
             (
                 "key-file no.key",
-                "key-file: 'no.key' is not a file that can be read",
+                "key-file: 'no.key' is not a file that can be read: entity not found",
             ),
             (
                 "key-file short.key",
@@ -900,7 +907,7 @@ mod tests {
                 "admin-address: './a.sock' is not an address of TCP",
             ),
             ("copies some", "copies: 'some' is not full or newest"),
-            ("on-promote", "on-promote: '' is not something"),
+            ("on-promote", "on-promote: '' is not a command of the shell"),
             (&long, "admin-socket: 'sss"),
         ] {
             let error = with(line).unwrap_err();

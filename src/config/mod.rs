@@ -13,6 +13,7 @@ mod schema;
 mod values;
 mod zconfig;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -339,7 +340,7 @@ fn wrong_option(option: &str, value: &str, expected: &'static str) -> ConfigErro
     Place::CommandLine.refuse(Problem::BadValue {
         key: option.to_owned(),
         value: value.to_owned(),
-        expected,
+        expected: expected.into(),
     })
 }
 
@@ -403,7 +404,7 @@ pub enum Problem {
         /// As it was given.
         value: String,
         /// What it should be, to follow "is not".
-        expected: &'static str,
+        expected: Cow<'static, str>,
     },
     /// A section type that is not known there.
     UnknownSection {

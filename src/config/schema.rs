@@ -1,13 +1,14 @@
 //! Which sections and keys there are, and what becomes of them: the schemas of runzeo, ZODB,
 //! ZConfig's logger and zdaemon, as far as they concern a server.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use log::LevelFilter;
 
 use super::values::{
-    addresses, boolean, byte_size, client_certificates, count, interval, level, lock_scope,
-    non_empty, old_files, path, seconds, text,
+    addresses, boolean, byte_size, client_certificates, command, count, interval, level,
+    lock_scope, old_files, path, seconds, text,
 };
 use super::zconfig::{Key, Section};
 use super::{
@@ -132,7 +133,7 @@ fn ssl(section: Section, around: &dyn Surroundings) -> Result<SslConfig, ConfigE
         ),
     )?;
     let file = ssl.optional("password-file", path)?;
-    let command = ssl.optional("password-command", non_empty)?;
+    let command = ssl.optional("password-command", command)?;
     let authenticate = ssl.required("authenticate", |value| client_certificates(value, around))?;
     ssl.finish()?;
     let password = match (file, command) {
@@ -406,10 +407,10 @@ impl Items {
         Ok(Self { section })
     }
 
-    pub(super) fn optional<T>(
+    pub(super) fn optional<T, E: Into<Cow<'static, str>>>(
         &mut self,
         name: &str,
-        convert: impl FnOnce(&str) -> Result<T, &'static str>,
+        convert: impl FnOnce(&str) -> Result<T, E>,
     ) -> Result<Option<T>, ConfigError> {
         let Some(index) = self.section.keys.iter().position(|key| key.name == name) else {
             return Ok(None);
@@ -424,7 +425,7 @@ impl Items {
             Err(expected) => Err(place.refuse(Problem::BadValue {
                 key,
                 value,
-                expected,
+                expected: expected.into(),
             })),
         }
     }

@@ -16,12 +16,19 @@ pub(super) fn text(value: &str) -> Result<String, &'static str> {
     Ok(value.to_owned())
 }
 
-/// Anything but nothing.
-pub(super) fn non_empty(value: &str) -> Result<String, &'static str> {
-    if value.is_empty() {
-        Err("something")
-    } else {
-        text(value)
+/// Something that the shell is to run.
+pub(super) fn command(value: &str) -> Result<String, &'static str> {
+    match value {
+        "" => Err("a command of the shell"),
+        value => text(value),
+    }
+}
+
+/// What a storage is called.
+pub(super) fn storage_name(value: &str) -> Result<String, &'static str> {
+    match value {
+        "" => Err("the name of a storage"),
+        value => text(value),
     }
 }
 

@@ -12,10 +12,12 @@ use mio::{Registry, Token};
 use rustix::fs::Mode;
 use slab::Slab;
 
+use super::addresses::{bind, listen};
 use super::connection::{Connection, ReadOutcome, Stream};
 use super::listener::{Bound, Listener};
 use crate::admin::{Access, Answer, Asked, Http, What};
 use crate::config::{Address, StandbyConfig};
+use crate::exit::Exit;
 use crate::ids::ClientId;
 use crate::limits::{ADMIN_CONNECTIONS_MAX, ADMIN_IDLE_MAX, ADMIN_READ_LEN, WRITE_BYTES_PER_TURN};
 
@@ -81,13 +83,16 @@ pub(super) struct AdminBound {
 }
 
 impl AdminBound {
-    /// Binds them. The error has the address in front.
-    pub(super) fn new(config: &StandbyConfig) -> Result<Self, (String, io::Error)> {
+    /// Binds them.
+    pub(super) fn new(config: &StandbyConfig) -> Result<Self, (Exit, String)> {
         let socket = Address::Unix(config.admin_socket.clone());
         if config.admin_socket.parent() == Some(config.journal.as_path()) {
             // The first to need it. What belongs into it is nobody else's business.
-            make_directory(&config.journal)
-                .map_err(|error| (config.journal.display().to_string(), error))?;
+            make_directory(&config.journal).map_err(|error| {
+                let path = config.journal.display();
+                let why = format!("journal directory {path}: cannot be made: {error}");
+                (Exit::Internal, why)
+            })?;
         }
         let all = [
             (config.admin_address.as_ref(), Access::Read),
@@ -98,11 +103,19 @@ impl AdminBound {
             let Some(address) = address else {
                 continue;
             };
-            let bound = Bound::new(address).map_err(|error| (address.to_string(), error))?;
+            let bound = bind(key_of(access), address)?;
             sockets.extend(bound.into_iter().map(|bound| (bound, access)));
         }
         sockets.truncate(LISTENERS_MAX);
         Ok(Self { sockets })
+    }
+}
+
+/// The key of the configuration that names such an address.
+const fn key_of(access: Access) -> &'static str {
+    match access {
+        Access::Read => "admin-address",
+        Access::All => "admin-socket",
     }
 }
 
@@ -114,31 +127,24 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 impl Admin {
-    /// Lets administrators connect. The error has the address in front.
+    /// Lets administrators connect.
     pub(super) fn new(
         bound: AdminBound,
         registry: &Registry,
         now: Instant,
-    ) -> Result<Self, (String, io::Error)> {
+    ) -> Result<Self, (Exit, String)> {
         let mut listeners = Vec::new();
         for (at, (bound, access)) in bound.sockets.into_iter().enumerate() {
-            let address = bound.describe();
             let mode = match access {
                 Access::Read => None,
                 // Whoever can write to it gives commands.
                 Access::All => Some(Mode::RUSR | Mode::WUSR),
             };
-            let listening = bound.listen_as(mode).and_then(|mut listener| {
-                listener.register(registry, Token(FIRST - at))?;
-                Ok(listener)
-            });
-            match listening {
-                Ok(listener) => {
-                    log::info!("status at {}", listener.describe());
-                    listeners.push((listener, access));
-                }
-                Err(error) => return Err((address, error)),
-            }
+            let mut listener = listen(key_of(access), bound, mode)?;
+            let registered = listener.register(registry, Token(FIRST - at));
+            registered.map_err(|error| (Exit::Internal, format!("cannot start: {error}")))?;
+            log::info!("status at {}", listener.describe());
+            listeners.push((listener, access));
         }
         Ok(Self {
             listeners,
@@ -491,6 +497,14 @@ mod tests {
             text.push(char::from(byte[0]));
         }
         text
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named_as_such() {
+        let (exit, error) = AdminBound::new(&standby(Path::new("/no-such-dir"))).unwrap_err();
+        let expected = "journal directory /no-such-dir/j: cannot be made: No such file";
+        assert!(error.starts_with(expected), "{error}");
+        assert_eq!(exit, Exit::Internal);
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Bound {
             Address::Tcp { host, port } => {
                 let mut port = *port;
                 let mut bound = Vec::new();
-                for resolved in (host.as_str(), port).to_socket_addrs()? {
+                for resolved in look_up(host, port)? {
                     let socket = bind_tcp(SocketAddr::new(resolved.ip(), port), false)?;
                     if port == 0 {
                         // "Any port" is the same one for all addresses of a name.
@@ -86,7 +86,8 @@ impl Bound {
                     bound.push(Self::Tcp(socket));
                 }
                 if bound.is_empty() {
-                    return Err(io::Error::other(format!("{host} has no address")));
+                    let why = format!("{host} has no address");
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
                 }
                 Ok(bound)
             }
@@ -188,6 +189,20 @@ impl Drop for UnixName {
             log::warn!("{}: not removed ({error})", self.path.display());
         }
     }
+}
+
+/// The addresses of a name. The error is of the kind `InvalidInput` if it has none.
+fn look_up(host: &str, port: u16) -> io::Result<impl Iterator<Item = SocketAddr>> {
+    (host, port).to_socket_addrs().map_err(|error| {
+        let why = error.to_string();
+        // Servers of names that do not answer yet; a text is all that tells it (glibc's, musl's).
+        let may_pass = ["Temporary failure", "Try again"];
+        let may_pass = may_pass.iter().any(|it| why.contains(it));
+        match may_pass || error.raw_os_error().is_some() {
+            true => error,
+            false => io::Error::new(io::ErrorKind::InvalidInput, why),
+        }
+    })
 }
 
 fn bind_tcp(address: SocketAddr, both_families: bool) -> io::Result<OwnedFd> {

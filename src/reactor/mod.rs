@@ -4,6 +4,7 @@
 //! server's business ([`crate::server`]), which takes bytes and the time and gives back bytes,
 //! jobs and the next deadline.
 
+mod addresses;
 mod admin;
 mod certificates;
 mod cluster;
@@ -33,12 +34,13 @@ use mio::{Events, Poll, Token, Waker};
 use sd_notify::NotifyState;
 use slab::Slab;
 
-use self::admin::{Admin, AdminBound};
+use self::addresses::Addresses;
+use self::admin::Admin;
 use self::certificates::Certificates;
 use self::cluster::Cluster;
 use self::connection::{Connection, ReadError, ReadOutcome};
 use self::follow::Following;
-use self::listener::{Bound, Listener};
+use self::listener::Listener;
 use self::signals::{Signal, Signals};
 use self::timer::Timers;
 use self::worker::Workers;
@@ -173,20 +175,8 @@ impl Reactor {
         let certificates = config.ssl.as_ref().map(load).transpose()?;
         let between_nodes = config.standby.as_ref().and_then(|it| it.ssl.as_ref());
         let between_nodes = between_nodes.map(load).transpose()?;
-        // First, so that no server whose address is in use opens a file, and reads it for minutes;
-        // but who can connect shall be served, so listening comes last.
-        let mut bound = Vec::new();
-        let readers = config.standby.iter().flat_map(|it| &it.read_addresses);
-        let addresses = config.addresses.iter().map(|it| (it, Port::Main));
-        for (address, port) in addresses.chain(readers.map(|it| (it, Port::Read))) {
-            match Bound::new(address) {
-                Ok(sockets) => bound.extend(sockets.into_iter().map(|it| (it, port))),
-                Err(error) => return Err(address_error(&address.to_string(), &error)),
-            }
-        }
-        let refused = |(address, error): (String, io::Error)| address_error(&address, &error);
-        let admin = config.standby.as_ref().map(AdminBound::new).transpose();
-        let admin = admin.map_err(refused)?;
+        // Who can connect shall be served, so listening comes last.
+        let addresses = Addresses::bind(config)?;
         let mut storages = Vec::new();
         let mut opening = None;
         match &config.standby {
@@ -218,12 +208,16 @@ impl Reactor {
         for follow in &config.follow {
             server.set_following(&follow.storage, follow::AWAY, now());
         }
+        let doors = addresses.peers.into_iter();
+        let doors = doors.map(|bound| addresses::listen("peer-address", bound, None));
+        let doors = doors.collect::<Result<Vec<Listener>, _>>()?;
         let join = |(standby, opened)| {
             let around = cluster::Surroundings {
                 registry: poll.registry(),
                 token: DAEMON,
                 waker: &waker,
                 certificates: between_nodes,
+                doors,
                 traffic: workers.traffic(),
             };
             Cluster::join(standby, opened, around, now())
@@ -232,22 +226,15 @@ impl Reactor {
         let mut timers = Timers::new();
         timers.set(Timer::Tick, Some(now().mono + TICK));
         let (mut listeners, mut ports) = (Vec::new(), Vec::new());
-        for (at, (bound, port)) in bound.into_iter().enumerate() {
-            let address = bound.describe();
-            let listening = bound.listen().and_then(|mut listener| {
-                listener.register(poll.registry(), listener_token(at))?;
-                Ok(listener)
-            });
-            match listening {
-                Ok(listener) => {
-                    listeners.push(listener);
-                    ports.push(port);
-                }
-                Err(error) => return Err(address_error(&address.to_string(), &error)),
-            }
+        for (at, (bound, port)) in addresses.clients.into_iter().enumerate() {
+            let mut listener = addresses::listen(addresses::key_of(port), bound, None)?;
+            let registered = listener.register(poll.registry(), listener_token(at));
+            registered.map_err(internal)?;
+            listeners.push(listener);
+            ports.push(port);
         }
-        let admin = admin.map(|bound| Admin::new(bound, poll.registry(), now().mono));
-        let admin = admin.transpose().map_err(refused)?;
+        let open = |bound| Admin::new(bound, poll.registry(), now().mono);
+        let admin = addresses.admin.map(open).transpose()?;
         let following = Following::start(&config.follow, &waker)?;
         Ok(Self {
             workers,
@@ -915,16 +902,6 @@ fn now() -> Now {
 )]
 fn system_time() -> SystemTime {
     SystemTime::now()
-}
-
-/// An address in use stays in use; what else is wrong with one may pass, as when names cannot be
-/// resolved yet.
-fn address_error(address: &str, error: &io::Error) -> (Exit, String) {
-    let exit = match error.kind() {
-        io::ErrorKind::AddrInUse => Exit::Usage,
-        _ => Exit::Internal,
-    };
-    (exit, format!("address {address}: {error}"))
 }
 
 /// Tells a service manager, if there is one.

@@ -17,6 +17,7 @@ use crate::ids::Tid;
 use crate::log_disk::{PackOrder, Packing};
 use crate::node::{PackEnd, Refused as NotDone};
 use crate::replica::event::Token;
+use crate::replica::message::NodeKind;
 use crate::server::{Now, OrderRefused, Server};
 use crate::storage::PackError;
 use crate::storage::pack_fed::FedStep;
@@ -115,6 +116,15 @@ impl Cluster {
         server: &mut Server,
         now: Now,
     ) -> Result<(), Refused> {
+        let not_primary = Refused {
+            error: "packs are ordered at the primary".to_owned(),
+            reason: Refusing::NotPrimary,
+            primary: self.node().primary().map(|node| node.to_string()),
+        };
+        // It has no storages: all of them would be done at once.
+        if self.fixed.kind == NodeKind::Arbiter {
+            return Err(not_primary);
+        }
         let names: BTreeSet<String> = match storage {
             Some(name) => [name.to_owned()].into(),
             None => server.storages().map(|it| it.name.to_owned()).collect(),
@@ -130,13 +140,7 @@ impl Cluster {
             let token = self.token();
             match server.order_pack(&name, until, token) {
                 Ok(()) => orders.waiting.push((token, name)),
-                Err(OrderRefused::NotPrimary) => {
-                    return Err(Refused {
-                        error: "packs are ordered at the primary".to_owned(),
-                        reason: Refusing::NotPrimary,
-                        primary: self.node().primary().map(|node| node.to_string()),
-                    });
-                }
+                Err(OrderRefused::NotPrimary) => return Err(not_primary),
                 Err(OrderRefused::Already) => {
                     orders.reason = Refusing::Busy;
                     let why = format!("storage \"{name}\" is being packed already");
@@ -197,7 +201,16 @@ impl Cluster {
         let ended: Vec<Orders> = ended;
         for orders in ended {
             let answer = match orders.failed.is_empty() {
-                true => Answer::done(&format!("{} to be packed", orders.done.join(", "))),
+                true => {
+                    let storages = match orders.done.len() {
+                        1 => "storage",
+                        _ => "storages",
+                    };
+                    Answer::done(&format!(
+                        "{storages} {}: to be packed",
+                        orders.done.join(", ")
+                    ))
+                }
                 false => Answer::refused(&Refused {
                     error: orders.failed.join("; "),
                     reason: orders.reason,

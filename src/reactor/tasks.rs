@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use log::Level;
+
 use super::admin::AdminId;
 use super::copying::Remote;
 use super::now;
@@ -17,7 +19,7 @@ use crate::admin::{
 };
 use crate::ids::{NodeId, Seq, Tid};
 use crate::limits::TASK_RATE_DEFAULT;
-use crate::log_disk::{Comparison, CopySource, Snapshot, compare};
+use crate::log_disk::{BackupError, Comparison, CopySource, Snapshot, compare};
 use crate::peer::Throttle;
 use crate::storage::verify::{Verified, verify};
 
@@ -369,7 +371,7 @@ impl Backup {
                 Answer::done(&text)
             }
             Err(error) => {
-                log::error!("backup: {error}");
+                log::log!(level_of(&error), "backup: {error}");
                 refused(&error.to_string())
             }
         }
@@ -390,6 +392,32 @@ impl Backup {
     }
 }
 
+/// A backup that is refused is nothing wrong with the node; a disk that fails is.
+fn level_of(error: &BackupError) -> Level {
+    use io::ErrorKind as Kind;
+    match error {
+        BackupError::Exists(_)
+        | BackupError::Packed(_)
+        | BackupError::NoBlobs
+        | BackupError::Replaced
+        | BackupError::NoRoom { .. } => Level::Warn,
+        // Where it was to go: a directory that is missing, or another's, or full.
+        BackupError::Io { source, .. } => match source.kind() {
+            Kind::NotFound
+            | Kind::PermissionDenied
+            | Kind::AlreadyExists
+            | Kind::NotADirectory
+            | Kind::IsADirectory
+            | Kind::ReadOnlyFilesystem
+            | Kind::StorageFull
+            | Kind::QuotaExceeded
+            | Kind::FileTooLarge => Level::Warn,
+            _ => Level::Error,
+        },
+        BackupError::Read(_) | BackupError::Storage(_) => Level::Error,
+    }
+}
+
 /// A thread for a task.
 pub(super) fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name("task".to_owned()).spawn(work)?;
@@ -399,6 +427,23 @@ pub(super) fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_disk_that_fails_is_an_error() {
+        let io = |errno: rustix::io::Errno| BackupError::Io {
+            action: "create",
+            path: "b".into(),
+            source: errno.into(),
+        };
+        for (error, level) in [
+            (BackupError::NoBlobs, Level::Warn),
+            (io(rustix::io::Errno::NOENT), Level::Warn),
+            (io(rustix::io::Errno::NOSPC), Level::Warn),
+            (io(rustix::io::Errno::IO), Level::Error),
+        ] {
+            assert_eq!(level_of(&error), level, "{error}");
+        }
+    }
 
     #[test]
     fn backups_stay_in_their_directory() {

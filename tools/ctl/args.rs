@@ -128,7 +128,7 @@ pub(crate) fn parse(args: impl Iterator<Item = OsString>) -> Result<Invocation, 
         let named = match option.as_str() {
             "socket" => Target::Socket(value()?.into()),
             "configure" => Target::Config(value()?.into()),
-            "address" => Target::Address(text(value()?)?),
+            "address" => Target::Address(address(text(value()?)?)?),
             "days" => {
                 let days = text(value()?)?;
                 let number = days.parse().ok().filter(|days: &f64| *days >= 0.0);
@@ -218,13 +218,17 @@ fn wish(words: &[&str], flags: &mut Flags) -> Result<Wish, String> {
         }
         [name, ..] => return Err(format!("there is no command {name}")),
     };
-    // What the server would not take is found here.
-    let command = Command::parse(command.name(), command.body().as_bytes())?;
+    let command = checked(&command)?;
     let wants_json = matches!(command, Command::Verify { .. }) && std::mem::take(&mut flags.json);
     Ok(match wants_json {
         true => Wish::Report(command),
         false => Wish::Command(command),
     })
+}
+
+/// What the server would not take is found here.
+fn checked(command: &Command) -> Result<Command, String> {
+    Command::parse(command.name(), command.body().as_bytes()).map_err(by_option)
 }
 
 fn verify(storage: Option<&str>, flags: &mut Flags) -> Result<Command, String> {
@@ -251,7 +255,7 @@ fn backup(as_of: &str, flags: &mut Flags) -> Result<Command, String> {
         "storage": flags.values.remove("storage"),
         "rate": rate(flags)?,
     });
-    Command::parse("backup", body.to_string().as_bytes())
+    Command::parse("backup", body.to_string().as_bytes()).map_err(by_option)
 }
 
 /// Bytes per second, if they are given.
@@ -279,7 +283,7 @@ fn pack(storage: Option<&str>, flags: &mut Flags) -> Result<Wish, String> {
         days: days.unwrap_or_default(),
         time,
     };
-    let command = Command::parse(command.name(), command.body().as_bytes())?;
+    let command = checked(&command)?;
     Ok(match std::mem::take(&mut flags.no_wait) {
         true => Wish::Command(command),
         false => Wish::Pack(command),
@@ -306,6 +310,32 @@ fn member(name: &str, action: MemberAction) -> Result<Command, String> {
 
 fn node(name: &str) -> Result<NodeId, String> {
     NodeId::new(name).ok_or_else(|| format!("{name} is not the name of a node"))
+}
+
+/// Where a node may be. Whether it is there shows when it is asked.
+fn address(text: String) -> Result<String, String> {
+    let parts = text.rsplit_once(':');
+    let is_address = parts.is_some_and(|(host, port)| {
+        let port = port.parse().unwrap_or(0_u16);
+        !host.is_empty() && port > 0
+    });
+    match is_address {
+        true => Ok(text),
+        false => Err(format!("--address: {text} is not HOST:PORT")),
+    }
+}
+
+/// What is wrong with a command, by what people wrote and not by the fields that came of it.
+fn by_option(error: String) -> String {
+    let Some((field, why)) = error.split_once(": ") else {
+        return error;
+    };
+    match field {
+        "time" => format!("--to: {why}"),
+        "tid" => format!("TID: {why}"),
+        "rate" | "to" | "days" | "blobs" => format!("--{field}: {why}"),
+        _ => error,
+    }
 }
 
 /// A day is more than anybody waits.
@@ -555,15 +585,29 @@ mod tests {
             ("pack --to 2026-01-31 --days 1", "not both"),
             ("swap --no-wait", "--no-wait is not for swap"),
             ("swap --to 2026-01-31", "--to is not for swap"),
-            ("pack --days 1e9", "days: 1000000000"),
-            ("backup 12 --to b", "16 hexadecimal"),
+            ("pack --days 1e9", "--days: 1000000000"),
+            ("pack --to 5000-01-01", "--to: 9"),
+            ("backup 12 --to b", "TID: \"12\" is not 16 hexadecimal"),
             ("backup now", "Give --to FILE"),
             ("backup now b", "backup now b: not understood"),
-            ("backup now --to ../b", "no path of a file"),
+            (
+                "backup now --to ../b",
+                "--to: \"../b\" is no path of a file",
+            ),
             ("backup now --to b --json", "--json is not for backup"),
             ("verify --with b --all", "exclude each other"),
             ("verify --rate fast", "--rate: fast"),
-            ("verify --rate 5KB", "rate: 5120"),
+            ("verify --rate 5KB", "--rate: 5120"),
+            (
+                "status --address 31013",
+                "--address: 31013 is not HOST:PORT",
+            ),
+            ("status --address :1", "--address: :1 is not"),
+            ("status --address a:0", "--address: a:0 is not"),
+            (
+                "status --address 127.0.0.1:99999",
+                "--address: 127.0.0.1:99999 is not",
+            ),
             ("verify --to b", "--to is not for verify"),
             ("swap --undo", "--undo is not for swap"),
             ("--what status", "--what"),

@@ -96,18 +96,35 @@ impl Client {
     fn ask(&self, request: &str, patience: Option<Duration>) -> Result<Answer, ClientError> {
         let unreachable = |error| ClientError::Unreachable(self.complaint(&error));
         let mut stream = self.connect(patience).map_err(unreachable)?;
-        stream.write_all(request.as_bytes()).map_err(unreachable)?;
+        let failed = |error, patience| self.failed(&error, patience);
+        let written = stream.write_all(request.as_bytes());
+        written.map_err(|error| ClientError::Unreachable(failed(error, Some(PATIENCE))))?;
         let mut answer = Vec::new();
         let read = stream.take(ANSWER_LEN_MAX).read_to_end(&mut answer);
         // A server that leaves something of ours unread breaks the connection behind its answer.
         match (understand(&answer), read) {
             (Some(answer), _) => Ok(answer),
-            (None, Err(error)) if request.starts_with("GET") => Err(unreachable(error)),
-            (None, Err(error)) => Err(ClientError::NoAnswer(format!("{self}: {error}"))),
+            (None, Err(error)) if request.starts_with("GET") => {
+                Err(ClientError::Unreachable(failed(error, patience)))
+            }
+            (None, Err(error)) => Err(ClientError::NoAnswer(failed(error, patience))),
             (None, Ok(_)) => Err(ClientError::Strange(format!(
                 "{self}: {} bytes that are no answer of HTTP",
                 answer.len()
             ))),
+        }
+    }
+
+    /// What is wrong with somebody who takes connections.
+    fn failed(&self, error: &io::Error, patience: Option<Duration>) -> String {
+        match (error.kind(), patience) {
+            // What the system says when the time is up.
+            (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, Some(patience)) => format!(
+                "{self}: it takes connections, and has not answered for {} s: the server hangs, \
+                 or its disk does",
+                patience.as_secs()
+            ),
+            _ => self.complaint(error),
         }
     }
 
@@ -183,6 +200,21 @@ fn understand(bytes: &[u8]) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_takes_connections_and_is_silent_hangs() {
+        let client = Client::Unix("s".into());
+        let silent = io::Error::from(io::ErrorKind::WouldBlock);
+        let hangs = client.failed(&silent, Some(PATIENCE));
+        assert_eq!(
+            hangs,
+            "s: it takes connections, and has not answered for 10 s: the server hangs, or its \
+             disk does"
+        );
+        let broken = io::Error::from(io::ErrorKind::ConnectionReset);
+        let gone = client.failed(&broken, Some(PATIENCE));
+        assert_eq!(gone, "s: connection reset");
+    }
 
     #[test]
     fn an_answer_is_understood_when_it_is_all_there() {

@@ -47,18 +47,18 @@ pub(crate) fn pack(node: &str, pack: &PackStatus) -> String {
         ..
     } = pack;
     match pack.state {
-        PackState::Waiting => format!("{storage}: {node} waits for its turn"),
-        PackState::Packing => format!("{storage}: {node} packs"),
+        PackState::Waiting => format!("storage {storage}: {node} waits for its turn"),
+        PackState::Packing => format!("storage {storage}: {node} packs"),
         PackState::Failed => {
             let why = error.as_deref().unwrap_or("it is not known why");
-            format!("{storage}: {node} has failed: {why}")
+            format!("storage {storage}: {node} has failed: {why}")
         }
         PackState::Done => match (bytes_before, bytes) {
             (Some(before), Some(bytes)) => {
                 let (before, bytes) = (size(*before), size(*bytes));
-                format!("{storage}: {node} has packed: {bytes}, were {before}")
+                format!("storage {storage}: {node} has packed: {bytes}, were {before}")
             }
-            _ => format!("{storage}: {node} has packed"),
+            _ => format!("storage {storage}: {node} has packed"),
         },
     }
 }

@@ -75,6 +75,7 @@ impl Cluster {
         server: &mut Server,
         now: Now,
     ) -> Result<(), Refused> {
+        self.refuse_arbiter()?;
         if self.draining.swap.is_some_and(|(_, asker)| asker.is_some()) {
             return Err(conflict("it is about to drain"));
         }

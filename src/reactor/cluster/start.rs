@@ -22,6 +22,7 @@ use crate::peer;
 use crate::reactor::certificates::Certificates;
 use crate::reactor::copying::{self, Fetcher, SharedBlobs};
 use crate::reactor::daemon::Daemon;
+use crate::reactor::listener::Listener;
 use crate::reactor::lookout::Lookout;
 use crate::reactor::office::Office;
 use crate::reactor::packing::PackThread;
@@ -46,6 +47,8 @@ pub(in crate::reactor) struct Surroundings<'a> {
     pub(in crate::reactor) waker: &'a Arc<Waker>,
     /// Of `<ssl>`, if there is one
     pub(in crate::reactor) certificates: Option<Certificates>,
+    /// Where other nodes connect
+    pub(in crate::reactor) doors: Vec<Listener>,
     /// What clients want, to which packs give way
     pub(in crate::reactor) traffic: Arc<Traffic>,
 }
@@ -170,10 +173,11 @@ impl Cluster {
             token,
             waker,
             certificates,
+            doors,
             traffic,
         } = around;
         let mut peers = Peers::new(
-            config.peer_address.as_ref(),
+            doors,
             peer_options(config),
             registry,
             PEERS,

@@ -28,6 +28,7 @@ impl Cluster {
     /// Begins one; its answer comes to `answered`.
     pub(super) fn begin_task(&mut self, id: AdminId, command: &Command) -> Result<(), Refused> {
         let name = command.name();
+        self.refuse_arbiter()?;
         match command {
             Command::Verify {
                 storage,
@@ -63,6 +64,17 @@ impl Cluster {
                 self.run_task(id, move |snapshot| backup.run(snapshot, pace))
             }
             _ => Err(super::orders::not_offered(command)),
+        }
+    }
+
+    /// What is about data would find nothing at an arbiter, and so nothing wrong.
+    pub(super) fn refuse_arbiter(&self) -> Result<(), Refused> {
+        match self.fixed.kind {
+            NodeKind::Data | NodeKind::Observer => Ok(()),
+            NodeKind::Arbiter => {
+                let me = self.fixed.node;
+                Err(conflict(&format!("{me} is an arbiter, and has no data")))
+            }
         }
     }
 

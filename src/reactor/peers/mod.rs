@@ -32,8 +32,7 @@ use self::link::Link;
 use self::target::{Goal, Lane, Target};
 use super::certificates::Certificates;
 use super::connection::{Connection, Stream};
-use super::listener::{Bound, Listener};
-use crate::config::Address;
+use super::listener::Listener;
 use crate::ids::{ClientId, NodeId};
 use crate::limits::{
     ACCEPTS_PER_TURN, PEER_CALLS_MAX, PEER_CONNECTIONS_MAX, PEER_TARGETS_MAX, PEER_WAITING_MAX,
@@ -164,15 +163,15 @@ const REST: Duration = Duration::from_millis(500);
 const LOG: &str = module_path!();
 
 impl Peers {
-    /// Listens, if there is an address for that. Sockets are registered with tokens from `first`
-    /// down, a million of them: see [`Self::owns`]. `waker` is woken when a thread has done
-    /// something, and [`Self::turn`] is to be called then.
+    /// Others connect to `listeners`. Sockets are registered with tokens from `first` down, a
+    /// million of them: see [`Self::owns`]. `waker` is woken when a thread has done something, and
+    /// [`Self::turn`] is to be called then.
     ///
     /// # Errors
     ///
-    /// The address cannot be listened on.
-    pub fn new(
-        listen: Option<&Address>,
+    /// The system has not enough room for another socket in a poll.
+    pub(super) fn new(
+        listeners: Vec<Listener>,
         options: Options,
         registry: &Registry,
         first: Token,
@@ -185,9 +184,7 @@ impl Peers {
             waker: waker.clone(),
         };
         let mut doors = Vec::new();
-        let bound = listen.map(Bound::new).transpose()?;
-        for (at, bound) in bound.into_iter().flatten().take(DOORS_MAX).enumerate() {
-            let mut listener = bound.listen()?;
+        for (at, mut listener) in listeners.into_iter().take(DOORS_MAX).enumerate() {
             listener.register(&poll.registry, Token(first.0 - at))?;
             doors.push(Door {
                 listener,

@@ -8,9 +8,11 @@ use bytes::Bytes;
 use mio::{Events, Poll};
 
 use super::*;
+use crate::config::Address;
 use crate::ids::{Oid, Seq};
 use crate::limits::{PEER_PIECE_LEN_MAX, PEER_REQUESTS_MAX, PEER_SILENCE_MAX};
 use crate::peer::{Key, Refusal, RefusalKind};
+use crate::reactor::listener::Bound;
 
 const WAKER: Token = Token(0);
 const FIRST: Token = Token(usize::MAX - 1_000_000);
@@ -50,8 +52,10 @@ impl Node {
             host: "127.0.0.1".to_owned(),
             port: 0,
         };
+        let doors = Bound::new(&listen).unwrap().into_iter();
+        let doors = doors.map(|bound| bound.listen().unwrap());
         let registry = poll.registry();
-        let peers = Peers::new(Some(&listen), options, registry, FIRST, &waker, clock());
+        let peers = Peers::new(doors.collect(), options, registry, FIRST, &waker, clock());
         Self {
             peers: peers.unwrap(),
             poll,
