@@ -156,7 +156,7 @@ Signals:
 Exit status:
   0  stopped as asked
   1  SIGHUP, and no log file to reopen
-  2  wrong command line or configuration, or an address in use or not of this machine
+  2  wrong command line or configuration, or an address in use
   3  a storage could not be opened
   4  a write to the disk failed
   5  the system refused something that the server cannot do without

@@ -68,12 +68,13 @@ pub(super) fn listen(
     listening.map_err(|error| address_error(key, &address, &error))
 }
 
-/// An address that is in use, of another machine, or of none stays so: to be changed in the
-/// configuration. What else is wrong with one may pass, as when no server of names answers yet.
+/// An address that is in use, or of no machine, stays so: to be changed in the configuration. What
+/// else is wrong with one may pass: after a machine has started it may get its own addresses late,
+/// and no server of names answers yet.
 fn address_error(key: &str, address: &str, error: &io::Error) -> (Exit, String) {
     let (exit, hint) = match error.kind() {
         io::ErrorKind::AddrInUse | io::ErrorKind::InvalidInput => (Exit::Usage, ""),
-        io::ErrorKind::AddrNotAvailable => (Exit::Usage, " (is it an address of this machine?)"),
+        io::ErrorKind::AddrNotAvailable => (Exit::Internal, " (is it an address of this machine?)"),
         _ => (Exit::Internal, ""),
     };
     (exit, format!("{key} {address}: {error}{hint}"))
@@ -95,15 +96,19 @@ mod tests {
         let bound = bind("address", &tcp("127.0.0.1", 0)).unwrap().remove(0);
         let taken = listen("address", bound, None).unwrap();
         let taken = taken.describe().parse::<std::net::SocketAddr>().unwrap();
-        for (address, expected) in [
-            (tcp("127.0.0.1", taken.port()), "in use"),
+        for (address, expected, status) in [
+            (tcp("127.0.0.1", taken.port()), "in use", Exit::Usage),
             // For documentation, and so nobody's.
-            (tcp("203.0.113.1", 0), "(is it an address of this machine?)"),
+            (
+                tcp("203.0.113.1", 0),
+                "(is it an address of this machine?)",
+                Exit::Internal,
+            ),
             // No name, whatever servers of names say; they are not asked.
-            (tcp("a..b", 1), "peer-address a..b:1: "),
+            (tcp("a..b", 1), "peer-address a..b:1: ", Exit::Usage),
         ] {
             let (exit, error) = bind("peer-address", &address).unwrap_err();
-            assert_eq!(exit, Exit::Usage, "{error}");
+            assert_eq!(exit, status, "{error}");
             assert!(
                 error.starts_with(&format!("peer-address {address}: ")),
                 "{error}"
