@@ -18,8 +18,8 @@ pub enum Exit {
     /// A write or sync failed, or what was on its way to the disk may not have arrived.
     WriteFailed = 4,
     /// The system refused something that the server cannot do without: a thread, or an address
-    /// that it does not let us have, that this machine has not got (yet), or whose name no server of
-    /// names tells now. Starting again may help.
+    /// that it does not let us have, that this machine has not got (yet), or whose name no server
+    /// of names tells now. Starting again may help.
     Internal = 5,
     /// What this node of a cluster has contradicts what the others have, or its journal fails. To
     /// be looked at by somebody; starting again does not help, or may do harm to nobody but it.
