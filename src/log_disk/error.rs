@@ -8,6 +8,7 @@ use crate::entry::Point;
 use crate::ids::{Digest, HistoryId, Oid, Seq, Tid};
 use crate::replica::codec::CodecError;
 use crate::replica::settings::StorageName;
+use crate::storage::disk::is_lack_of_room;
 use crate::storage::error::{ReadError, StorageError};
 use crate::storage::journal::JournalError;
 use crate::storage::transfer::TransferError;
@@ -141,9 +142,7 @@ impl LogDiskError {
     pub(super) fn is_disk_full(&self) -> bool {
         match self {
             Self::Journal(JournalError::Io { source, .. })
-            | Self::Storage(StorageError::Io { source, .. }) => {
-                source.kind() == io::ErrorKind::StorageFull
-            }
+            | Self::Storage(StorageError::Io { source, .. }) => is_lack_of_room(source),
             _ => false,
         }
     }
@@ -155,7 +154,7 @@ impl LogDiskError {
 
     /// Whether there was no room for a file.
     pub(super) fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        matches!(self, Self::Io { source, .. } if is_lack_of_room(source))
     }
 
     /// Whether nothing was done, and all is as it was before.

@@ -1,3 +1,5 @@
+use std::io;
+
 use bytes::Bytes;
 
 use super::*;
@@ -244,6 +246,28 @@ fn a_log_starts_with_the_settings_of_its_last_checkpoint_and_what_changed_since(
     // Who serves the file alone some day hands out none of these again.
     let noted = crate::storage::oids::load(&*node.disk, Path::new("main.fs")).unwrap();
     assert_eq!(noted, Some(Oid(100)));
+}
+
+/// A node on a disk that can be full.
+pub(super) fn found_on_memory(storages: &[&str]) -> (Node, Arc<MemoryDisk>) {
+    let memory = Arc::new(MemoryDisk::new());
+    (Node::found_on(memory.clone(), storages), memory)
+}
+
+#[test]
+fn a_disk_without_room_and_a_quota_that_is_used_up_are_the_same() {
+    for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+        let (mut node, memory) = found_on_memory(&["main"]);
+        node.store("main", 10, b"a");
+        node.apply();
+        memory.leave_room("journal".as_ref(), 0, kind);
+        assert_eq!(node.log.checkpoint().unwrap(), Seq(0));
+        let error = node.log.run(DiskAction::Promise(epoch(4))).unwrap_err();
+        assert!(error.is_for_lack_of_room(), "{error}");
+        memory.make_room();
+        assert_eq!(node.log.checkpoint().unwrap(), Seq(1));
+        node.log.run(DiskAction::Promise(epoch(4))).unwrap();
+    }
 }
 
 fn order(node: &mut Node) {
