@@ -147,6 +147,16 @@ impl LogDiskError {
         }
     }
 
+    /// The same of something that may be tried again if the disk was full: nothing is there of it.
+    pub(super) fn full(self) -> Self {
+        match self {
+            Self::Io { path, source, .. } if is_lack_of_room(&source) => {
+                JournalError::NoSpace { path, source }.into()
+            }
+            other => other,
+        }
+    }
+
     /// Whether there was no room, and nothing was done: it may be tried again.
     pub const fn is_for_lack_of_room(&self) -> bool {
         matches!(self, Self::Journal(JournalError::NoSpace { .. }))

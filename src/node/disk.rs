@@ -97,6 +97,8 @@ pub enum Done {
     Ran(Box<Ran>),
     /// Of [`Request::TakeBlobs`]
     Taken(u64),
+    /// The same, if there was no room for one of them: none is there.
+    NotTaken(u64, String),
     /// Of [`Request::FindMissing`]
     Missing(u64, Vec<NamedBlob>),
     /// Of [`Request::Supply`]
@@ -299,12 +301,11 @@ impl Keeper {
                     hold: through.zip(log.hold().cloned()),
                 }))
             }
-            Request::TakeBlobs { id, blobs } => {
-                for (name, path) in blobs {
-                    log.take_blob(name, &path)?;
-                }
-                Done::Taken(id)
-            }
+            Request::TakeBlobs { id, blobs } => match log.take_blobs(&blobs) {
+                Ok(()) => Done::Taken(id),
+                Err(error) if error.is_for_lack_of_room() => Done::NotTaken(id, error.to_string()),
+                Err(error) => return Err(error),
+            },
             Request::FindMissing { id, entries } => Done::Missing(id, log.missing_blobs(&entries)?),
             Request::ExpectNoMore(number) => {
                 log.expect_no_more(number)?;

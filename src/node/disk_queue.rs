@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::disk::{Done, Opened, Ran, Request};
 use super::{CHECKPOINT_INTERVAL, HOLD_RETRY, Node, Output};
-use crate::limits::{DISK_SLOW, DISK_SLOW_TOLD};
+use crate::limits::{BLOBS_LOG_INTERVAL, DISK_SLOW, DISK_SLOW_TOLD};
 use crate::log_disk::DiskAction;
 use crate::replica::event::{Action, Event, Now, Outcome};
 
@@ -24,6 +24,8 @@ pub(super) struct DiskQueue {
     stalled: Option<(DiskAction, Instant)>,
     /// That there is none was told.
     is_full: bool,
+    /// When it was told last that there is none for blobs.
+    blobs_told: Option<Instant>,
 }
 
 impl DiskQueue {
@@ -108,6 +110,7 @@ impl Node {
                     self.propose(finish, now);
                 }
             }
+            Done::NotTaken(id, why) => self.on_blobs_not_taken(id, &why, now),
             Done::Missing(id, missing) => self.on_missing(id, missing, now),
             Done::Supplied(id, answer) => self.outputs.push_back(Output::Supply(id, answer)),
             Done::Opened(opened) => self.run(*opened, now),
@@ -142,6 +145,21 @@ impl Node {
                 self.disk.stalled = Some((action, now.instant + HOLD_RETRY));
             }
             Done::Failed(why) => self.stop(format!("the disk: {why}")),
+        }
+    }
+
+    /// There is no room for the blobs of a transaction, which was not proposed: its client hears of
+    /// that, and may try it again. Others need none of that room, and go on.
+    fn on_blobs_not_taken(&mut self, id: u64, why: &str, now: Now) {
+        let told = self.disk.blobs_told;
+        if told.is_none_or(|at| now.instant >= at + BLOBS_LOG_INTERVAL) {
+            self.disk.blobs_told = Some(now.instant);
+            let text = format!("transactions with blobs are refused, as the disk is full: {why}");
+            self.tell(text, now);
+        }
+        if let Some(finish) = self.finishing.remove(&id) {
+            let outcome = Output::Outcome(finish.token, Outcome::Lost);
+            self.outputs.push_back(outcome);
         }
     }
 
