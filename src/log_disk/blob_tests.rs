@@ -1,8 +1,6 @@
 //! Blobs between their coming and their place: for peers, damaged, and wanted again.
 
-use std::io;
-
-use super::tests::{Node, blob, found_on_memory, transfer};
+use super::tests::{Node, blob, transfer};
 use super::*;
 use crate::storage::transfer::BlobName;
 
@@ -263,33 +261,4 @@ fn a_blob_that_is_expected_stays_until_it_is_no_more() {
     assert!(is_here(&node));
     node.log.expect_no_more(8).unwrap();
     assert!(!is_here(&node));
-}
-
-#[test]
-fn blobs_that_have_no_room_leave_nothing_behind_and_may_come_again() {
-    let (mut node, memory) = found_on_memory(&["main"]);
-    let (one, _) = blob(b"one");
-    let (other, _) = blob(b"the other");
-    let tmp = |name: &str| Path::new("main-blobs/tmp").join(name);
-    let mut bring = || {
-        node.disk.replace(&tmp("1"), &[b"one"]).unwrap();
-        node.disk.replace(&tmp("2"), &[b"the other"]).unwrap();
-        node.log.take_blobs(&[(one, tmp("1")), (other, tmp("2"))])
-    };
-    // As much as for the first, and for a part of the second.
-    memory.leave_room("journal".as_ref(), 8, io::ErrorKind::StorageFull);
-    let error = bring().unwrap_err();
-    assert!(error.is_for_lack_of_room(), "{error}");
-    let names = || memory.names(Path::new("journal/blobs")).unwrap();
-    assert_eq!(names().len(), 0, "{:?}", names());
-    memory.make_room();
-    bring().unwrap();
-    assert_eq!(names().len(), 2, "{:?}", names());
-    for (tid, name) in [(10, one), (11, other)] {
-        let body = transfer("main", b"a", &[name]);
-        node.append(Kind::Transaction, tid, body);
-    }
-    node.apply();
-    node.log.checkpoint().unwrap();
-    assert_eq!(names().len(), 0, "nobody waits for them: {:?}", names());
 }

@@ -20,7 +20,7 @@ use crate::limits::{BLOBS_CHECKED_LEN, BLOBS_OPEN_MAX, LOST_BLOBS_MAX};
 use crate::replica::settings::{Kind, StorageName};
 use crate::storage::apply::Applier;
 use crate::storage::blob::layout::BlobDirectory;
-use crate::storage::disk::{Disk, File, OpenMode, with_suffix};
+use crate::storage::disk::{Disk, File, OpenMode, is_lack_of_room, with_suffix};
 use crate::storage::transfer::{BlobName, Transfer};
 
 /// What is appended to the name of a file that is not complete.
@@ -749,8 +749,12 @@ impl LogDisk {
     }
 
     /// Gives the blobs of entries that are about to be cut a second name. Until they are cut they
-    /// need the first one.
+    /// need the first one. For lack of room this may be tried again.
     pub(super) fn keep_blobs_behind(&self, after: Seq) -> Result<(), LogDiskError> {
+        self.try_to_keep(after).map_err(LogDiskError::full)
+    }
+
+    fn try_to_keep(&self, after: Seq) -> Result<(), LogDiskError> {
         let blobs = self.blobs_behind(after);
         let kept = self.directories.journal.join("diverged-blobs");
         if blobs.is_empty() {
@@ -762,8 +766,14 @@ impl LogDisk {
             self.disk
                 .discard(&to)
                 .map_err(LogDiskError::io("remove", &to))?;
-            if let Err(error) = self.disk.link(&self.blobs.path(digest), &to) {
-                log::warn!("{}: a blob that is cut is not kept: {error}", to.display());
+            match self.disk.link(&self.blobs.path(digest), &to) {
+                Err(error) if is_lack_of_room(&error) => {
+                    return Err(LogDiskError::io("link", &to)(error));
+                }
+                Err(error) => {
+                    log::warn!("{}: a blob that is cut is not kept: {error}", to.display());
+                }
+                Ok(()) => {}
             }
         }
         let any = kept.join("any");

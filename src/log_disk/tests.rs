@@ -1,5 +1,3 @@
-use std::io;
-
 use bytes::Bytes;
 
 use super::*;
@@ -248,29 +246,7 @@ fn a_log_starts_with_the_settings_of_its_last_checkpoint_and_what_changed_since(
     assert_eq!(noted, Some(Oid(100)));
 }
 
-/// A node on a disk that can be full.
-pub(super) fn found_on_memory(storages: &[&str]) -> (Node, Arc<MemoryDisk>) {
-    let memory = Arc::new(MemoryDisk::new());
-    (Node::found_on(memory.clone(), storages), memory)
-}
-
-#[test]
-fn a_disk_without_room_and_a_quota_that_is_used_up_are_the_same() {
-    for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
-        let (mut node, memory) = found_on_memory(&["main"]);
-        node.store("main", 10, b"a");
-        node.apply();
-        memory.leave_room("journal".as_ref(), 0, kind);
-        assert_eq!(node.log.checkpoint().unwrap(), Seq(0));
-        let error = node.log.run(DiskAction::Promise(epoch(4))).unwrap_err();
-        assert!(error.is_for_lack_of_room(), "{error}");
-        memory.make_room();
-        assert_eq!(node.log.checkpoint().unwrap(), Seq(1));
-        node.log.run(DiskAction::Promise(epoch(4))).unwrap();
-    }
-}
-
-fn order(node: &mut Node) {
+pub(super) fn order(node: &mut Node) {
     let storage = "main".to_owned();
     let tid = Tid::MAX;
     node.change(0, &Change::Pack { storage, tid });

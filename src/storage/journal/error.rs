@@ -153,7 +153,7 @@ impl From<Refusal> for JournalError {
 
 impl JournalError {
     /// The same of something that may be tried again if the disk was full.
-    pub(super) fn full(self) -> Self {
+    pub(crate) fn full(self) -> Self {
         match self {
             Self::Io { path, source, .. } if is_lack_of_room(&source) => {
                 Self::NoSpace { path, source }
