@@ -136,6 +136,7 @@ impl Node {
             Done::PackBegun(begun) => self.on_pack_begun(begun),
             Done::PackTurn(packing, turn) => self.on_pack_turn(packing, turn),
             Done::PackNoted(len) => self.on_pack_noted(len, now),
+            Done::PackNotNoted(request, why) => self.on_pack_not_noted(request, &why, now),
             Done::Settled => {}
             Done::Full(action, why) => {
                 // One after the other: what is behind it waits, too.

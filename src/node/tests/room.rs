@@ -98,3 +98,33 @@ fn a_transaction_whose_blobs_have_no_room_is_lost_and_the_node_goes_on() {
     let overview = many.node(at).overview().unwrap();
     assert_eq!(overview.last.seq, seq.next(), "it is proposed");
 }
+
+#[test]
+fn a_pack_whose_end_has_no_room_ends_when_there_is_and_nobody_waits_for_it() {
+    let (mut many, disks) = Many::three_on_memory();
+    for _ in 0..3 {
+        many.commit(0, 10);
+    }
+    for disk in &disks {
+        disk.leave_room("journal".as_ref(), 3, ErrorKind::StorageFull);
+    }
+    let (at, now) = (many.primary(), many.now);
+    let node = many.node(at);
+    node.order_pack(Token(90), "1".to_owned(), Tid::MAX, now);
+    many.follow(at);
+    many.settle();
+    many.pass(10 * LEASE);
+    let packed = |many: &Many| many.nodes.iter().map(|one| one.packed.len()).sum::<usize>();
+    let waits = (0..3).find(|at| many.node(*at).is_packing()).unwrap();
+    assert_eq!(packed(&many), 0);
+    let said = told(&mut many, waits);
+    let text = "that a pack has ended is not noted, as the disk is full";
+    assert_eq!(said.matches(text).count(), 1, "{said}");
+    many.commit(1, 10);
+    for disk in &disks {
+        disk.make_room();
+    }
+    many.pass(10 * LEASE);
+    assert_eq!(packed(&many), 3);
+    assert!(many.nodes.iter().all(|one| one.stopped.is_none()));
+}
