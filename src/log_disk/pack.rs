@@ -173,8 +173,8 @@ impl LogDisk {
     ///
     /// # Errors
     ///
-    /// [A lack of room](LogDiskError::is_for_lack_of_room): it is not noted, and may be tried again.
-    /// Otherwise the node must not go on.
+    /// [A lack of room](LogDiskError::is_for_lack_of_room): it is not noted, and may be tried
+    /// again. Otherwise the node must not go on.
     pub fn note_packed(&mut self, storage: &str, seq: Seq) -> Result<(), LogDiskError> {
         self.check()?;
         let mut settled = self.settled.clone();

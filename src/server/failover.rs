@@ -301,7 +301,7 @@ impl Server {
             return false;
         };
         let who = &client.who;
-        log::info!(target: LOG, "{who} tpc_finish: not committed (another node took over, or its blobs have no room)");
+        log::info!(target: LOG, "{who} tpc_finish: not committed (another node took over)");
         client.session.fail(&msgid, &RemoteError::NotCommitted);
         self.to_send.insert(id);
         self.outputs.push_back(Output::Serve(id));

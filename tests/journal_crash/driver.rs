@@ -416,11 +416,12 @@ impl Driver {
     pub(crate) fn note(&mut self, but: u64) -> Result<(), Stop> {
         let committed = self.last.seq.0.saturating_sub(but);
         self.change(|state| state.committed = state.committed.max(committed));
-        Ok(match self.journal().note_committed(Seq(committed)) {
+        match self.journal().note_committed(Seq(committed)) {
             // No more than that: it may be tried again.
             Err(JournalError::NoSpace { .. }) => self.journal().note_committed(Seq(committed))?,
             result => result?,
-        })
+        }
+        Ok(())
     }
 
     /// Cuts so many entries.
