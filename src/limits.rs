@@ -311,7 +311,7 @@ pub const SPREAD_SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// of our last connection has to go round the ring, which may have to be formed anew first.
 pub const SPREAD_NAME_RETRY: Duration = Duration::from_secs(10);
 
-/// Time between two log lines about blobs that cannot be fetched.
+/// Time between two log lines about blobs that cannot be fetched, or have no room.
 pub const BLOBS_LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Time between two log lines about the same trouble with a daemon.

@@ -1,8 +1,9 @@
 //! `standbyd`: reads flags and configuration, opens the log, runs the reactor.
 //!
 //! Exit status: 0 stopped as asked; 1 SIGHUP without a log file to reopen, as runzeo; 2 wrong
-//! command line or configuration, or an address in use; 3 a storage could not be opened; 4 a write to the disk failed; 5 the system refused something that the server
-//! cannot do without. See [`Exit`].
+//! command line or configuration, or an address in use; 3 a storage could not be opened; 4 a write
+//! to the disk failed; 5 the system refused something that the server cannot do without. See
+//! [`Exit`].
 
 use std::fmt::Display;
 use std::fs;

@@ -64,8 +64,9 @@ impl LogDisk {
     ///
     /// # Errors
     ///
-    /// [`LogDiskError::Useless`]: all is as it was, and the copy is removed. After any other the
-    /// node must not go on; opening finds the old data or the new ones.
+    /// [`LogDiskError::Useless`]: all is as it was, and the copy is removed.
+    /// [A lack of room](LogDiskError::is_for_lack_of_room): the same, but the copy stays. After any
+    /// other the node must not go on; opening finds the old data or the new ones.
     pub fn replace_data(
         &mut self,
         beside: &Beside,
@@ -85,10 +86,13 @@ impl LogDisk {
             Err(error) => return self.latch(Err(error)),
         }
         let staged = self.stage_again(manifest.point().seq, number);
-        let lacking = self.latch(staged)?;
+        let lacking = self.latch(staged.map_err(LogDiskError::full))?;
         if !lacking.is_empty() {
             return Ok(Replacement::Lacks(lacking));
         }
+        // The data will not say it any more.
+        let noted = self.journal.note_committed(self.applied);
+        self.latch(noted.map_err(LogDiskError::from))?;
         self.put_in_place(manifest).map_err(|error| {
             // Whatever it is, the old data may be gone.
             let first = error.to_string();
@@ -140,8 +144,6 @@ impl LogDisk {
 
     fn put_in_place(&mut self, manifest: &Manifest) -> Result<(), LogDiskError> {
         let applied = self.applied;
-        // The data will not say it any more.
-        self.journal.note_committed(applied)?;
         let next = Next {
             identity: *self.identity(),
             promised: self.journal.positions().promised,

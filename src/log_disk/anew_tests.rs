@@ -378,3 +378,22 @@ fn a_copy_of_another_history_is_of_no_use() {
     let error = node.log.replace_data(&beside, NUMBER).unwrap_err();
     assert!(error.to_string().contains("another history"), "{error}");
 }
+
+#[test]
+fn a_replacement_whose_blobs_have_no_room_leaves_all_as_it_was() {
+    let disk = Arc::new(MemoryDisk::new());
+    let mut two = Two::with(disk.clone());
+    let beside = two.copy();
+    let name = two.store_blob(7, b"behind it");
+    two.node.log.checkpoint().unwrap();
+    // The blobs are on another file system.
+    disk.leave_room("journal".as_ref(), 5, std::io::ErrorKind::StorageFull);
+    let error = two.node.log.replace_data(&beside, NUMBER).unwrap_err();
+    assert!(error.is_for_lack_of_room() && error.is_refusal(), "{error}");
+    assert!(disk.identify(&staged(&name)).is_err());
+    disk.make_room();
+    let replaced = two.node.log.replace_data(&beside, NUMBER).unwrap();
+    assert_eq!(replaced, Replacement::Done);
+    two.check_clean();
+    two.assert_same();
+}

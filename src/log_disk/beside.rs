@@ -636,7 +636,15 @@ impl LogDisk {
         // From here on opening does the rest.
         self.appliers.clear();
         switch_data(&*self.disk, &self.directories)?;
-        begin_behind(&mut self.journal, &next)?;
+        begin_behind(&mut self.journal, &next).map_err(|error| {
+            // The data are others already: it cannot be tried again as if nothing had happened.
+            match error.is_for_lack_of_room() {
+                true => LogDiskError::Failed {
+                    first: error.to_string(),
+                },
+                false => error,
+            }
+        })?;
         self.appliers = open_data(&self.disk, &self.directories, Access::Applied)?;
         self.settled = settle(&*self.disk, &self.directories, next, self.tids())?;
         self.applied = self.settled.point.seq;

@@ -20,7 +20,7 @@ use crate::limits::{BLOBS_CHECKED_LEN, BLOBS_OPEN_MAX, LOST_BLOBS_MAX};
 use crate::replica::settings::{Kind, StorageName};
 use crate::storage::apply::Applier;
 use crate::storage::blob::layout::BlobDirectory;
-use crate::storage::disk::{Disk, File, OpenMode, with_suffix};
+use crate::storage::disk::{Disk, File, OpenMode, is_lack_of_room, with_suffix};
 use crate::storage::transfer::{BlobName, Transfer};
 
 /// What is appended to the name of a file that is not complete.
@@ -476,17 +476,23 @@ impl Blobs {
         }
         create_directory(&*self.disk, &self.directory)?;
         *self.known().taken.entry(digest).or_default() += 1;
-        if let Err(error) = self.give_name(from, &digest) {
-            log::debug!(
-                "{}: copied, as it cannot be renamed ({error})",
-                from.display()
-            );
-            let mut blob = self.begin(name)?;
-            blob.write_all_of(&*file, from)?;
-            self.end(blob)?;
-            self.disk.discard(from).map_err(io("remove"))?;
-        }
-        Ok(())
+        let moved = self.move_here(name, &*file, from);
+        moved.inspect_err(|_| self.known().release(&digest))
+    }
+
+    fn move_here(&self, name: BlobName, file: &dyn File, from: &Path) -> Result<(), LogDiskError> {
+        let Err(error) = self.give_name(from, &name.digest) else {
+            return Ok(());
+        };
+        log::debug!(
+            "{}: copied, as it cannot be renamed ({error})",
+            from.display()
+        );
+        let mut blob = self.begin(name)?;
+        blob.write_all_of(file, from)?;
+        self.end(blob)?;
+        let removed = self.disk.discard(from);
+        removed.map_err(LogDiskError::io("remove", from))
     }
 }
 
@@ -522,6 +528,29 @@ impl LogDisk {
         self.blobs.take(name, from)
     }
 
+    /// The same of all blobs of a transaction. If there is no room for one of them, none is here.
+    ///
+    /// # Errors
+    ///
+    /// As there; a lack of room is [known as such](LogDiskError::is_for_lack_of_room).
+    pub fn take_blobs(&self, blobs: &[(BlobName, PathBuf)]) -> Result<(), LogDiskError> {
+        for (at, (name, from)) in blobs.iter().enumerate() {
+            let error = match self.take_blob(*name, from).map_err(LogDiskError::full) {
+                Ok(()) => continue,
+                Err(error) => error,
+            };
+            if error.is_for_lack_of_room() {
+                for (name, _) in &blobs[..at] {
+                    self.forget_blob(name)?;
+                }
+                // Its name may have come without being durable.
+                self.discard_unwanted(&name.digest)?;
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
     /// As [`Blobs::put`].
     ///
     /// # Errors
@@ -538,12 +567,17 @@ impl LogDisk {
     ///
     /// The disk has failed.
     pub fn forget_blob(&self, name: &BlobName) -> Result<(), LogDiskError> {
-        let mut known = self.blobs.known();
-        known.release(&name.digest);
-        let is_staged = self.staged.iter().any(|it| it.0 == name.digest);
-        match is_staged || known.is_wanted(&name.digest) {
+        self.blobs.known().release(&name.digest);
+        self.discard_unwanted(&name.digest)
+    }
+
+    fn discard_unwanted(&self, digest: &Digest) -> Result<(), LogDiskError> {
+        // While nobody begins to want it.
+        let known = self.blobs.known();
+        let is_staged = self.staged.iter().any(|it| it.0 == *digest);
+        match is_staged || known.is_wanted(digest) {
             true => Ok(()),
-            false => discard(&*self.disk, &self.blobs.path(&name.digest)),
+            false => discard(&*self.disk, &self.blobs.path(digest)),
         }
     }
 
@@ -715,8 +749,12 @@ impl LogDisk {
     }
 
     /// Gives the blobs of entries that are about to be cut a second name. Until they are cut they
-    /// need the first one.
+    /// need the first one. For lack of room this may be tried again.
     pub(super) fn keep_blobs_behind(&self, after: Seq) -> Result<(), LogDiskError> {
+        self.try_to_keep(after).map_err(LogDiskError::full)
+    }
+
+    fn try_to_keep(&self, after: Seq) -> Result<(), LogDiskError> {
         let blobs = self.blobs_behind(after);
         let kept = self.directories.journal.join("diverged-blobs");
         if blobs.is_empty() {
@@ -728,8 +766,14 @@ impl LogDisk {
             self.disk
                 .discard(&to)
                 .map_err(LogDiskError::io("remove", &to))?;
-            if let Err(error) = self.disk.link(&self.blobs.path(digest), &to) {
-                log::warn!("{}: a blob that is cut is not kept: {error}", to.display());
+            match self.disk.link(&self.blobs.path(digest), &to) {
+                Err(error) if is_lack_of_room(&error) => {
+                    return Err(LogDiskError::io("link", &to)(error));
+                }
+                Err(error) => {
+                    log::warn!("{}: a blob that is cut is not kept: {error}", to.display());
+                }
+                Ok(()) => {}
             }
         }
         let any = kept.join("any");

@@ -8,6 +8,7 @@ use crate::entry::Point;
 use crate::ids::{Digest, HistoryId, Oid, Seq, Tid};
 use crate::replica::codec::CodecError;
 use crate::replica::settings::StorageName;
+use crate::storage::disk::is_lack_of_room;
 use crate::storage::error::{ReadError, StorageError};
 use crate::storage::journal::JournalError;
 use crate::storage::transfer::TransferError;
@@ -141,10 +142,18 @@ impl LogDiskError {
     pub(super) fn is_disk_full(&self) -> bool {
         match self {
             Self::Journal(JournalError::Io { source, .. })
-            | Self::Storage(StorageError::Io { source, .. }) => {
-                source.kind() == io::ErrorKind::StorageFull
-            }
+            | Self::Storage(StorageError::Io { source, .. }) => is_lack_of_room(source),
             _ => false,
+        }
+    }
+
+    /// The same of something that may be tried again if the disk was full: nothing is there of it.
+    pub(super) fn full(self) -> Self {
+        match self {
+            Self::Io { path, source, .. } if is_lack_of_room(&source) => {
+                JournalError::NoSpace { path, source }.into()
+            }
+            other => other,
         }
     }
 
@@ -155,7 +164,7 @@ impl LogDiskError {
 
     /// Whether there was no room for a file.
     pub(super) fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        matches!(self, Self::Io { source, .. } if is_lack_of_room(source))
     }
 
     /// Whether nothing was done, and all is as it was before.

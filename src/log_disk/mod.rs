@@ -45,6 +45,8 @@ mod found_tests;
 mod manifest;
 mod news;
 mod pack;
+#[cfg(test)]
+mod room_tests;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -336,10 +338,12 @@ impl LogDisk {
         position: Position,
         members: Members,
     ) -> Result<Event, LogDiskError> {
-        self.record = Record { position, members };
+        let record = Record { position, members };
         let of = self.journal.identity().disk;
-        self.record
-            .save(&*self.disk, &self.directories.journal, of)?;
+        let saved = record.save(&*self.disk, &self.directories.journal, of);
+        // The old file is there, and the same can be tried again.
+        saved.map_err(JournalError::full)?;
+        self.record = record;
         Ok(Event::Recorded(position))
     }
 
@@ -479,10 +483,19 @@ impl LogDisk {
             saved => saved?,
         }
         self.settled = settled;
-        self.journal.note_committed(self.applied)?;
         // Only now: opening begins at what the settings are about.
-        self.journal.release(self.applied)?;
+        match self.release_applied() {
+            // The same is tried again at the next checkpoint.
+            Err(full @ JournalError::NoSpace { .. }) => log::warn!("nothing is released: {full}"),
+            released => released?,
+        }
         self.discard_applied_blobs()
+    }
+
+    fn release_applied(&mut self) -> Result<(), JournalError> {
+        self.journal.note_committed(self.applied)?;
+        self.journal.release(self.applied)?;
+        Ok(())
     }
 
     fn save_settled(&mut self, settled: &Settled) -> Result<(), LogDiskError> {

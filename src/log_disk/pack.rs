@@ -154,7 +154,7 @@ impl LogDisk {
     ///
     /// # Errors
     ///
-    /// The node must not go on.
+    /// As of [`Self::note_packed`].
     pub fn end_pack(&mut self, packing: &Packing) -> Result<Option<u64>, LogDiskError> {
         self.check()?;
         let applier = self.appliers.get_mut(&packing.storage);
@@ -173,16 +173,20 @@ impl LogDisk {
     ///
     /// # Errors
     ///
-    /// The node must not go on.
+    /// [A lack of room](LogDiskError::is_for_lack_of_room): it is not noted, and may be tried
+    /// again. Otherwise the node must not go on.
     pub fn note_packed(&mut self, storage: &str, seq: Seq) -> Result<(), LogDiskError> {
         self.check()?;
-        let packed = self.settled.packed.entry(storage.to_owned()).or_default();
+        let mut settled = self.settled.clone();
+        let packed = settled.packed.entry(storage.to_owned()).or_default();
         *packed = seq.max(*packed);
         let of = self.journal.identity().disk;
-        let saved = self
-            .settled
-            .save(&*self.disk, &self.directories.journal, of);
-        self.latch(saved.map_err(LogDiskError::from))
+        let saved = settled.save(&*self.disk, &self.directories.journal, of);
+        // The old file is there.
+        let saved = saved.map_err(|error| LogDiskError::from(error.full()));
+        self.latch(saved)?;
+        self.settled = settled;
+        Ok(())
     }
 
     /// The packs that were ordered, as of what was applied.

@@ -246,7 +246,7 @@ fn a_log_starts_with_the_settings_of_its_last_checkpoint_and_what_changed_since(
     assert_eq!(noted, Some(Oid(100)));
 }
 
-fn order(node: &mut Node) {
+pub(super) fn order(node: &mut Node) {
     let storage = "main".to_owned();
     let tid = Tid::MAX;
     node.change(0, &Change::Pack { storage, tid });

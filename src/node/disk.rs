@@ -97,6 +97,8 @@ pub enum Done {
     Ran(Box<Ran>),
     /// Of [`Request::TakeBlobs`]
     Taken(u64),
+    /// The same, if there was no room for one of them: none is there.
+    NotTaken(u64, String),
     /// Of [`Request::FindMissing`]
     Missing(u64, Vec<NamedBlob>),
     /// Of [`Request::Supply`]
@@ -119,6 +121,8 @@ pub enum Done {
     /// Of [`Request::EndPack`], with the length of the data file, and of [`Request::NotePacked`]. A
     /// length of `None`: there is another data file by now, which has to be packed.
     PackNoted(Option<u64>),
+    /// The same, if there was no room for that: it is to be tried again, and nothing waits for it.
+    PackNotNoted(Request, String),
     /// Of [`Request::Checkpoint`] and [`Request::ExpectNoMore`]
     Settled,
     /// There was no room for this: it is to be tried again before anything else.
@@ -130,7 +134,8 @@ pub enum Done {
 /// Why data are as they were.
 #[derive(Debug)]
 pub enum NotReplaced {
-    /// The copy is of no use, and is gone.
+    /// The copy is of no use, and is gone; or there is no room for what it needs, and it stays for
+    /// the next time.
     Useless(String),
     /// The journal begins behind it: a later copy goes on where this one has ended.
     TooOld,
@@ -299,12 +304,11 @@ impl Keeper {
                     hold: through.zip(log.hold().cloned()),
                 }))
             }
-            Request::TakeBlobs { id, blobs } => {
-                for (name, path) in blobs {
-                    log.take_blob(name, &path)?;
-                }
-                Done::Taken(id)
-            }
+            Request::TakeBlobs { id, blobs } => match log.take_blobs(&blobs) {
+                Ok(()) => Done::Taken(id),
+                Err(error) if error.is_for_lack_of_room() => Done::NotTaken(id, error.to_string()),
+                Err(error) => return Err(error),
+            },
             Request::FindMissing { id, entries } => Done::Missing(id, log.missing_blobs(&entries)?),
             Request::ExpectNoMore(number) => {
                 log.expect_no_more(number)?;
@@ -326,11 +330,18 @@ impl Keeper {
                 let turn = log.go_on_with_pack(&mut packing)?;
                 Done::PackTurn(packing, turn)
             }
-            Request::EndPack(packing) => Done::PackNoted(log.end_pack(&packing)?),
-            Request::NotePacked(storage, seq) => {
-                log.note_packed(&storage, seq)?;
-                Done::PackNoted(Some(0))
-            }
+            Request::EndPack(packing) => match log.end_pack(&packing) {
+                Err(error) if error.is_for_lack_of_room() => {
+                    Done::PackNotNoted(Request::EndPack(packing), error.to_string())
+                }
+                len => Done::PackNoted(len?),
+            },
+            Request::NotePacked(storage, seq) => match log.note_packed(&storage, seq) {
+                Err(error) if error.is_for_lack_of_room() => {
+                    Done::PackNotNoted(Request::NotePacked(storage, seq), error.to_string())
+                }
+                noted => noted.map(|()| Done::PackNoted(Some(0)))?,
+            },
             Request::Checkpoint => {
                 log.checkpoint()?;
                 Done::Settled

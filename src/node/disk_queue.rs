@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::disk::{Done, Opened, Ran, Request};
 use super::{CHECKPOINT_INTERVAL, HOLD_RETRY, Node, Output};
-use crate::limits::{DISK_SLOW, DISK_SLOW_TOLD, UNWRITTEN_MAX};
+use crate::limits::{BLOBS_LOG_INTERVAL, DISK_SLOW, DISK_SLOW_TOLD, UNWRITTEN_MAX};
 use crate::log_disk::DiskAction;
 use crate::replica::event::{Action, Event, Now, Outcome};
 use crate::replica::message::Fetch;
@@ -25,6 +25,8 @@ pub(super) struct DiskQueue {
     stalled: Option<(DiskAction, Instant)>,
     /// That there is none was told.
     is_full: bool,
+    /// When it was told last that there is none for blobs.
+    blobs_told: Option<Instant>,
     /// Bytes of entries that wait, and of those that it appends.
     waiting_len: u64,
     appending_len: u64,
@@ -150,6 +152,7 @@ impl Node {
                     self.propose(finish, now);
                 }
             }
+            Done::NotTaken(id, why) => self.on_blobs_not_taken(id, &why, now),
             Done::Missing(id, missing) => self.on_missing(id, missing, now),
             Done::Supplied(id, answer) => self.outputs.push_back(Output::Supply(id, answer)),
             Done::Opened(opened) => self.run(*opened, now),
@@ -175,6 +178,7 @@ impl Node {
             Done::PackBegun(begun) => self.on_pack_begun(begun),
             Done::PackTurn(packing, turn) => self.on_pack_turn(packing, turn),
             Done::PackNoted(len) => self.on_pack_noted(len, now),
+            Done::PackNotNoted(request, why) => self.on_pack_not_noted(request, &why, now),
             Done::Settled => {}
             Done::Full(action, why) => {
                 // One after the other: what is behind it waits, too.
@@ -184,6 +188,21 @@ impl Node {
                 self.disk.stalled = Some((action, now.instant + HOLD_RETRY));
             }
             Done::Failed(why) => self.stop(format!("the disk: {why}")),
+        }
+    }
+
+    /// There is no room for the blobs of a transaction, which was not proposed: its client hears of
+    /// that, and may try it again. Others need none of that room, and go on.
+    fn on_blobs_not_taken(&mut self, id: u64, why: &str, now: Now) {
+        let told = self.disk.blobs_told;
+        if told.is_none_or(|at| now.instant >= at + BLOBS_LOG_INTERVAL) {
+            self.disk.blobs_told = Some(now.instant);
+            let text = format!("transactions with blobs are refused, as the disk is full: {why}");
+            self.tell(text, now);
+        }
+        if let Some(finish) = self.finishing.remove(&id) {
+            let outcome = Output::Outcome(finish.token, Outcome::Lost);
+            self.outputs.push_back(outcome);
         }
     }
 

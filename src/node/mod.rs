@@ -699,6 +699,7 @@ impl Node {
             self.offers_deadline(),
             self.wishes_deadline(),
             self.refresh_deadline(),
+            self.packs_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -721,6 +722,7 @@ impl Node {
         self.look_at_founding(now);
         self.look_at_offers(now);
         self.look_at_refresh(now);
+        self.look_at_packs(now);
         if let Phase::Running(replica) = &self.phase
             && replica.deadline().is_some_and(|at| at <= now.instant)
         {

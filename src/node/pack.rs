@@ -8,9 +8,10 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use super::disk::Request;
-use super::{Node, Output};
+use super::{HOLD_RETRY, Node, Output};
 use crate::ids::Seq;
 use crate::log_disk::{PackBegun, PackOrder, PackTurn, Packing};
 use crate::replica::event::{Event, Now};
@@ -29,6 +30,10 @@ pub(super) struct Packs {
     is_out: bool,
     /// How the one has ended that is being noted.
     ended: Option<PackEnd>,
+    /// What there was no room for to note that, and when it is tried again.
+    unnoted: Option<(Request, Instant)>,
+    /// That there is none was told.
+    is_full: bool,
 }
 
 /// How a pack has ended.
@@ -151,8 +156,31 @@ impl Node {
         self.begin_wanted();
     }
 
+    /// Others need not wait for that: what they write may have room.
+    pub(super) fn on_pack_not_noted(&mut self, request: Request, why: &str, now: Now) {
+        if !std::mem::replace(&mut self.packs.is_full, true) {
+            let text = format!("that a pack has ended is not noted, as the disk is full: {why}");
+            self.tell(text, now);
+        }
+        self.packs.unnoted = Some((request, now.instant + HOLD_RETRY));
+    }
+
+    /// When [`Self::look_at_packs`] has something to do.
+    pub(super) fn packs_deadline(&self) -> Option<Instant> {
+        self.packs.unnoted.as_ref().map(|(_, at)| *at)
+    }
+
+    /// Tries again what there was no room for.
+    pub(super) fn look_at_packs(&mut self, now: Now) {
+        let unnoted = &mut self.packs.unnoted;
+        if let Some((request, _)) = unnoted.take_if(|(_, at)| *at <= now.instant) {
+            self.enqueue(request);
+        }
+    }
+
     pub(super) fn on_pack_noted(&mut self, len: Option<u64>, now: Now) {
         self.packs.is_out = false;
+        self.packs.is_full = false;
         let Some(mut end) = self.packs.ended.take() else {
             return self.begin_wanted();
         };
@@ -201,7 +229,8 @@ impl Node {
             )
         };
         // What the disk or the thread has comes back.
-        if self.disk.waiting().any(is_of_pack) {
+        let is_unnoted = self.packs.unnoted.take().is_some();
+        if is_unnoted || self.disk.waiting().any(is_of_pack) {
             self.packs.is_out = false;
             self.packs.ended = None;
         }

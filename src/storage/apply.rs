@@ -35,7 +35,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::blob::DirectoryMaker;
 use super::blob::layout::BlobDirectory;
-use super::disk::{Disk, File, FileId, OpenMode, with_suffix};
+use super::disk::{Disk, File, FileId, OpenMode, is_lack_of_room, with_suffix};
 use super::error::{ReadError, StorageError};
 use super::follow::Followed;
 use super::format::{
@@ -352,9 +352,7 @@ impl Applier {
         for blob in &transfer.blobs {
             match self.place_blob(blob, tid, staged) {
                 // Nobody knows what is there yet, and it is done anew.
-                Err(StorageError::Io { path, source, .. })
-                    if source.kind() == io::ErrorKind::StorageFull =>
-                {
+                Err(StorageError::Io { path, source, .. }) if is_lack_of_room(&source) => {
                     return Err(StorageError::NoSpace { path, source });
                 }
                 placed => self.latch(placed)?,

@@ -110,7 +110,8 @@ pub trait File: Debug + Send + Sync {
     /// Cuts or extends the file.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Reserves space for `len` bytes from `pos` on, without a change of the file's length.
-    /// `Unsupported` where the file system cannot; `StorageFull` where there is no space.
+    /// `Unsupported` where the file system cannot; [a lack of room](is_lack_of_room) where there is
+    /// no space.
     fn allocate(&self, pos: u64, len: u64) -> io::Result<()>;
     /// Takes an exclusive lock on the file (by inode, `flock`), which ends with the handle. `false`
     /// if another process, or another handle, has it.
@@ -119,6 +120,13 @@ pub trait File: Debug + Send + Sync {
     fn unlock(&self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Whether a change came to nothing as there was no room for it: on the disk, or of what a user may
+/// have of it. It may be tried again, which other failures of a disk may not.
+pub fn is_lack_of_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 /// `path` with something appended to its name, as in `Data.fs.lock`.

@@ -15,6 +15,33 @@ pub struct MemoryDisk {
     files: Mutex<BTreeMap<PathBuf, Arc<MemoryFile>>>,
     /// Those that were created. Files need none to be in.
     directories: Mutex<BTreeSet<PathBuf>>,
+    /// A directory that is a file system of its own, with little room.
+    #[cfg(test)]
+    room: Mutex<Option<(PathBuf, Arc<Room>)>>,
+}
+
+/// What is left of a file system: no more than this is written to what is created in it. What was
+/// there before has all the room that it needs.
+#[cfg(test)]
+#[derive(Debug)]
+struct Room {
+    len: Mutex<u64>,
+    /// The system's answer if it is not enough.
+    kind: io::ErrorKind,
+}
+
+#[cfg(test)]
+impl Room {
+    fn has(&self, len: u64) -> io::Result<()> {
+        let left = self.len.lock().unwrap_or_else(PoisonError::into_inner);
+        (*left >= len).then_some(()).ok_or_else(|| self.kind.into())
+    }
+
+    fn take(&self, len: usize) -> io::Result<()> {
+        let mut left = self.len.lock().unwrap_or_else(PoisonError::into_inner);
+        *left = left.checked_sub(len as u64).ok_or(self.kind)?;
+        Ok(())
+    }
 }
 
 /// A file in memory.
@@ -33,6 +60,9 @@ struct MemoryFile {
 struct Handle {
     file: Arc<MemoryFile>,
     holds_lock: AtomicBool,
+    /// What is written with it takes of this.
+    #[cfg(test)]
+    room: Option<Arc<Room>>,
 }
 
 /// An empty file that has no name.
@@ -41,6 +71,8 @@ pub(super) fn nothing() -> Arc<dyn File> {
     Arc::new(Handle {
         file,
         holds_lock: AtomicBool::new(false),
+        #[cfg(test)]
+        room: None,
     })
 }
 
@@ -83,21 +115,49 @@ impl MemoryDisk {
     pub(crate) fn spoil(&self, path: &Path) {
         self.files()[path].spoiled.store(true, Ordering::Relaxed);
     }
+
+    /// From now on a directory is a file system of its own, to which no file is moved from
+    /// elsewhere, and which has room for so many bytes. An empty file takes one.
+    #[cfg(test)]
+    pub(crate) fn leave_room(&self, directory: &Path, len: u64, kind: io::ErrorKind) {
+        let len = Mutex::new(len);
+        let room = Some((directory.to_owned(), Arc::new(Room { len, kind })));
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
+    }
+
+    /// There is room again.
+    #[cfg(test)]
+    pub(crate) fn make_room(&self) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    #[cfg(test)]
+    fn room_at(&self, path: &Path) -> Option<Arc<Room>> {
+        let room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = room.as_ref().filter(|it| path.starts_with(&it.0));
+        room.map(|it| it.1.clone())
+    }
 }
 
 impl Disk for MemoryDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        #[cfg(test)]
+        let room = self.room_at(path).filter(|_| mode == OpenMode::CreateNew);
         let mut files = self.files();
         if mode == OpenMode::CreateNew {
             if files.contains_key(path) {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
+            #[cfg(test)]
+            room.as_ref().map_or(Ok(()), |room| room.take(1))?;
             Self::create(&mut files, path, Vec::new());
         }
         let file = files.get(path).ok_or(io::ErrorKind::NotFound)?.clone();
         Ok(Arc::new(Handle {
             file,
             holds_lock: AtomicBool::new(false),
+            #[cfg(test)]
+            room,
         }))
     }
 
@@ -115,6 +175,10 @@ impl Disk for MemoryDisk {
     }
 
     fn replace(&self, path: &Path, contents: &[&[u8]]) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(room) = self.room_at(path) {
+            room.take(contents.concat().len())?;
+        }
         Self::create(&mut self.files(), path, contents.concat());
         Ok(())
     }
@@ -165,6 +229,10 @@ impl Disk for MemoryDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        if self.room_at(to).is_some() && self.room_at(from).is_none() {
+            return Err(io::ErrorKind::CrossesDevices.into());
+        }
         let mut files = self.files();
         let file = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         files.insert(to.to_owned(), file);
@@ -172,6 +240,13 @@ impl Disk for MemoryDisk {
     }
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(room) = self.room_at(to) {
+            if self.room_at(from).is_none() {
+                return Err(io::ErrorKind::CrossesDevices.into());
+            }
+            room.take(1)?;
+        }
         let mut files = self.files();
         if files.contains_key(to) {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -236,6 +311,10 @@ impl File for Handle {
     }
 
     fn write_at(&self, bufs: &mut [IoSlice<'_>], pos: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(room) = &self.room {
+            room.take(bufs.iter().map(|buf| buf.len()).sum())?;
+        }
         let mut contents = self
             .file
             .contents
@@ -269,7 +348,14 @@ impl File for Handle {
         Ok(())
     }
 
-    fn allocate(&self, _pos: u64, _len: u64) -> io::Result<()> {
+    fn allocate(&self, _pos: u64, len: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(room) = &self.room {
+            // It is taken when something is written there.
+            room.has(len)?;
+        }
+        #[cfg(not(test))]
+        let _ = len;
         Ok(())
     }
 

@@ -416,7 +416,12 @@ impl Driver {
     pub(crate) fn note(&mut self, but: u64) -> Result<(), Stop> {
         let committed = self.last.seq.0.saturating_sub(but);
         self.change(|state| state.committed = state.committed.max(committed));
-        Ok(self.journal().note_committed(Seq(committed))?)
+        match self.journal().note_committed(Seq(committed)) {
+            // No more than that: it may be tried again.
+            Err(JournalError::NoSpace { .. }) => self.journal().note_committed(Seq(committed))?,
+            result => result?,
+        }
+        Ok(())
     }
 
     /// Cuts so many entries.
@@ -443,7 +448,11 @@ impl Driver {
             state.must_or_kept = state.must;
             state.must = state.must.min(len);
         });
-        let cut = self.journal().cut_after(after, after)?;
+        let cut = match self.journal().cut_after(after, after) {
+            // No more than that: it may be tried again.
+            Err(JournalError::NoSpace { .. }) => self.journal().cut_after(after, after)?,
+            result => result?,
+        };
         let last = self.journal().positions().last;
         if last.seq != after || cut.is_some_and(|cut| cut.first.seq != after.next()) {
             return wrong(format!("cut after {after}, but {last:?}"));
@@ -465,7 +474,11 @@ impl Driver {
         self.change(|state| {
             state.released = index(synced);
         });
-        let released = self.journal().release(synced)?;
+        let released = match self.journal().release(synced) {
+            // No more than that: it may be tried again.
+            Err(JournalError::NoSpace { .. }) => self.journal().release(synced)?,
+            result => result?,
+        };
         self.ledger.seen.released += released;
         let first = self.journal().positions().first;
         let bytes = self.disk.model().shown();

@@ -382,7 +382,12 @@ impl Driver {
 
     pub(crate) fn checkpoint(&mut self) -> Result<(), Stop> {
         let applied = self.log().applied();
-        let settled = self.log().checkpoint()?;
+        let mut settled = self.log().checkpoint()?;
+        if settled != applied {
+            // There was no room to note it.
+            self.ledger.seen.refused += 1;
+            settled = self.log().checkpoint()?;
+        }
         if settled != applied {
             return wrong(format!("a checkpoint of {settled}"));
         }
@@ -492,7 +497,12 @@ impl Driver {
         (new.settled, new.committed) = (point, applied);
         self.change(|state| state.or = Some(Box::new(new)));
         let before = self.log().positions();
-        match self.log().replace_data(beside, 1)? {
+        let replaced = match self.log().replace_data(beside, 1) {
+            // The blobs had no room.
+            Err(error) if error.is_for_lack_of_room() => self.log().replace_data(beside, 1),
+            replaced => replaced,
+        };
+        match replaced? {
             Replacement::Done => {}
             Replacement::TooOld => return wrong("the copy is too old".to_owned()),
             Replacement::Lacks(blobs) => return wrong(format!("{blobs:?} are lacking")),

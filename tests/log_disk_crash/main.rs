@@ -433,11 +433,7 @@ fn fail_everywhere(workloads: &[(&str, Workload)]) -> usize {
                 if from_env("CRASH_STEP").is_some_and(|only| only != step) {
                     continue;
                 }
-                let kinds = match recording.log[step] {
-                    Op::Allocate => vec![io::ErrorKind::Other, io::ErrorKind::StorageFull],
-                    _ => vec![io::ErrorKind::Other],
-                };
-                for kind in kinds {
+                for kind in [io::ErrorKind::Other, io::ErrorKind::StorageFull] {
                     match fail(Failure { step, kind, seed }, *workload) {
                         Ok(is_forgiven) => forgiven += usize::from(is_forgiven),
                         Err(error) => {

@@ -1,8 +1,40 @@
 //! A disk that is full.
 
+use std::io::ErrorKind;
+
 use super::*;
+use crate::entry::sha256;
 use crate::ids::Digest;
 use crate::log_disk::Hold;
+
+impl Many {
+    /// Three whose disks can be full.
+    fn three_on_memory() -> (Self, Vec<Arc<MemoryDisk>>) {
+        let mut many = Self::three();
+        let disks: Vec<Arc<MemoryDisk>> = (0..3).map(|_| Arc::default()).collect();
+        for (one, disk) in many.nodes.iter_mut().zip(&disks) {
+            one.disk = disk.clone();
+        }
+        many.start_all();
+        many.pass(3 * LEASE);
+        (many, disks)
+    }
+
+    /// A client finishes a transaction with a blob at this node.
+    fn finish_with_a_blob(&mut self, at: usize, token: u64) {
+        let (path, now) = (PathBuf::from("blobs/tmp/1"), self.now);
+        self.nodes[at].disk.replace(&path, &[b"content"]).unwrap();
+        let name = BlobName {
+            oid: Oid(token),
+            len: 7,
+            digest: sha256(&[b"content"]),
+        };
+        let finish = Self::finish_of(token, b"data".to_vec(), vec![(name, path)]);
+        self.node(at).finish(finish, now);
+        self.follow(at);
+        self.settle();
+    }
+}
 
 fn told(many: &mut Many, at: usize) -> String {
     let notices = many.node(at).notices();
@@ -86,4 +118,59 @@ fn a_damaged_blob_is_fetched_by_one_at_a_time() {
         panic!("not one");
     };
     assert_ne!(again, id);
+}
+
+#[test]
+fn a_transaction_whose_blobs_have_no_room_is_lost_and_the_node_goes_on() {
+    let (mut many, disks) = Many::three_on_memory();
+    let at = many.primary();
+    disks[at].leave_room("journal".as_ref(), 3, ErrorKind::StorageFull);
+    for token in [1, 2] {
+        many.finish_with_a_blob(at, token);
+        let is_lost =
+            |it: &Output| matches!(it, Output::Outcome(of, Outcome::Lost) if of.0 == token);
+        let one = &many.nodes[at];
+        assert!(one.others.iter().any(is_lost), "{:?}", one.others);
+        assert_eq!(one.stopped, None);
+    }
+    assert_eq!(disks[at].names("journal/blobs".as_ref()).unwrap().len(), 0);
+    let said = told(&mut many, at);
+    assert_eq!(said.matches("with blobs are refused").count(), 1, "{said}");
+    // What needs no room there is committed.
+    let seq = many.commit(3, 10);
+    assert_eq!(many.primary(), at);
+    disks[at].make_room();
+    many.finish_with_a_blob(at, 4);
+    let overview = many.node(at).overview().unwrap();
+    assert_eq!(overview.last.seq, seq.next(), "it is proposed");
+}
+
+#[test]
+fn a_pack_whose_end_has_no_room_ends_when_there_is_and_nobody_waits_for_it() {
+    let (mut many, disks) = Many::three_on_memory();
+    for _ in 0..3 {
+        many.commit(0, 10);
+    }
+    for disk in &disks {
+        disk.leave_room("journal".as_ref(), 3, ErrorKind::StorageFull);
+    }
+    let (at, now) = (many.primary(), many.now);
+    let node = many.node(at);
+    node.order_pack(Token(90), "1".to_owned(), Tid::MAX, now);
+    many.follow(at);
+    many.settle();
+    many.pass(10 * LEASE);
+    let packed = |many: &Many| many.nodes.iter().map(|one| one.packed.len()).sum::<usize>();
+    let waits = (0..3).find(|at| many.node(*at).is_packing()).unwrap();
+    assert_eq!(packed(&many), 0);
+    let said = told(&mut many, waits);
+    let text = "that a pack has ended is not noted, as the disk is full";
+    assert_eq!(said.matches(text).count(), 1, "{said}");
+    many.commit(1, 10);
+    for disk in &disks {
+        disk.make_room();
+    }
+    many.pass(10 * LEASE);
+    assert_eq!(packed(&many), 3);
+    assert!(many.nodes.iter().all(|one| one.stopped.is_none()));
 }

@@ -2,7 +2,7 @@
 //! applied long ago, at the beginning.
 
 use std::io::IoSlice;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use log::{info, warn};
 
@@ -12,6 +12,7 @@ use super::recover::begin_anew;
 use super::segment::Segment;
 use super::state::{EpochRow, EpochRows, Hint, Released, State as _, free_name};
 use super::{Journal, Log, padding_behind};
+use crate::entry::Entry;
 use crate::ids::Seq;
 use crate::storage::disk::{OpenMode, with_suffix};
 
@@ -38,7 +39,8 @@ impl Journal {
     /// # Errors
     ///
     /// [`Refusal::BelowCommit`] if more than that is committed, by this word or by what was noted
-    /// before: nothing was changed. After any other error the journal takes no more writes.
+    /// before, and [`JournalError::NoSpace`] if what is cut cannot be kept: nothing was changed.
+    /// After any other error the journal takes no more writes.
     pub fn cut_after(
         &mut self,
         after: Seq,
@@ -74,10 +76,15 @@ impl Journal {
         let point = point.ok_or_else(|| missing(self.directory.clone()))?;
         let diverged = self.keep(&point)?;
         // Before anything is cut: else what is not there would be taken for lost.
-        self.save_hint(Hint {
+        let noted = self.save_hint(Hint {
             synced: self.hint.synced.min(after),
             ..self.hint
-        })?;
+        });
+        if let Err(error) = noted {
+            // It is kept anew when this is asked for again.
+            self.drop_kept(&error, &diverged.path)?;
+            return Err(error);
+        }
         let (gone, last) = self.forget_behind(after)?;
         self.last = point;
         self.synced = after;
@@ -93,6 +100,17 @@ impl Journal {
         Ok(diverged)
     }
 
+    /// For lack of room nothing is cut: what was kept so far would only take of it.
+    fn drop_kept(&self, error: &JournalError, path: &Path) -> Result<(), JournalError> {
+        match error {
+            JournalError::NoSpace { .. } => self
+                .disk
+                .remove(path)
+                .map_err(JournalError::io("remove", path)),
+            _ => Ok(()),
+        }
+    }
+
     /// Copies the entries behind `before` to a segment of their own.
     fn keep(&self, before: &Point) -> Result<Diverged, JournalError> {
         let mut entries = self.reader().read(before.seq.next(), u64::MAX).peekable();
@@ -106,9 +124,31 @@ impl Journal {
         );
         let path = free_name(&*self.disk, &self.directory, &name, ".journal");
         let new = with_suffix(&path, ".new");
+        let last = self.last;
         let io = |action| JournalError::io(action, &new);
-        self.disk.discard(&new).map_err(io("remove"))?;
-        let file = self.disk.open(&new, OpenMode::CreateNew);
+        let kept = self
+            .copy_behind(before, entries, &new)
+            .and_then(|()| self.disk.rename(&new, &path).map_err(io("rename")));
+        if let Err(error) = kept.map_err(JournalError::full) {
+            self.drop_kept(&error, &new)?;
+            return Err(error);
+        }
+        self.disk
+            .sync_directory_of(&path)
+            .map_err(io("sync the directory of"))?;
+        Ok(Diverged { path, first, last })
+    }
+
+    /// Writes entries that follow `before` to a file, which is on stable storage when this returns.
+    fn copy_behind(
+        &self,
+        before: &Point,
+        entries: impl Iterator<Item = Result<Entry, JournalError>>,
+        new: &Path,
+    ) -> Result<(), JournalError> {
+        let io = |action| JournalError::io(action, new);
+        self.disk.discard(new).map_err(io("remove"))?;
+        let file = self.disk.open(new, OpenMode::CreateNew);
         let file = file.map_err(io("create"))?;
         let header = SegmentHeader {
             history: self.identity.history,
@@ -138,13 +178,7 @@ impl Journal {
             place.pos += header.len_in_segment();
         }
         // Before the rename: else a crash could leave the name on a file without contents.
-        file.sync().map_err(io("sync"))?;
-        self.disk.rename(&new, &path).map_err(io("rename"))?;
-        self.disk
-            .sync_directory_of(&path)
-            .map_err(io("sync the directory of"))?;
-        let last = self.last;
-        Ok(Diverged { path, first, last })
+        file.sync().map_err(io("sync"))
     }
 
     /// Takes the entries behind `after` out of what readers see. The segments that go as a whole,
@@ -237,7 +271,8 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// The journal takes no more writes.
+    /// [`JournalError::NoSpace`]: nothing was removed, and the journal may be used. After any other
+    /// error it takes no more writes.
     pub fn release(&mut self, applied: Seq) -> Result<usize, JournalError> {
         self.shared.check()?;
         let released = self.release_segments(applied.min(self.synced));
@@ -269,7 +304,8 @@ impl Journal {
                 epochs,
                 is_anew: false,
             };
-            released.save(&*self.disk, &self.directory, self.identity.disk)?;
+            let saved = released.save(&*self.disk, &self.directory, self.identity.disk);
+            saved.map_err(JournalError::full)?;
             self.released = released;
         }
         // The oldest first, each for good before the next: what a crash leaves has no gap.

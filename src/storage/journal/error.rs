@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::ids::{Digest, Epoch, Seq};
+use crate::storage::disk::is_lack_of_room;
 
 /// The journal cannot be opened, written or read.
 #[derive(Debug)]
@@ -152,9 +153,9 @@ impl From<Refusal> for JournalError {
 
 impl JournalError {
     /// The same of something that may be tried again if the disk was full.
-    pub(super) fn full(self) -> Self {
+    pub(crate) fn full(self) -> Self {
         match self {
-            Self::Io { path, source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            Self::Io { path, source, .. } if is_lack_of_room(&source) => {
                 Self::NoSpace { path, source }
             }
             other => other,

@@ -405,7 +405,8 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// The journal takes no more writes.
+    /// [`JournalError::NoSpace`]: it was not noted, and the journal may be used. After any other
+    /// error it takes no more writes.
     pub fn note_committed(&mut self, committed: Seq) -> Result<(), JournalError> {
         self.shared.check()?;
         let hint = Hint {
@@ -419,7 +420,8 @@ impl Journal {
     fn save_hint(&mut self, hint: Hint) -> Result<(), JournalError> {
         if hint != self.hint {
             let saved = hint.save(&*self.disk, &self.directory, self.identity.disk);
-            self.shared.latch(saved)?;
+            // The old file is there, and the same can be tried again.
+            self.shared.latch(saved.map_err(JournalError::full))?;
             self.hint = hint;
         }
         Ok(())
@@ -432,7 +434,14 @@ impl Journal {
     /// As of [`Self::sync`].
     pub fn close(mut self) -> Result<(), JournalError> {
         self.sync()?;
-        self.note_committed(self.hint.committed)
+        match self.note_committed(self.hint.committed) {
+            // It is for damage, and that it is missing harms nobody.
+            Err(full @ JournalError::NoSpace { .. }) => {
+                log::warn!("journal: its end is not noted: {full}")
+            }
+            noted => noted?,
+        }
+        Ok(())
     }
 }
 

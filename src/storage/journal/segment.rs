@@ -192,12 +192,7 @@ impl Segment {
 
 fn no_space_or(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
     let path = path.to_owned();
-    move |source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            JournalError::NoSpace { path, source }
-        }
-        _ => JournalError::io(action, &path)(source),
-    }
+    move |source| JournalError::io(action, &path)(source).full()
 }
 
 /// The name of a segment.

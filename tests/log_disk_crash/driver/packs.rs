@@ -74,12 +74,21 @@ impl Driver {
                 self.ledger.seen.packs_needless += 1;
                 // As of a step that has ended before.
                 self.change_pack(storage, at, |pack| pack.is_noted = Maybe::Perhaps);
-                self.log().note_packed(name, at)?;
+                self.note_packed(name, at)?;
                 self.change_pack(storage, at, |pack| pack.is_noted = Maybe::Yes);
                 Ok(false)
             }
             begun @ PackBegun::Needless(_) => wrong(format!("{name}: {begun:?}")),
         }
+    }
+
+    fn note_packed(&mut self, name: &str, at: Seq) -> Result<(), Stop> {
+        match self.log().note_packed(name, at) {
+            // No more than that: it may be tried again.
+            Err(error) if error.is_for_lack_of_room() => self.log().note_packed(name, at)?,
+            noted => noted?,
+        }
+        Ok(())
     }
 
     fn change_pack(&mut self, storage: usize, at: Seq, change: impl FnOnce(&mut Pack)) {
@@ -132,7 +141,8 @@ impl Driver {
         let turn = self.log().go_on_with_pack(&mut packing);
         self.packing = Some(packing);
         let turn = turn?;
-        let settled = index(self.log().applied());
+        // All of it already, if there was room to note it.
+        let settled = index(self.log().checkpoint()?);
         self.change(|state| state.settled = settled);
         match turn {
             PackTurn::Switched(_) => {
@@ -164,7 +174,11 @@ impl Driver {
     fn end_pack(&mut self) -> Result<(), Stop> {
         self.change_this(|pack| pack.is_noted = Maybe::Perhaps);
         let packing = self.packing.take().expect("it was begun");
-        let ended = self.log().end_pack(&packing);
+        let ended = match self.log().end_pack(&packing) {
+            // No more than that: it may be tried again.
+            Err(error) if error.is_for_lack_of_room() => self.log().end_pack(&packing),
+            ended => ended,
+        };
         self.packing = Some(packing);
         let len = ended?;
         self.change_this(|pack| pack.is_noted = Maybe::Yes);
