@@ -52,6 +52,15 @@ impl Held {
         !self.proposals.is_empty() && self.from.as_ref() == Some(from)
     }
 
+    /// Bytes of the proposals that wait.
+    pub(super) fn len(&self) -> u64 {
+        let lens = self.proposals.iter().map(|it| match &it.message.content {
+            Content::Propose { entry, .. } => entry.header().body_len,
+            _ => 0,
+        });
+        lens.sum()
+    }
+
     /// Keeps a proposal; returns whether it is the first, whose blobs are to be looked for.
     pub(super) fn hold(
         &mut self,

@@ -68,10 +68,10 @@ use crate::group::channel::{Delivered, Incoming};
 use crate::group::message::Message as GroupMessage;
 use crate::group::{Lane, MemberId, View};
 use crate::ids::{Epoch, HistoryId, NodeId, Oid, Seq, Tid};
-use crate::limits::NOTICES_MAX;
+use crate::limits::{NOTICES_MAX, UNWRITTEN_MAX};
 use crate::log_disk::{Applied, DiskAction, NamedBlob, PackOrder, Packing};
 use crate::replica::Replica;
-use crate::replica::event::{self, Action, Event, Notice, Now, Outcome, Serving, Token};
+use crate::replica::event::{self, Action, Event, Notice, Now, Outcome, Serving, Token, Writers};
 use crate::replica::message::{Content, Fetch, Fetched, Message, NodeKind};
 use crate::replica::settings::StorageName;
 use crate::storage::PackOptions;
@@ -241,6 +241,8 @@ pub struct Node {
     /// Our name in the view that we are in.
     me: Option<MemberId>,
     serving: Serving,
+    /// The last office that was told of, until its end is.
+    office: Option<Epoch>,
     /// It comes last in elections.
     stands_aside: bool,
     /// What is committed cannot be applied for lack of room; when the office is left again.
@@ -300,6 +302,7 @@ impl Node {
             new_history,
             me: None,
             serving: Serving::default(),
+            office: None,
             stands_aside: false,
             lacks_room: None,
             mending: None,
@@ -410,7 +413,7 @@ impl Node {
             && self.roster.me().kind != NodeKind::Arbiter
         {
             // It is fetched later, as one that was lost on its way.
-            if self.disk.is_crowded() {
+            if self.disk.is_crowded() || self.held.len() >= UNWRITTEN_MAX {
                 return;
             }
             let has_blobs = blobs::have_blobs(std::slice::from_ref(entry));
@@ -512,6 +515,19 @@ impl Node {
         for action in self.actions_of(event, now) {
             self.act(action, now);
         }
+        self.look_at_office(now);
+    }
+
+    /// An office whose renewal came to nothing is over, of which the replica tells no more than
+    /// that nobody may write here.
+    fn look_at_office(&mut self, now: Now) {
+        if self.serving.writers == Writers::Closed
+            && !self.is_primary()
+            && let Some(epoch) = self.office.take()
+        {
+            self.tell(format!("not primary any more, as of epoch {epoch}"), now);
+            self.outputs.push_back(Output::Office(false, epoch));
+        }
     }
 
     fn act(&mut self, action: Action, now: Now) {
@@ -598,10 +614,12 @@ impl Node {
         match notice {
             Notice::Promoted(epoch) => {
                 self.tell(format!("primary of epoch {epoch}"), now);
+                self.office = Some(*epoch);
                 self.outputs.push_back(Output::Office(true, *epoch));
             }
             Notice::Demoted(epoch) => {
                 self.tell(format!("not primary any more, as of epoch {epoch}"), now);
+                self.office = None;
                 self.outputs.push_back(Output::Office(false, *epoch));
             }
             // It asks again and again, and gets none now.

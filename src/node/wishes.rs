@@ -339,7 +339,15 @@ impl Seeing<'_> {
     /// committed nobody else may have.
     fn lacks_sync(&self) -> Option<String> {
         let arbiter = self.overview.settings.members.arbiter.as_ref()?;
-        let is_here = |voter: &Voter| self.overview.members.iter().any(|it| it.voter == *voter);
+        // Who has just come may not have said yet how far it is.
+        let has_come = |voter: &Voter| {
+            let mut peers = self.node.roster.peers();
+            peers.any(|(_, peer)| peer.name == voter.node && peer.disk == voter.disk)
+        };
+        let is_here = |voter: &Voter| {
+            let mut members = self.overview.members.iter();
+            members.any(|it| it.voter == *voter) || has_come(voter)
+        };
         let mut members = self.overview.members.iter();
         let seen = members.find(|it| it.voter == arbiter.node)?;
         let known = &seen.state.members;

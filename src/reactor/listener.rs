@@ -195,12 +195,17 @@ impl Drop for UnixName {
 fn look_up(host: &str, port: u16) -> io::Result<impl Iterator<Item = SocketAddr>> {
     (host, port).to_socket_addrs().map_err(|error| {
         let why = error.to_string();
-        // Servers of names that do not answer yet; a text is all that tells it (glibc's, musl's).
-        let may_pass = ["Temporary failure", "Try again"];
-        let may_pass = may_pass.iter().any(|it| why.contains(it));
-        match may_pass || error.raw_os_error().is_some() {
-            true => error,
-            false => io::Error::new(io::ErrorKind::InvalidInput, why),
+        // All else may pass, as when no server of names answers yet. A text is all that tells it
+        // (glibc's, musl's).
+        let texts = [
+            "not known",
+            "No address associated",
+            "does not resolve",
+            "no usable address",
+        ];
+        match texts.iter().any(|it| why.contains(it)) {
+            true => io::Error::new(io::ErrorKind::InvalidInput, why),
+            false => error,
         }
     })
 }

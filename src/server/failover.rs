@@ -335,7 +335,7 @@ impl Server {
             return false;
         };
         let who = &client.who;
-        log::info!(target: LOG, "{who} tpc_finish: not committed (another node took over)");
+        log::info!(target: LOG, "{who} tpc_finish: not committed");
         client.session.fail(&msgid, &RemoteError::NotCommitted);
         self.to_send.insert(id);
         self.outputs.push_back(Output::Serve(id));

@@ -75,6 +75,27 @@ fn a_primary_that_cannot_apply_leaves_its_office_to_another() {
     assert_eq!(said.matches("another node is to be").count(), 1, "{said}");
 }
 
+/// The replica tells nothing of it, but for its clients.
+#[test]
+fn the_end_of_a_renewal_that_came_to_nothing_is_told() {
+    let mut many = Many::three();
+    many.start_all();
+    many.pass(3 * LEASE);
+    let primary = many.primary();
+    let other = (primary + 1) % 3;
+    let epoch = many.node(primary).office.unwrap();
+    many.node(other).office = Some(epoch);
+    many.pass(LEASE);
+    let ended = |many: &Many, at: usize| {
+        let others = many.nodes[at].others.iter();
+        let ended = others.filter(|it| matches!(it, Output::Office(false, _)));
+        ended.count()
+    };
+    assert_eq!((ended(&many, primary), ended(&many, other)), (0, 1));
+    assert_eq!(many.node(primary).office, Some(epoch));
+    assert_eq!(many.node(other).office, None);
+}
+
 /// Each entry that is committed tries to apply what waits for the blob.
 #[test]
 fn a_damaged_blob_is_fetched_by_one_at_a_time() {
