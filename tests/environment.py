@@ -99,10 +99,12 @@ def site(requirements, python, *options):
     def build():
         shutil.rmtree(directory, ignore_errors=True)
         environ = dict(os.environ)
+        more = []
         if version_of(python) == (2, 7):
             environ['PYTHONPATH'] = pip_for_python_2(python)
-        pip([python, '-m', 'pip', 'install', '--target', directory, *options], requirements,
-            environ)
+            more = ['--no-build-isolation']
+        pip([python, '-m', 'pip', 'install', '--target', directory, *more, *options],
+            requirements, environ)
         # Python 2 finds the packages `zope.*` by .pth files, which PYTHONPATH alone ignores.
         with open(os.path.join(directory, 'sitecustomize.py'), 'w') as f:
             f.write('import os, site\nsite.addsitedir(os.path.dirname(__file__))\n')
@@ -111,16 +113,29 @@ def site(requirements, python, *options):
     return directory
 
 
+# The last pip for Python 2 (the one that comes with it finds no wheels), and what its packages are
+# built with. What they ask for without a version is for Python 3 by now.
+PIP_FOR_PYTHON_2 = ['pip==20.3.4', 'setuptools==44.1.1', 'wheel==0.37.1', 'cffi==1.15.1',
+                    'pycparser==2.21']
+HEADERS_FOR_PYTHON_2 = ['persistent==4.9.3', 'zope.interface==5.5.2', 'six==1.17.0']
+
+
 def pip_for_python_2(python):
-    """A directory with the last pip for it: the one that comes with it finds no wheels."""
+    """A directory for PYTHONPATH with all that installs packages for Python 2."""
     directory = os.path.join(cache(), 'pip-for-python-2')
     with locked(directory + '.lock'):
         if os.path.exists(directory):
             return directory
         new = directory + '.new'
         shutil.rmtree(new, ignore_errors=True)
-        if not run_quietly([python, '-m', 'pip', 'install', '--target', new, 'pip==20.3.4']):
-            raise Unavailable('no pip for Python 2')
+        install = [python, '-m', 'pip', 'install', '--target', new]
+        inside = dict(os.environ, PYTHONPATH=new)
+        if not (run_quietly(install + PIP_FOR_PYTHON_2)
+                and run_quietly(install + ['--no-build-isolation'] + HEADERS_FOR_PYTHON_2,
+                                env=inside)):
+            raise Unavailable('no pip for Python 2, or nothing that it builds with')
+        # PYTHONPATH alone heeds no .pth files, and there is no other `zope` here.
+        open(os.path.join(new, 'zope', '__init__.py'), 'w').close()
         os.rename(new, directory)
     return directory
 
