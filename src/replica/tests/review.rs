@@ -726,100 +726,89 @@ fn lose_tail(world: &mut World, at: usize, count: usize, members: &Members) {
     node.serving = Serving::default();
 }
 
-/// Seed 58834
-#[test]
-fn a_voter_that_has_lost_what_made_it_one_leads_if_nobody_else_may() {
+/// Of two voters the first makes the third node one, commits, and is gone with its disk. One of
+/// the others loses power, and what it knew of that. What was committed, too.
+fn with_a_forgetful_node(
+    forgetful: usize,
+    prepare: impl FnOnce(&mut World),
+) -> (World, Vec<Entry>) {
     let members = Members {
         voters: (0..2).map(voter).collect(),
         arbiter: None,
     };
+    let mut world = World::new(&[NodeKind::Data; 3], &members);
+    prepare(&mut world);
+    world.view(&[0, 1, 2]);
+    world.pass(Duration::from_secs(1));
+    let known = world.nodes[forgetful].log.len();
+    let token = Token(1);
+    let change = MemberChange::Add(name(2));
+    world.give(0, Event::ChangeMembers { token, change });
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.answer(0, 1), Some(Ok(())));
+    world.finish(0, 2);
+    world.pass(Duration::from_secs(1));
+    let committed = world.nodes[3 - forgetful].log.clone();
+    world.nodes[0].is_up = false;
+    lose_tail(&mut world, forgetful, known, &members);
+    (world, committed)
+}
+
+/// Nobody leads by itself, and this one if an administrator has it do so.
+fn order_to_lead(world: &mut World, at: usize) {
+    world.view(&[1, 2]);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.open(), [0; 0]);
+    let token = Token(3);
+    world.give(at, Event::TakeOffice { token });
+    assert_eq!(world.answer(at, 3), Some(Ok(())));
+}
+
+fn assert_leads_with(world: &mut World, leader: usize, committed: &[Entry]) {
+    world.pass(Duration::from_secs(8));
+    assert_eq!(world.open(), [leader]);
+    assert_eq!(world.nodes[leader].log[..committed.len()], *committed);
+    world.finish(leader, 4);
+    world.pass(Duration::from_secs(1));
+    let outcome = world.outcome(leader, 4);
+    assert!(matches!(outcome, Some(Outcome::Committed { .. })));
+    world.assert_level(&[1, 2]);
+}
+
+/// Seed 58834
+#[test]
+fn a_voter_that_has_lost_what_made_it_one_leads_if_nobody_else_may() {
     for is_ordered in [false, true] {
-        let mut world = World::new(&[NodeKind::Data; 3], &members);
-        world.nodes[1].replica.options.priority = 0;
-        world.view(&[0, 1, 2]);
-        world.pass(Duration::from_secs(1));
-        let known = world.nodes[2].log.len();
-        let token = Token(1);
-        let change = MemberChange::Add(name(2));
-        world.give(0, Event::ChangeMembers { token, change });
-        world.pass(Duration::from_secs(1));
-        assert_eq!(world.answer(0, 1), Some(Ok(())));
-        world.finish(0, 2);
-        world.pass(Duration::from_secs(1));
-        let committed = world.nodes[1].log.clone();
-        // The disk of the primary is gone, and one loses power.
-        world.nodes[0].is_up = false;
-        lose_tail(&mut world, 2, known, &members);
+        let (mut world, committed) = with_a_forgetful_node(2, |world| {
+            world.nodes[1].replica.options.priority = 0;
+        });
         if is_ordered {
-            // An administrator has it do so.
             world.nodes[2].replica.options.priority = 0;
-            world.view(&[1, 2]);
-            world.pass(Duration::from_secs(10));
-            assert_eq!(world.open(), [0; 0]);
-            let token = Token(3);
-            world.give(2, Event::TakeOffice { token });
-            assert_eq!(world.answer(2, 3), Some(Ok(())));
+            order_to_lead(&mut world, 2);
         } else {
             world.view(&[1, 2]);
         }
-        world.pass(Duration::from_secs(8));
-        assert_eq!(world.open(), [2]);
-        assert_eq!(world.nodes[2].log[..committed.len()], committed);
-        world.finish(2, 4);
-        world.pass(Duration::from_secs(1));
-        assert!(matches!(
-            world.outcome(2, 4),
-            Some(Outcome::Committed { .. })
-        ));
-        world.assert_level(&[1, 2]);
+        assert_leads_with(&mut world, 2, &committed);
     }
 }
 
 /// Seed 203861: who is left at home does not know that the other one, who is away, is a voter.
 #[test]
 fn what_made_a_node_of_another_site_a_voter_counts_if_it_alone_has_it() {
-    let members = Members {
-        voters: (0..2).map(voter).collect(),
-        arbiter: None,
-    };
     for is_ordered in [false, true] {
-        let mut world = World::new(&[NodeKind::Data; 3], &members);
-        world.nodes[2].replica.options.site = "away".to_owned();
-        world.view(&[0, 1, 2]);
-        world.pass(Duration::from_secs(1));
-        let known = world.nodes[1].log.len();
-        let token = Token(1);
-        let change = MemberChange::Add(name(2));
-        world.give(0, Event::ChangeMembers { token, change });
-        world.pass(Duration::from_secs(1));
-        assert_eq!(world.answer(0, 1), Some(Ok(())));
-        world.finish(0, 2);
-        world.pass(Duration::from_secs(1));
-        let committed = world.nodes[2].log.clone();
-        // The disk of the primary is gone, and one loses power.
-        world.nodes[0].is_up = false;
-        lose_tail(&mut world, 1, known, &members);
-        if is_ordered {
+        let (mut world, committed) = with_a_forgetful_node(1, |world| {
+            world.nodes[2].replica.options.site = "away".to_owned();
+        });
+        let leader = if is_ordered {
             // Who is at home may not lead.
             world.nodes[1].replica.options.priority = 0;
-            world.view(&[1, 2]);
-            world.pass(Duration::from_secs(10));
-            assert_eq!(world.open(), [0; 0]);
-            let token = Token(3);
-            world.give(2, Event::TakeOffice { token });
-            assert_eq!(world.answer(2, 3), Some(Ok(())));
+            order_to_lead(&mut world, 2);
+            2
         } else {
             world.view(&[1, 2]);
-        }
-        world.pass(Duration::from_secs(8));
-        let leader = if is_ordered { 2 } else { 1 };
-        assert_eq!(world.open(), [leader]);
-        assert_eq!(world.nodes[leader].log[..committed.len()], committed);
-        world.finish(leader, 4);
-        world.pass(Duration::from_secs(1));
-        let outcome = world.outcome(leader, 4);
-        assert!(matches!(outcome, Some(Outcome::Committed { .. })));
-        world.assert_level(&[1, 2]);
+            1
+        };
+        assert_leads_with(&mut world, leader, &committed);
     }
 }
 
