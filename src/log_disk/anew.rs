@@ -66,7 +66,8 @@ impl LogDisk {
     ///
     /// [`LogDiskError::Useless`]: all is as it was, and the copy is removed.
     /// [A lack of room](LogDiskError::is_for_lack_of_room): the same, but the copy stays. After any
-    /// other the node must not go on; opening finds the old data or the new ones.
+    /// other, a lack of room as it is written down that the data are replaced among them, the node
+    /// must not go on; opening finds the old data or the new ones.
     pub fn replace_data(
         &mut self,
         beside: &Beside,

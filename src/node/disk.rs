@@ -121,7 +121,8 @@ pub enum Done {
     /// Of [`Request::EndPack`], with the length of the data file, and of [`Request::NotePacked`]. A
     /// length of `None`: there is another data file by now, which has to be packed.
     PackNoted(Option<u64>),
-    /// The same, if there was no room for that: it is to be tried again, and nothing waits for it.
+    /// The same, if there was no room for that: it is to be tried again, and no other request waits
+    /// for it. Until it is noted the node keeps its turn to pack.
     PackNotNoted(Request, String),
     /// Of [`Request::Checkpoint`] and [`Request::ExpectNoMore`]
     Settled,

@@ -156,7 +156,7 @@ impl Node {
         self.begin_wanted();
     }
 
-    /// Others need not wait for that: what they write may have room.
+    /// Other requests need not wait for that: what they write may have room.
     pub(super) fn on_pack_not_noted(&mut self, request: Request, why: &str, now: Now) {
         if !std::mem::replace(&mut self.packs.is_full, true) {
             let text = format!("that a pack has ended is not noted, as the disk is full: {why}");
