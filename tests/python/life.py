@@ -345,7 +345,11 @@ def meet(port, who, others):
     sys.stdout.flush()
     sys.stdin.readline()
 
-    connection.transaction_manager.begin()
+    # What the others committed was acknowledged to them; it comes here in its own time.
+    victim = others[others.index(who) - 1]
+    until(connection, lambda: all(
+        'n' in connection.root()['visitors'].get(other, ()) for other in others))
+    until(connection, lambda: connection.root()['visitors'][victim]['n'] == 2)
     entries = {text(entry['description']): entry for entry in db.undoInfo(0, 10000)}
     notes = {text(t.description): t for t in db.storage.iterator()}
     for other in others:
@@ -355,8 +359,7 @@ def meet(port, who, others):
         assert entry['who'] == other, entry
         assert notes['mine: ' + other].extension['who'] == other
         assert other in [text(e['who']) for e in db.history(theirs._p_oid, 10) if 'who' in e]
-    # Each is undone by the one who comes before it in the list.
-    victim = others[others.index(who) - 1]
+    # Each is undone by the one who comes behind it in the list, and by nobody else.
     do_undo(db, entries['to be undone: ' + victim]['id'])
     until(connection, lambda: connection.root()['visitors'][victim]['n'] == 1)
     until(connection, lambda: visitor['n'] == 1)
