@@ -164,6 +164,35 @@ fn what_has_no_room_to_be_kept_is_not_cut_before_there_is() {
 }
 
 #[test]
+fn what_a_cut_has_given_back_is_asked_for_again() {
+    let (mut node, memory) = found_on_memory(&["main"]);
+    leave_room(&memory, 200_000);
+    let mut tid = 10;
+    let before = names(&memory).len();
+    // A segment that was begun now is in what is left.
+    while names(&memory).len() == before {
+        tid += 1;
+        node.store("main", tid, &[1; 700]);
+    }
+    node.apply();
+    let applied = node.last;
+    node.store("main", tid + 1, &[2; 700]);
+    node.store("main", tid + 2, &[3; 700]);
+    let after = applied.seq;
+    let committed = after;
+    let cut = node.log.run(DiskAction::Cut { after, committed }).unwrap();
+    assert!(matches!(cut, Some(Event::Cut { last, .. }) if last == applied));
+    node.last = applied;
+    // Others take it meanwhile.
+    let taken = |n: u32| memory.replace(format!("journal/other-{n}").as_ref(), &[&[0; 100]]);
+    let refused = (0..).find_map(|n| taken(n).err()).unwrap();
+    assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+    let entry = node.entry(Kind::Transaction, tid + 3, transfer("main", &[4; 700], &[]));
+    let event = node.log.run(DiskAction::Append(vec![entry])).unwrap();
+    assert!(matches!(event, Some(Event::NoRoom { last, .. }) if last == applied));
+}
+
+#[test]
 fn a_checkpoint_without_room_is_completed_by_a_later_one() {
     let (mut node, memory) = found_on_memory(&["main"]);
     let (mut held, mut unreleased, mut tid) = (0, 0, 10);

@@ -181,12 +181,10 @@ impl Segment {
         self.header.before.seq < seq && seq <= self.last.seq
     }
 
-    /// Forgets all entries: [`Self::note`] tells again which are there.
+    /// Forgets all entries: [`Self::note`] tells again which are there. What was allocated goes as
+    /// the file is cut.
     pub(super) fn forget_entries(&mut self) {
-        let (path, file) = (self.path.clone(), self.file.clone());
-        let allocated = self.allocated.min(self.end);
-        *self = Self::new(path, file, self.header);
-        self.allocated = allocated;
+        *self = Self::new(self.path.clone(), self.file.clone(), self.header);
     }
 }
 
