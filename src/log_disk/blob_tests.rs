@@ -2,6 +2,7 @@
 
 use super::tests::{Node, blob, transfer};
 use super::*;
+use crate::storage::memory::MemoryDisk;
 use crate::storage::transfer::BlobName;
 
 /// A node with an entry that is not applied yet, and names a blob.
@@ -261,4 +262,30 @@ fn a_blob_that_is_expected_stays_until_it_is_no_more() {
     assert!(is_here(&node));
     node.log.expect_no_more(8).unwrap();
     assert!(!is_here(&node));
+}
+
+#[test]
+fn a_blob_whose_name_may_not_last_is_not_here() {
+    let memory = Arc::new(MemoryDisk::new());
+    let mut node = Node::found_on(memory.clone(), &["main"]);
+    let (name, content) = blob(b"content");
+    memory.forget_names(true);
+    node.log.put_blob(name, &content).unwrap_err();
+    memory.forget_names(false);
+    let entry = node.entry(Kind::Transaction, 10, transfer("main", b"a", &[name]));
+    let missing = |node: &Node| {
+        let missing = node.log.missing_blobs(std::slice::from_ref(&entry));
+        missing.unwrap().len()
+    };
+    assert_eq!(missing(&node), 1);
+    node.log.put_blob(name, &content).unwrap();
+    assert_eq!(missing(&node), 0);
+    // Once it is there for good it stays, whatever becomes of one that comes again.
+    memory.forget_names(true);
+    node.log.put_blob(name, &content).unwrap_err();
+    memory.forget_names(false);
+    assert_eq!(missing(&node), 0);
+    let append = DiskAction::Append(vec![entry.clone()]);
+    let event = node.log.run(append).unwrap();
+    assert!(matches!(event, Some(Event::Synced { .. })), "{event:?}");
 }

@@ -165,6 +165,8 @@ struct Known {
     wanted: BTreeSet<(Digest, Claim)>,
     /// They have come for so many entries that have no place yet.
     taken: BTreeMap<Digest, u32>,
+    /// Their names are there, and not known to be durable: as if they were not.
+    unsynced: BTreeSet<Digest>,
     /// They were there when the node was started, and are to be looked at before they are used.
     unchecked: BTreeSet<Digest>,
     /// Those that were opened last, all of them checked.
@@ -225,6 +227,9 @@ impl Blobs {
 
     /// Whether the file of a blob is here, for an entry that is still to be applied.
     fn has(&self, blob: &BlobName) -> bool {
+        if self.known().unsynced.contains(&blob.digest) {
+            return false;
+        }
         let file = self
             .disk
             .open(&self.path(&blob.digest), OpenMode::ReadRegular);
@@ -394,12 +399,22 @@ impl Blobs {
         let disk = &*self.disk;
         disk.set_read_only(from, &self.directory)
             .map_err(LogDiskError::io("protect", from))?;
-        self.known().unchecked.remove(digest);
         let to = self.path(digest);
-        disk.rename(from, &to)
-            .map_err(LogDiskError::io("rename", from))?;
-        disk.sync_directory_of(&to)
-            .map_err(LogDiskError::io("sync the directory of", &to))
+        // What is there already may be what an entry relies on.
+        let is_new = disk.open(&to, OpenMode::ReadRegular).is_err();
+        {
+            let mut known = self.known();
+            known.unchecked.remove(digest);
+            if is_new {
+                known.unsynced.insert(*digest);
+            }
+        }
+        let renamed = disk.rename(from, &to);
+        renamed.map_err(LogDiskError::io("rename", from))?;
+        let synced = disk.sync_directory_of(&to);
+        synced.map_err(LogDiskError::io("sync the directory of", &to))?;
+        self.known().unsynced.remove(digest);
+        Ok(())
     }
 
     /// This blob is about to come for an entry that may follow: it stays, if no entry needs it any

@@ -18,6 +18,9 @@ pub struct MemoryDisk {
     /// A directory that is a file system of its own, with little room.
     #[cfg(test)]
     room: Mutex<Option<(PathBuf, Arc<Room>)>>,
+    /// No directory can be synced.
+    #[cfg(test)]
+    forgets_names: AtomicBool,
 }
 
 /// What is left of a file system: no more than this is written to what is created in it. What was
@@ -125,6 +128,12 @@ impl MemoryDisk {
         *self.room.lock().unwrap_or_else(PoisonError::into_inner) = room;
     }
 
+    /// Whether a sync of a directory fails from now on.
+    #[cfg(test)]
+    pub(crate) fn forget_names(&self, forgets: bool) {
+        self.forgets_names.store(forgets, Ordering::Relaxed);
+    }
+
     /// There is room again.
     #[cfg(test)]
     pub(crate) fn make_room(&self) {
@@ -199,6 +208,10 @@ impl Disk for MemoryDisk {
     }
 
     fn sync_directory_of(&self, _path: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        if self.forgets_names.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         Ok(())
     }
 
