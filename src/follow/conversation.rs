@@ -240,6 +240,11 @@ impl<W: Wire> Conversation<W> {
         self.told = self.told.max(tid);
     }
 
+    /// The server has told of more than `tid`, and does not have it.
+    pub(super) const fn take_back(&mut self, tid: Tid) {
+        self.told = tid;
+    }
+
     fn note(&mut self, name: &[u8], args: &[Value]) {
         let tid = args.first().and_then(Value::string);
         if name == b"invalidateTransaction"

@@ -57,6 +57,8 @@ pub struct Follower<S, O> {
     missing: Missing,
     /// The source has said that it keeps no blobs.
     is_without_blobs: bool,
+    /// The source has told of this one, and its file does not have it.
+    unfinished: Tid,
     progress: Progress,
 }
 
@@ -87,6 +89,7 @@ impl<S: Wire, O: Wire> Follower<S, O> {
             finishing: None,
             missing: std::mem::take(missing),
             is_without_blobs: false,
+            unfinished: Tid::ZERO,
             progress: Progress {
                 last,
                 ..Progress::default()
@@ -128,8 +131,31 @@ impl<S: Wire, O: Wire> Follower<S, O> {
         Ok(match last {
             _ if last >= self.told() => Reached::Level,
             _ if last >= told => Reached::More,
-            _ => Reached::Short,
+            _ => self.reached_less(last)?,
         })
+    }
+
+    /// A stock server that was stopped behind a vote and before the finish cuts the transaction off
+    /// when it opens its file the next time, and takes its tid for the last one all the same.
+    fn reached_less(&mut self, last: Tid) -> Result<Reached, Trouble> {
+        let told = self.told();
+        let newest = history::newest(&mut self.source)?;
+        if self.told() > told {
+            return Ok(Reached::More);
+        }
+        if last == Tid::ZERO || newest != Some(last) {
+            return Ok(Reached::Short);
+        }
+        if self.unfinished != told {
+            self.unfinished = told;
+            log::warn!(
+                "follow: the source takes {told} for its last transaction, and its file ends with \
+                 {last}: a transaction was not finished when it was stopped. Nobody was told that \
+                 it was"
+            );
+        }
+        self.source.take_back(last);
+        Ok(Reached::Level)
     }
 
     fn copy_all(&mut self, report: &mut dyn FnMut(Progress)) -> Result<(), Trouble> {

@@ -13,6 +13,7 @@ use super::conversation::{Conversation, Trouble, Wire};
 use crate::ids::{Oid, Tid};
 use crate::limits::{FOLLOW_OIDS_ASKED, FOLLOW_OIDS_KEPT};
 use crate::value::Value;
+use crate::zeo::base64::from_base64;
 
 /// Status of a transaction that was packed.
 const PACKED: &[u8] = b"p";
@@ -94,6 +95,22 @@ pub(super) fn next_transaction<W: Wire>(
         Some(txn) => Ok(Some(txn)),
         None => Err(of.lost("iterator_next: no transaction")),
     }
+}
+
+/// The last transaction that a storage of files has, as it finds it from the end of its file on, in
+/// which no damage of what is in front of that is in the way. `None` if it cannot say so: it keeps
+/// no undo information, or has packed all.
+pub(super) fn newest<W: Wire>(of: &mut Conversation<W>) -> Result<Option<Tid>, Trouble> {
+    let reply = of.call("undoInfo", vec![Value::Int(0), Value::Int(1), Value::None])?;
+    let Ok(Value::List(entries)) = reply.result else {
+        return Ok(None);
+    };
+    let Some(Value::Dict(entry)) = entries.first() else {
+        return Ok(None);
+    };
+    let is_id = |(key, _): &&(Value, Value)| key.string().is_some_and(|key| key[..] == *b"id");
+    let id = entry.iter().find(is_id).and_then(|(_, id)| id.string());
+    Ok(id.and_then(|id| from_base64(id)).map(Tid::from_bytes))
 }
 
 /// Begins to iterate over the records of the transaction that an iterator gave last.

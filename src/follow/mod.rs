@@ -19,7 +19,8 @@
 //! |---|---|
 //! | has more | it is copied; while one transaction is on its way to our disk the next is read |
 //! | has no more | `invalidateTransaction` says that it has; every 30 s it is asked anyway |
-//! | gives less than it has told of | [`Reached::Short`]: damage, as a stock server sees it |
+//! | gives less than it has told of | [`Reached::Short`]: damage, as a stock server sees it; |
+//! | | unless its file ends there: it was stopped behind a vote |
 //! | is gone | [`Trouble::Lost`]: whoever runs this connects again |
 //! | has less than we | [`Trouble::Behind`]: the same |
 //! | is not what it was | [`Trouble::Stop`]: nothing is ever taken back here |

@@ -12,6 +12,7 @@ use super::*;
 use crate::ids::{Oid, Tid};
 use crate::limits::METADATA_LEN_MAX;
 use crate::value::Value;
+use crate::zeo::base64::base64;
 use crate::zeo::message::{Call, Encoding, Request};
 use crate::zeo::session::{Incoming, Session};
 use crate::zeo::{OutQueue, RemoteError};
@@ -67,6 +68,10 @@ struct Data {
     tells: Option<Tid>,
     /// There is no blob-dir.
     is_without_blobs: bool,
+    /// What `lastTransaction` tells of besides what is there.
+    claims: Option<Tid>,
+    /// What `undoInfo` finds first.
+    newest: Option<Tid>,
     /// The records of a transaction say that they are of the next one.
     is_confused: bool,
     /// Blobs that were asked for.
@@ -75,7 +80,8 @@ struct Data {
 
 impl Data {
     fn last(&self) -> Tid {
-        self.txns.last().map_or(Tid::ZERO, |txn| txn.tid)
+        let last = self.txns.last().map_or(Tid::ZERO, |txn| txn.tid);
+        self.claims.map_or(last, |tid| tid.max(last))
     }
 
     fn revision(&self, oid: Oid, serial: Tid) -> Option<Value> {
@@ -128,6 +134,15 @@ impl Played {
                 Ok(data.last().into())
             }
             Request::LastTransaction => Ok(data.last().into()),
+            Request::UndoInfo {
+                first: 0, last: 1, ..
+            } => Ok(Value::List(match data.newest {
+                Some(tid) => {
+                    let id = Value::Bytes(base64(&tid.to_bytes()).into());
+                    vec![Value::Dict(vec![(Value::text("id"), id)])]
+                }
+                None => Vec::new(),
+            })),
             Request::GetInfo => {
                 let pair = vec![Value::text("ZODB.interfaces"), Value::text("IBlobStorage")];
                 let all = Value::Tuple(vec![Value::Tuple(pair)]);
@@ -430,6 +445,40 @@ fn it_is_level_only_with_all_that_the_source_has_told_of() {
     pair.source.borrow_mut().txns.push(txn(4, &[]));
     pair.source.borrow_mut().tells = Some(Tid(5));
     assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::More));
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Short));
+}
+
+#[test]
+fn a_transaction_that_was_not_finished_keeps_nobody_from_being_level() {
+    let pair = Pair::new(&[txn(1, &[]), txn(2, &[])], &[]);
+    let mut follower = {
+        let mut source = pair.source.borrow_mut();
+        (source.claims, source.newest) = (Some(Tid(3)), Some(Tid(2)));
+        drop(source);
+        pair.begin().unwrap()
+    };
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Level));
+    assert_eq!(
+        (follower.progress().last, follower.told()),
+        (Tid(2), Tid(2))
+    );
+    // It is told again, and looked for again.
+    follower.wait().unwrap();
+    assert_eq!(follower.told(), Tid(3));
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Level));
+    pair.source.borrow_mut().txns.push(txn(4, &[]));
+    follower.wait().unwrap();
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Level));
+    assert_eq!(follower.progress().last, Tid(4));
+    // What is behind a damaged place is found from the end on.
+    let mut source = pair.source.borrow_mut();
+    source.txns.extend([txn(5, &[]), txn(6, &[])]);
+    (source.ends_at, source.newest) = (Some(Tid(5)), Some(Tid(6)));
+    drop(source);
+    follower.wait().unwrap();
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Short));
+    // All of it was packed.
+    pair.source.borrow_mut().newest = None;
     assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Short));
 }
 

@@ -4,7 +4,6 @@ use bytes::Bytes;
 use log::Level;
 
 use super::blobs::BlobCall;
-use super::browse;
 use super::client::{ClientTxn, Pending};
 use super::failover::Stage;
 use super::reads::{PendingRead, Wanted};
@@ -14,6 +13,7 @@ use crate::limits::{LABEL_LEN_MAX, METADATA_LEN_MAX, OIDS_PER_CALL_MAX};
 use crate::pickle;
 use crate::storage::{Answer, Conflict, Job, LongData, Lookup, Metadata, Refusal, Unanswered};
 use crate::zeo::Value;
+use crate::zeo::base64::from_base64;
 use crate::zeo::errors::{self, RemoteError};
 use crate::zeo::message::{Call, Request};
 
@@ -187,7 +187,7 @@ impl Server {
                 self.stage(id, at, txn, now, Staged::Check(oid, serial))
             }
             Request::Undoa { undo_id, txn } => {
-                let tid = browse::from_base64(&undo_id).map(Tid::from_bytes);
+                let tid = from_base64(&undo_id).map(Tid::from_bytes);
                 self.stage(id, at, txn, now, Staged::Undo(tid))
             }
             Request::Vote { txn } => match client.txn_named(&txn) {

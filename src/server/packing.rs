@@ -280,9 +280,9 @@ fn remote(error: &PackError) -> RemoteError {
 mod tests {
     use super::*;
     use crate::replica::event::Writers;
-    use crate::server::browse::base64;
     use crate::server::failover::Port;
     use crate::server::testing::{Front, Heard, OPEN, REPLICA};
+    use crate::zeo::base64::base64;
     use crate::zeo::client::Raised;
 
     const ERROR: &str = "ZODB.FileStorage.FileStorage.FileStorageError";

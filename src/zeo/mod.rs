@@ -33,6 +33,7 @@
 //! answers with a value or an error and takes no more memory than a fixed multiple of the bytes
 //! received, but for what [`crate::limits::VALUES_PER_MESSAGE_MAX`] allows a memo to repeat.
 
+pub mod base64;
 pub mod client;
 pub mod errors;
 pub mod frame;
