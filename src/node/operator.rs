@@ -64,6 +64,11 @@ impl Node {
         let Some(overview) = self.overview() else {
             return self.ask(token, Event::TakeOffice { token }, now);
         };
+        // What it has is nothing: those that have the data would have to follow it.
+        if self.roster.me().kind == NodeKind::Arbiter {
+            let refusal = Refusal::NotEligible(overview.me.node);
+            return self.on_answer(token, Err(refusal), now);
+        }
         if overview.role == Role::Primary || self.renewal.is_some() {
             return self.on_answer(token, Err(Refusal::Already), now);
         }

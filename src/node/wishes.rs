@@ -416,6 +416,9 @@ impl Seeing<'_> {
 
     fn promote(&self, refusal: &Refusal) -> Option<String> {
         let me = self.me();
+        if let Refusal::NotEligible(node) = refusal {
+            return Some(self.unfit(*node));
+        }
         if let Some(in_sync) = self.lacks_sync() {
             return Some(without_sync(&in_sync));
         }
@@ -436,7 +439,6 @@ impl Seeing<'_> {
                          seconds"
                     .to_owned(),
             },
-            Refusal::NotEligible(node) => self.unfit(*node),
             Refusal::NoQuorum if self.is_majority_here() => {
                 "an election is under way, or others have heard of a primary a moment ago; try \
                  again in some seconds"

@@ -62,6 +62,15 @@ fn with_an_arbiter_who_is_not_in_sync_is_promoted_by_force_only() {
     many.pass(6 * LEASE);
     let now = many.now;
     let (history, names) = (HistoryId([9; 16]), ["a", "b"]);
+    for accepts_loss in [false, true] {
+        many.node(2).promote(Token(8), accepts_loss, history, now);
+        many.follow(2);
+        many.pass(Duration::from_secs(30));
+        let said = many.said(2);
+        let why = "no: c cannot be primary: it is an arbiter, and has no data";
+        assert_eq!(said.last().map(String::as_str), Some(why), "{said:?}");
+    }
+    let now = many.now;
     many.node(old).promote(Token(9), false, history, now);
     many.follow(old);
     many.pass(Duration::from_secs(30));
