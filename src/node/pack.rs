@@ -239,6 +239,8 @@ impl Node {
             self.copying = None;
         }
         self.disk.clear();
+        // Nobody would say which blobs it waits for.
+        self.held.clear();
     }
 
     /// Another replica begins: what the one before wanted does not count.
@@ -261,5 +263,10 @@ impl Node {
     /// Whether a thread or the disk has to do with a pack.
     pub const fn is_packing(&self) -> bool {
         self.packs.is_out
+    }
+
+    /// The same, but for the end of one that waits until the disk has room.
+    pub const fn is_at_a_pack(&self) -> bool {
+        self.packs.is_out && self.packs.unnoted.is_none()
     }
 }

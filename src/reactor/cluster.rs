@@ -488,7 +488,7 @@ impl Cluster {
 
     /// Whether the disk has something to do.
     pub(super) fn is_writing(&self) -> bool {
-        self.node.is_writing() || self.node.is_packing()
+        self.node.is_writing() || self.node.is_at_a_pack()
     }
 
     /// Closes the journal, when the disk has nothing to do any more. `false` if that fails.

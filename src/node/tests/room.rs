@@ -184,6 +184,10 @@ fn a_pack_whose_end_has_no_room_ends_when_there_is_and_nobody_waits_for_it() {
     let packed = |many: &Many| many.nodes.iter().map(|one| one.packed.len()).sum::<usize>();
     let waits = (0..3).find(|at| many.node(*at).is_packing()).unwrap();
     assert_eq!(packed(&many), 0);
+    assert!(
+        !many.node(waits).is_at_a_pack(),
+        "a stop need not wait for it"
+    );
     let said = told(&mut many, waits);
     let text = "that a pack has ended is not noted, as the disk is full";
     assert_eq!(said.matches(text).count(), 1, "{said}");
