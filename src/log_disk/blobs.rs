@@ -226,7 +226,7 @@ impl Blobs {
     }
 
     /// Whether the file of a blob is here, for an entry that is still to be applied.
-    fn has(&self, blob: &BlobName) -> bool {
+    pub fn is_here(&self, blob: &BlobName) -> bool {
         if self.known().unsynced.contains(&blob.digest) {
             return false;
         }
@@ -259,7 +259,7 @@ impl Blobs {
             Some(_) => {
                 self.known().unchecked.remove(&name.digest);
             }
-            None if self.has(name) => self.discard_damaged(&staged, &name.digest)?,
+            None if self.is_here(name) => self.discard_damaged(&staged, &name.digest)?,
             None => {}
         }
         if let (None, Some(blobs)) = (&found, self.applied.get(storage)) {
@@ -442,7 +442,7 @@ impl Blobs {
             storage, tid, name, ..
         } = blob;
         self.check(&name.digest)?;
-        if self.has(name) {
+        if self.is_here(name) {
             return Ok(true);
         }
         let Some(place) = self.applied.get(storage) else {
@@ -631,7 +631,7 @@ impl LogDisk {
                 let seq = entry.header().seq;
                 let claim = (blob.digest, Claim::Entry(seq));
                 self.blobs.known().wanted.insert(claim);
-                !self.blobs.has(blob)
+                !self.blobs.is_here(blob)
             });
             missing.extend(named(entry, blobs)?);
         }
@@ -655,7 +655,7 @@ impl LogDisk {
             let entry = self.journal.reader().read(seq, 1).next();
             let entry = entry.ok_or(LogDiskError::NoEntry(seq))??;
             let mut blobs = blobs_of(&entry)?;
-            blobs.retain(|blob| !self.blobs.has(blob));
+            blobs.retain(|blob| !self.blobs.is_here(blob));
             lost.extend(named(&entry, blobs)?);
         }
         Ok(lost)
@@ -701,7 +701,7 @@ impl LogDisk {
     ) -> Result<Option<BlobName>, LogDiskError> {
         for blob in &transfer.blobs {
             self.blobs.check(&blob.digest)?;
-            if !self.blobs.has(blob) {
+            if !self.blobs.is_here(blob) {
                 return Ok(Some(*blob));
             }
         }
@@ -744,7 +744,7 @@ impl LogDisk {
         for entry in entries {
             for blob in blobs_of(entry)? {
                 let BlobName { oid, digest, .. } = blob;
-                if !self.blobs.has(&blob) {
+                if !self.blobs.is_here(&blob) {
                     return Err(LogDiskError::NoBlob { digest, oid });
                 }
                 named.push((digest, entry.header().seq));

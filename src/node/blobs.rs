@@ -4,7 +4,7 @@
 //! Proposals of one member keep their order. What cannot be kept, or whose blobs cannot be had, is
 //! dropped, as if it had been lost on the way: the replica will fetch it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::entry::Entry;
 use crate::group::MemberId;
@@ -30,6 +30,8 @@ pub(super) struct Held {
     from: Option<MemberId>,
     /// Answers whose blobs are being fetched.
     fetched: BTreeMap<u64, Fetched>,
+    /// Answers whose blobs a thread fetches, be they held any more or not.
+    coming: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,11 @@ struct Proposal {
 impl Held {
     /// Forgets all: the view has changed.
     pub(super) fn clear(&mut self) {
-        *self = Self::default();
+        let coming = std::mem::take(&mut self.coming);
+        *self = Self {
+            coming,
+            ..Self::default()
+        };
     }
 
     /// Whether proposals of this member wait already.
@@ -89,6 +95,24 @@ impl Held {
     /// Keeps an answer.
     pub(super) fn hold_fetched(&mut self, id: u64, fetched: Fetched) {
         self.fetched.insert(id, fetched);
+    }
+
+    /// A thread fetches what this number waits for.
+    pub(super) fn on_coming(&mut self, id: u64) {
+        if self.fetched.contains_key(&id) {
+            self.coming.insert(id);
+        }
+    }
+
+    /// It has ended.
+    pub(super) fn on_came(&mut self, id: u64) {
+        self.coming.remove(&id);
+    }
+
+    /// Answers that wait, and those for which a thread is at work still.
+    pub(super) fn answers(&self) -> usize {
+        let forgotten = |id: &&u64| !self.fetched.contains_key(id);
+        self.fetched.len() + self.coming.iter().filter(forgotten).count()
     }
 
     /// An answer whose blobs are being fetched.

@@ -77,7 +77,8 @@ impl Node {
         if missing.is_empty() {
             return self.release(id, now);
         }
-        if self.waits_for_offer(id, &missing) {
+        // Another view has come meanwhile, or another primary.
+        if !self.held.knows(id) || self.waits_for_offer(id, &missing) {
             return;
         }
         // Who has the entry has its blobs.
@@ -87,6 +88,7 @@ impl Node {
             self.roster.member(sender.node, sender.disk)
         });
         let first = first.and_then(|it| self.address_of(it));
+        self.held.on_coming(id);
         self.fetch_blobs(id, first, missing);
     }
 
@@ -136,6 +138,7 @@ impl Node {
             return self.on_blobs_again(id, result, now);
         }
         self.mending.take_if(|mending| *mending == id);
+        self.held.on_came(id);
         match result {
             Ok(()) => {
                 self.gone = None;
@@ -195,6 +198,7 @@ impl Node {
             self.find_missing(id, vec![entry]);
         }
         self.release_claims();
+        self.send_fetch();
     }
 
     /// The end of [`Output::Copy`].

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use super::disk::{Done, Opened, Ran, Request};
 use super::{CHECKPOINT_INTERVAL, HOLD_RETRY, Node, Output};
-use crate::limits::{BLOBS_LOG_INTERVAL, DISK_SLOW, DISK_SLOW_TOLD, UNWRITTEN_MAX};
+use crate::limits::{
+    ANSWERS_HELD_MAX, BLOBS_LOG_INTERVAL, DISK_SLOW, DISK_SLOW_TOLD, UNWRITTEN_MAX,
+};
 use crate::log_disk::DiskAction;
 use crate::replica::event::{Action, Event, Now, Outcome};
 use crate::replica::message::Fetch;
@@ -27,21 +29,21 @@ pub(super) struct DiskQueue {
     is_full: bool,
     /// When it was told last that there is none for blobs.
     blobs_told: Option<Instant>,
-    /// Bytes of entries that wait, and of those that it appends.
+    /// Bytes of entries that wait, and of those that it is at.
     waiting_len: u64,
-    appending_len: u64,
-    /// To be asked of another node when there are fewer.
-    fetch: Option<Output>,
+    busy_len: u64,
+    /// To be asked of the node at this address when there are fewer.
+    fetch: Option<(String, Fetch)>,
 }
 
-/// Bytes of entries that it appends.
+/// Bytes of entries that it appends, or looks for blobs of.
 fn len_of(request: &Request) -> u64 {
-    match request {
-        Request::Run(DiskAction::Append(entries)) => {
-            entries.iter().map(|entry| entry.header().body_len).sum()
-        }
-        _ => 0,
-    }
+    let (Request::Run(DiskAction::Append(entries)) | Request::FindMissing { entries, .. }) =
+        request
+    else {
+        return 0;
+    };
+    entries.iter().map(|entry| entry.header().body_len).sum()
 }
 
 impl DiskQueue {
@@ -64,7 +66,7 @@ impl DiskQueue {
 
     /// Whether more entries would be too many.
     pub(super) const fn is_crowded(&self) -> bool {
-        self.waiting_len + self.appending_len >= UNWRITTEN_MAX
+        self.waiting_len + self.busy_len >= UNWRITTEN_MAX
     }
 
     /// When [`Node::look_at_disk`] has something to do.
@@ -110,19 +112,33 @@ impl Node {
             && let Some(request) = self.disk.waiting.pop_front()
         {
             self.disk.is_busy = true;
-            self.disk.appending_len = len_of(&request);
-            self.disk.waiting_len -= self.disk.appending_len;
+            self.disk.busy_len = len_of(&request);
+            self.disk.waiting_len -= self.disk.busy_len;
             self.outputs.push_back(Output::Disk(request));
         }
     }
 
     /// Asks another node for entries, now or when there is room for them.
     pub(super) fn fetch_entries(&mut self, address: String, fetch: Fetch) {
-        let output = Output::Fetch { address, fetch };
-        match self.disk.is_crowded() {
-            // The last one that was wanted is the only one that is.
-            true => self.disk.fetch = Some(output),
-            false => self.outputs.push_back(output),
+        // The last one that was wanted is the only one that is.
+        self.disk.fetch = Some((address, fetch));
+        self.send_fetch();
+    }
+
+    /// Asks for them if nothing is in the way: the replica asks again and again, and knows nothing
+    /// of the disk, nor of answers that wait for their blobs. Whoever asks to take office is not
+    /// kept waiting by an answer from before.
+    pub(super) fn send_fetch(&mut self) {
+        let max = match &self.disk.fetch {
+            Some((_, fetch)) if fetch.is_claim => ANSWERS_HELD_MAX,
+            Some(_) => 1,
+            None => return,
+        };
+        if !self.disk.is_crowded()
+            && self.held.answers() < max
+            && let Some((address, fetch)) = self.disk.fetch.take()
+        {
+            self.outputs.push_back(Output::Fetch { address, fetch });
         }
     }
 
@@ -131,7 +147,7 @@ impl Node {
         self.disk.is_busy = matches!(done, Done::Full(..));
         self.disk.is_full &= self.disk.is_busy;
         if !self.disk.is_busy {
-            self.disk.appending_len = 0;
+            self.disk.busy_len = 0;
         }
         let since = self.disk.since.take();
         if std::mem::take(&mut self.disk.is_slow)
@@ -142,9 +158,7 @@ impl Node {
             self.tell(text, now);
         }
         self.go_on_with_disk();
-        if !self.disk.is_crowded() {
-            self.outputs.extend(self.disk.fetch.take());
-        }
+        self.send_fetch();
         match done {
             Done::Ran(ran) => self.on_ran(*ran, now),
             Done::Taken(id) => {

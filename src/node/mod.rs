@@ -727,6 +727,7 @@ impl Node {
     /// The deadline has come, or may have.
     pub fn on_deadline(&mut self, now: Now) {
         self.look_at_disk(now);
+        self.send_fetch();
         if let Some((through, at)) = self.hold
             && at <= now.instant
         {

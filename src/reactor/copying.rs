@@ -169,6 +169,10 @@ pub(super) fn fetch_blobs(
         gone: None,
     })?;
     for blob in blobs {
+        // For another entry it may have come meanwhile.
+        if here.is_here(&blob.name) {
+            continue;
+        }
         let mut sources = Sources::new(from, ATTEMPTS);
         if let Err(why) = fetch_blob(&here, &mut sources, blob) {
             return Err(NotFetched {

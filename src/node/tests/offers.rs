@@ -306,3 +306,81 @@ fn beside_an_arbiter_a_vote_waits_for_who_is_in_sync_only() {
     many.offer(at);
     assert!(many.is_offered(at));
 }
+
+/// A node that was away while others have committed a blob, and has asked for it; all of them.
+fn with_a_late_one() -> (Many, usize, usize) {
+    let mut many = Many::three();
+    many.start_all();
+    many.pass(3 * LEASE);
+    let at = many.primary();
+    let (late, other) = ((at + 1) % 3, (at + 2) % 3);
+    many.kill(late);
+    many.pass(LEASE);
+    many.finish_with_blob(at);
+    many.bring_fetched(other);
+    many.pass(LEASE);
+    many.start(late);
+    many.view();
+    many.pass(3 * LEASE);
+    assert_eq!(many.count(late, is_fetch), 1);
+    assert!(many.applied(at) > many.applied(late));
+    (many, at, late)
+}
+
+impl Many {
+    /// A thread of this node has fetched what it was to fetch last.
+    fn bring_fetched(&mut self, at: usize) {
+        let mut others = self.nodes[at].others.iter().rev();
+        let id = others.find_map(|it| match it {
+            Output::FetchBlobs { id, .. } => Some(*id),
+            _ => None,
+        });
+        let blobs = self.blobs(at);
+        blobs.put(name(), &[CONTENT.into()]).unwrap();
+        let now = self.now;
+        self.node(at).on_blobs(id.unwrap(), Ok(()), now);
+        self.follow(at);
+        self.settle();
+    }
+}
+
+#[test]
+fn blobs_of_an_answer_are_fetched_once_however_long_that_takes() {
+    let (mut many, at, late) = with_a_late_one();
+    many.pass(Duration::from_secs(80));
+    assert_eq!(many.count(late, is_fetch), 1);
+    many.bring_fetched(late);
+    many.pass(2 * LEASE);
+    assert_eq!(many.applied(late), many.applied(at));
+    assert_eq!(many.count(late, is_fetch), 1);
+}
+
+#[test]
+fn blobs_that_come_for_an_answer_that_nobody_waits_for_are_of_use() {
+    let (mut many, at, late) = with_a_late_one();
+    for _ in 0..3 {
+        many.view();
+        many.pass(Duration::from_secs(20));
+    }
+    assert_eq!(many.count(late, is_fetch), 1);
+    many.bring_fetched(late);
+    many.pass(2 * LEASE);
+    assert_eq!(many.applied(late), many.applied(at));
+    // What comes next is asked for again.
+    many.finish_with_blob(at);
+    many.pass(2 * LEASE);
+    assert_eq!(many.applied(late), many.applied(at));
+}
+
+#[test]
+fn blobs_that_were_asked_of_who_has_gone_hold_up_an_office_no_longer_than_they_take() {
+    let (mut many, at, late) = with_a_late_one();
+    let last = many.applied(at);
+    many.kill(at);
+    // The only ones that are here: what the other one has committed is not here, without its blob.
+    many.pass(6 * LEASE);
+    many.bring_fetched(late);
+    many.pass(6 * LEASE);
+    assert_ne!(many.primary(), at);
+    assert!(many.applied(late) > last);
+}
