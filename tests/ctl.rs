@@ -384,7 +384,7 @@ fn a_server_tells_how_it_is() {
     };
     // A group of one founds itself, as soon as there is one.
     let mut tries = 0..200;
-    while status().voters.is_empty() && tries.next().is_some() {
+    while status().primary.is_none() && tries.next().is_some() {
         thread::sleep(Duration::from_millis(50));
     }
     let status = status();

@@ -65,9 +65,12 @@ class Rows:
                 return next(member['direct'] for member in status(gamma)['members']
                             if member['node'] == 'alpha')
 
-            server.eventually(lambda: said_by_alpha()['role'] == 'primary', cluster.PATIENCE)
-            said = said_by_alpha()
-            assert said['members'] == 3 and said['round_trip'] < 3, said
+            def is_told():
+                said = said_by_alpha()
+                return said and said['role'] == 'primary' and said['members'] == 3 and (
+                    said['round_trip'] is not None and said['round_trip'] < 3)
+
+            server.eventually(is_told, cluster.PATIENCE)
             c.partition([alpha, c.node('beta')], [gamma])
             wait_trouble(alpha, 'does not show gamma', 'is in a view of 1')
             wait_trouble(gamma, 'does not show alpha', 'is in a view of 2')

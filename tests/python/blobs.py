@@ -195,9 +195,10 @@ class WireTests(Case):
         long = put(c, os.urandom(4 << 20))
         short = put(c, b'short')
         del c.pushed[:], c.order[:]
-        first = c.start('sendBlob', *long)
-        second = c.start('sendBlob', *short)
-        ping = c.start('ping')
+        # In one piece: a pause between them would let all of the first go into the kernel's buffers.
+        first, second, ping = 101, 102, 103
+        c.socket.sendall(b''.join(c.message(n, False, name, args) for n, name, args in (
+            (first, 'sendBlob', long), (second, 'sendBlob', short), (ping, 'ping', ()))))
         for msgid in (first, second, ping):
             c.result(msgid)
         replies = [message[0] for message in c.order if message[2] == '.reply']
@@ -210,8 +211,10 @@ class WireTests(Case):
         c = self.raw(s)
         blobs = [put(c, os.urandom(1 << 20)) for _ in range(9)]
         del c.pushed[:]
-        for msgid in [c.start('sendBlob', *blob) for blob in blobs]:
-            c.result(msgid)
+        c.socket.sendall(b''.join(
+            c.message(100 + n, False, 'sendBlob', blob) for n, blob in enumerate(blobs)))
+        for n in range(len(blobs)):
+            c.result(100 + n)
         open_now, most = set(), 0
         for name, arguments in c.pushed:
             if name == 'receiveBlobStart':
@@ -304,6 +307,9 @@ class WireTests(Case):
         acknowledged = []
         for n in range(5):
             client = self.raw(s)
+            for _ in range(3):      # however slow the disk is
+                content = os.urandom(70000)
+                acknowledged.append(put(client, content) + (content,))
             process = multiprocessing.Process(target=kill_after, args=(s.process.pid, .3 + .1 * n))
             process.start()
             try:

@@ -241,7 +241,7 @@ class PickleTests(Case):
         one, two = self.client(s), self.client(s)
         given = [one.new_oid(), two.new_oid()]
         s.restart()
-        eventually(lambda: one.is_connected() and two.is_connected())
+        eventually(lambda: server.answers(one) and server.answers(two))
         # Both have a pool of oids from before; what a third gets must not be in it.
         three = self.client(s)
         for storage in one, two, three:
@@ -254,7 +254,7 @@ class PickleTests(Case):
         given = [one.new_oid()]
         s.kill()
         s.start()
-        eventually(one.is_connected)
+        eventually(lambda: server.answers(one))
         two = self.client(s)
         for storage in one, two:
             given += [storage.new_oid() for _ in range(300)]
@@ -501,6 +501,8 @@ class PickleTests(Case):
         ready, _, _ = select.select([raw.socket], [], [], 10)
         self.assertTrue(ready)
         s.process.send_signal(signal.SIGTERM)
+        # The server waits 3 s for that: read first, decode then.
+        raw.buffer += b''.join(iter(lambda: raw.socket.recv(1 << 20), b''))
         self.assertEqual(tuple(raw.result(msgid)), (data, tid, None))
         self.assertEqual(s.process.wait(15), 0)
         raw.close()

@@ -170,7 +170,7 @@ class Node:
     def asked(self, path):
         """The status code and body of a page of admin-address; None if there is none."""
         with contextlib.suppress(OSError, ValueError, IndexError):
-            with server.dial(self.admin_address, 2) as s:
+            with server.dial(self.admin_address, 20) as s:
                 s.sendall(b'GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'
                           % path.encode())
                 with s.makefile('rb') as f:

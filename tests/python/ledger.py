@@ -204,7 +204,7 @@ def read(addresses, path):
 
 def persist_new(addresses, seconds):
     """A client that comes now commits something, whatever it takes within so many seconds."""
-    db = ZODB.DB(open_storage(addresses, wait_timeout=seconds))
+    db = open_connection(open_storage(addresses, wait_timeout=seconds), seconds).db()
     with contextlib.closing(db):
         until = time.monotonic() + seconds
         while True:
@@ -222,7 +222,7 @@ def persist_new(addresses, seconds):
 
 def set_up(storage, clients):
     """What writers with numbers below *clients* need."""
-    db = ZODB.DB(storage)
+    db = open_connection(storage).db()
     with db.transaction() as connection:
         root = connection.root()
         for i in range(clients):
@@ -477,9 +477,10 @@ class Clients:
         return [number for number, (path, mark) in enumerate(zip(self.paths, marks))
                 if not any(entry['end'] == 'ok' for entry in read_ledger(path, mark)[1:])]
 
-    def acknowledged_since(self, marks):
-        return sum(entry['end'] == 'ok' for path, mark in zip(self.paths, marks)
-                   for entry in read_ledger(path, mark))
+    def acknowledged_since(self, marks, began=0):
+        """In attempts that began later than that."""
+        return sum(entry['end'] == 'ok' and entry['began'] > began
+                   for path, mark in zip(self.paths, marks) for entry in read_ledger(path, mark))
 
     def errors(self):
         """What no server may do."""

@@ -175,6 +175,16 @@ def eventually(function, seconds=30):
         time.sleep(.02)
 
 
+def answers(storage):
+    """Is a client connected now? `is_connected` may not know yet that it is not any more."""
+    from ZEO.Exceptions import ClientDisconnected
+    try:
+        storage.ping()
+        return True
+    except ClientDisconnected:
+        return False
+
+
 def main():
     """Run the tests of the main module; end with the line that tests/run reads."""
     program = unittest.main(exit=False, verbosity=2)

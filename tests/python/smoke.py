@@ -43,7 +43,7 @@ def connect(db):
 
 def until(connection, condition):
     """Begin transactions until *condition* holds: invalidations take their time."""
-    deadline = time.time() + 20
+    deadline = time.time() + 90
     while not condition():
         assert time.time() < deadline, condition
         time.sleep(.01)

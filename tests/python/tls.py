@@ -600,7 +600,7 @@ class ZODBTests(Case):
             connection.root()['big'] = b'x' * (2 << 20)
         s.stop()
         s.start()
-        eventually(storage.is_connected)
+        eventually(lambda: server.answers(storage))
         with db.transaction() as connection:
             connection.cacheMinimize()
             connection.root()['again'] = len(connection.root()['big'])
