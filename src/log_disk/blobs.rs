@@ -400,12 +400,11 @@ impl Blobs {
         disk.set_read_only(from, &self.directory)
             .map_err(LogDiskError::io("protect", from))?;
         let to = self.path(digest);
-        // What is there already may be what an entry relies on.
-        let is_new = disk.open(&to, OpenMode::ReadRegular).is_err();
         {
+            // What is there already may be what an entry relies on.
             let mut known = self.known();
             known.unchecked.remove(digest);
-            if is_new {
+            if disk.open(&to, OpenMode::ReadRegular).is_err() {
                 known.unsynced.insert(*digest);
             }
         }
@@ -670,7 +669,7 @@ impl LogDisk {
         number: u64,
     ) -> Result<Vec<NamedBlob>, LogDiskError> {
         let mut lacking = Vec::new();
-        let mut is_staged = false;
+        let mut staged = Vec::new();
         for entry in self.journal.reader().read(after.next(), u64::MAX) {
             let entry = entry?;
             if entry.header().seq > self.applied || lacking.len() >= LOST_BLOBS_MAX {
@@ -680,16 +679,18 @@ impl LogDisk {
                 // First, so that it stays.
                 self.blobs.expect(blob.name.digest, number);
                 match self.blobs.stage_again(&blob)? {
-                    true => is_staged = true,
+                    true => staged.push(blob.name.digest),
                     false => lacking.push(blob),
                 }
             }
         }
-        if is_staged {
+        if !staged.is_empty() {
             let any = self.blobs.directory.join("any");
             self.disk
                 .sync_directory_of(&any)
                 .map_err(LogDiskError::io("sync the directory of", &any))?;
+            let unsynced = &mut self.blobs.known().unsynced;
+            unsynced.retain(|digest| !staged.contains(digest));
         }
         Ok(lacking)
     }
