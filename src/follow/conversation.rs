@@ -94,6 +94,8 @@ pub struct Conversation<W> {
     waiting: VecDeque<i64>,
     /// The last transaction that the server has told of.
     told: Tid,
+    /// The last one that it has told of when it was committed.
+    heard: Tid,
     /// How long an answer may take.
     patience: Duration,
 }
@@ -112,6 +114,7 @@ impl<W: Wire> Conversation<W> {
             calls: 0,
             waiting: VecDeque::new(),
             told: Tid::ZERO,
+            heard: Tid::ZERO,
             patience: FOLLOW_REPLY_MAX,
         };
         if side == Side::Source {
@@ -240,6 +243,11 @@ impl<W: Wire> Conversation<W> {
         self.told = self.told.max(tid);
     }
 
+    /// The last transaction that the server has told of when it was committed.
+    pub(super) const fn heard(&self) -> Tid {
+        self.heard
+    }
+
     /// The server has told of more than `tid`, and does not have it.
     pub(super) const fn take_back(&mut self, tid: Tid) {
         self.told = tid;
@@ -251,6 +259,7 @@ impl<W: Wire> Conversation<W> {
             && let Some(tid) = tid.and_then(|tid| Tid::from_slice(tid))
         {
             self.on_told(tid);
+            self.heard = self.heard.max(tid);
         }
     }
 

@@ -39,10 +39,14 @@ pub enum Reached {
     Short,
 }
 
-/// Blobs that were not there when they were asked for, of the transaction that is next. It outlives
-/// a [`Follower`].
+/// What outlives a [`Follower`].
 #[derive(Debug, Default)]
-pub struct Missing(BTreeSet<(Oid, Tid)>);
+pub struct Known {
+    /// Blobs that were not there when they were asked for, of the transaction that is next.
+    missing: BTreeSet<(Oid, Tid)>,
+    /// The last transaction that was told when it was committed.
+    heard: Tid,
+}
 
 /// A client of both servers.
 #[derive(Debug)]
@@ -53,8 +57,8 @@ pub struct Follower<S, O> {
     has_blobs: bool,
     /// The transaction whose finish was sent, and not answered.
     finishing: Option<Tid>,
-    /// `missing.0.len() <= FOLLOW_MISSING_MAX`
-    missing: Missing,
+    /// `known.missing.len() <= FOLLOW_MISSING_MAX`
+    known: Known,
     /// The source has said that it keeps no blobs.
     is_without_blobs: bool,
     /// The source has told of this one, and its file does not have it.
@@ -63,7 +67,7 @@ pub struct Follower<S, O> {
 }
 
 impl<S: Wire, O: Wire> Follower<S, O> {
-    /// Registers at both for the storages of these names, and compares what they have. `missing` is
+    /// Registers at both for the storages of these names, and compares what they have. `known` is
     /// what the follower before this one knew.
     ///
     /// # Errors
@@ -72,7 +76,7 @@ impl<S: Wire, O: Wire> Follower<S, O> {
     pub fn begin(
         (mut source, source_name): (Conversation<S>, &str),
         (mut ours, our_name): (Conversation<O>, &str),
-        missing: &mut Missing,
+        known: &mut Known,
     ) -> Result<Self, Trouble> {
         let last = register(&mut ours, our_name, false)?;
         let theirs = register(&mut source, source_name, true)?;
@@ -87,7 +91,7 @@ impl<S: Wire, O: Wire> Follower<S, O> {
             ours,
             has_blobs: keeps_blobs(&info),
             finishing: None,
-            missing: std::mem::take(missing),
+            known: std::mem::take(known),
             is_without_blobs: false,
             unfinished: Tid::ZERO,
             progress: Progress {
@@ -108,8 +112,11 @@ impl<S: Wire, O: Wire> Follower<S, O> {
     }
 
     /// What the next follower has to know.
-    pub fn into_missing(self) -> Missing {
-        self.missing
+    pub fn into_known(self) -> Known {
+        Known {
+            heard: self.known.heard.max(self.source.heard()),
+            ..self.known
+        }
     }
 
     /// Copies all that the source has. `report` is called with each transaction.
@@ -143,15 +150,17 @@ impl<S: Wire, O: Wire> Follower<S, O> {
         if self.told() > told {
             return Ok(Reached::More);
         }
-        if last == Tid::ZERO || newest != Some(last) {
+        // What it has told of as committed was.
+        let heard = self.known.heard.max(self.source.heard());
+        if last == Tid::ZERO || newest != Some(last) || heard > last {
             return Ok(Reached::Short);
         }
         if self.unfinished != told {
             self.unfinished = told;
             log::warn!(
                 "follow: the source takes {told} for its last transaction, and its file ends with \
-                 {last}: a transaction was not finished when it was stopped. Nobody was told that \
-                 it was"
+                 {last}: when it was started it has cut off what it took for unfinished. Look at \
+                 its Data.fs.tr*: more than one transaction there was damage"
             );
         }
         self.source.take_back(last);
@@ -325,7 +334,7 @@ impl<S: Wire, O: Wire> Follower<S, O> {
         let Self {
             source,
             ours,
-            missing: Missing(missing),
+            known: Known { missing, .. },
             is_without_blobs,
             progress,
             ..
@@ -397,7 +406,7 @@ impl<S: Wire, O: Wire> Follower<S, O> {
         if finished != Some(tid) {
             return Err(self.ours.lost(format!("{tid} was not finished")));
         }
-        self.missing.0.retain(|(_, of)| *of > tid);
+        self.known.missing.retain(|(_, of)| *of > tid);
         self.progress.last = tid;
         self.progress.transactions += 1;
         Ok(())

@@ -35,4 +35,4 @@ mod history;
 mod tests;
 
 pub use self::conversation::{Came, Conversation, Side, Trouble, Wire};
-pub use self::copy::{Follower, Missing, Progress, Reached};
+pub use self::copy::{Follower, Known, Progress, Reached};

@@ -328,13 +328,13 @@ impl Pair {
     }
 
     fn begin(&self) -> Result<Follower<Played, Played>, Trouble> {
-        self.begin_knowing(&mut Missing::default())
+        self.begin_knowing(&mut Known::default())
     }
 
-    fn begin_knowing(&self, missing: &mut Missing) -> Result<Follower<Played, Played>, Trouble> {
+    fn begin_knowing(&self, known: &mut Known) -> Result<Follower<Played, Played>, Trouble> {
         let source = Conversation::open(Side::Source, Played::new(&self.source))?;
         let ours = Conversation::open(Side::Ours, Played::new(&self.ours))?;
-        Follower::begin((source, "1"), (ours, "1"), missing)
+        Follower::begin((source, "1"), (ours, "1"), known)
     }
 
     /// What is copied, in short.
@@ -412,8 +412,8 @@ fn blobs_that_are_lost_are_asked_for_twice_and_then_done_without() {
     assert!(follower.catch_up(&mut |_| {}).is_err());
     pair.ours.borrow_mut().refuses = false;
     pair.ours.borrow_mut().writes.clear();
-    let mut missing = follower.into_missing();
-    let mut follower = pair.begin_knowing(&mut missing).unwrap();
+    let mut known = follower.into_known();
+    let mut follower = pair.begin_knowing(&mut known).unwrap();
     assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Level));
     assert_eq!(pair.ours.borrow().writes.join(", "), again);
 }
@@ -476,6 +476,11 @@ fn a_transaction_that_was_not_finished_keeps_nobody_from_being_level() {
     (source.ends_at, source.newest) = (Some(Tid(5)), Some(Tid(6)));
     drop(source);
     follower.wait().unwrap();
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Short));
+    // It was told of when it was committed, and is cut off: the end of the file was damaged.
+    let mut source = pair.source.borrow_mut();
+    (source.tells, source.newest) = (Some(Tid(6)), Some(Tid(5)));
+    drop(source);
     assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Short));
     // All of it was packed.
     pair.source.borrow_mut().newest = None;

@@ -22,7 +22,7 @@ use self::line::{Line, connect};
 use super::{Reactor, certificates, connection, now};
 use crate::config::{Address, FollowConfig};
 use crate::exit::Exit;
-use crate::follow::{Conversation, Follower, Missing, Progress, Reached, Side, Trouble};
+use crate::follow::{Conversation, Follower, Known, Progress, Reached, Side, Trouble};
 use crate::ids::Tid;
 use crate::limits::{
     FOLLOW_REMIND_INTERVAL, FOLLOW_REPORT_INTERVAL, FOLLOW_RETRY_MAX, FOLLOW_RETRY_MIN,
@@ -151,7 +151,7 @@ impl From<Trouble> for Ended {
 struct Kept {
     /// Which of the addresses is tried first.
     at: usize,
-    missing: Missing,
+    known: Known,
     said: Said,
 }
 
@@ -221,7 +221,7 @@ impl Thread {
                 let progress = follower.progress();
                 *has_followed |= progress.transactions > 0;
                 kept.said.reached = Some((progress.last, follower.told()));
-                kept.missing = follower.into_missing();
+                kept.known = follower.into_known();
                 trouble.into()
             }
             Err(ended) => ended,
@@ -248,7 +248,7 @@ impl Thread {
         self.waker.wake().map_err(failed)?;
         let ours = Conversation::open(Side::Ours, ours)?;
         let (source, ours) = ((source, &*config.source), (ours, &*config.storage));
-        Ok(Follower::begin(source, ours, &mut kept.missing)?)
+        Ok(Follower::begin(source, ours, &mut kept.known)?)
     }
 
     fn go_on(
