@@ -721,9 +721,9 @@ pub const NOTICES_MAX: usize = 50;
 /// taken, or not asked for, until there are fewer: a disk may hang for hours.
 pub const UNWRITTEN_MAX: u64 = 64 << 20;
 
-/// Answers with entries whose blobs are being fetched, of those that were asked for to take office;
-/// of others there is one. They are asked for anew each [`FETCH_TIMEOUT`], and blobs may take
-/// hours.
+/// Answers with entries whose blobs are being fetched. But for those that were asked for to take
+/// office there is one of an epoch: they are asked for anew each [`FETCH_TIMEOUT`], and blobs may
+/// take hours.
 pub const ANSWERS_HELD_MAX: usize = 3;
 
 /// How long the disk may take for one thing until that is told.

@@ -4,10 +4,11 @@
 //! Proposals of one member keep their order. What cannot be kept, or whose blobs cannot be had, is
 //! dropped, as if it had been lost on the way: the replica will fetch it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::entry::Entry;
 use crate::group::MemberId;
+use crate::ids::Epoch;
 use crate::limits::HELD_PROPOSALS_MAX;
 use crate::replica::message::{Content, Fetched, Message};
 use crate::replica::settings::Kind;
@@ -30,8 +31,8 @@ pub(super) struct Held {
     from: Option<MemberId>,
     /// Answers whose blobs are being fetched.
     fetched: BTreeMap<u64, Fetched>,
-    /// Answers whose blobs a thread fetches, be they held any more or not.
-    coming: BTreeSet<u64>,
+    /// Answers whose blobs a thread fetches, be they held any more or not, and of which epoch.
+    coming: BTreeMap<u64, Epoch>,
 }
 
 #[derive(Debug)]
@@ -99,8 +100,8 @@ impl Held {
 
     /// A thread fetches what this number waits for.
     pub(super) fn on_coming(&mut self, id: u64) {
-        if self.fetched.contains_key(&id) {
-            self.coming.insert(id);
+        if let Some(fetched) = self.fetched.get(&id) {
+            self.coming.insert(id, fetched.epoch);
         }
     }
 
@@ -109,10 +110,12 @@ impl Held {
         self.coming.remove(&id);
     }
 
-    /// Answers that wait, and those for which a thread is at work still.
-    pub(super) fn answers(&self) -> usize {
-        let forgotten = |id: &&u64| !self.fetched.contains_key(id);
-        self.fetched.len() + self.coming.iter().filter(forgotten).count()
+    /// The epochs of answers that wait, and of those for which a thread is at work still.
+    pub(super) fn answers(&self) -> impl Iterator<Item = Epoch> {
+        let is_forgotten = |(id, _): &(&u64, &Epoch)| !self.fetched.contains_key(id);
+        let forgotten = self.coming.iter().filter(is_forgotten);
+        let held = self.fetched.values().map(|it| it.epoch);
+        held.chain(forgotten.map(|(_, epoch)| *epoch))
     }
 
     /// An answer whose blobs are being fetched.

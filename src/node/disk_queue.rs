@@ -126,16 +126,16 @@ impl Node {
     }
 
     /// Asks for them if nothing is in the way: the replica asks again and again, and knows nothing
-    /// of the disk, nor of answers that wait for their blobs. Whoever asks to take office is not
-    /// kept waiting by an answer from before.
+    /// of the disk, nor of answers that wait for their blobs. Whoever asks to take office, or of
+    /// another primary, is not kept waiting by an answer from before.
     pub(super) fn send_fetch(&mut self) {
-        let max = match &self.disk.fetch {
-            Some((_, fetch)) if fetch.is_claim => ANSWERS_HELD_MAX,
-            Some(_) => 1,
-            None => return,
+        let Some((_, fetch)) = &self.disk.fetch else {
+            return;
         };
+        let is_another = fetch.is_claim || self.held.answers().all(|it| it != fetch.epoch);
         if !self.disk.is_crowded()
-            && self.held.answers() < max
+            && is_another
+            && self.held.answers().count() < ANSWERS_HELD_MAX
             && let Some((address, fetch)) = self.disk.fetch.take()
         {
             self.outputs.push_back(Output::Fetch { address, fetch });

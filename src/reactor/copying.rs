@@ -168,18 +168,22 @@ pub(super) fn fetch_blobs(
         why: "there is no journal".to_owned(),
         gone: None,
     })?;
+    let mut from = from.to_vec();
     for blob in blobs {
         // For another entry it may have come meanwhile.
         if here.is_here(&blob.name) {
             continue;
         }
-        let mut sources = Sources::new(from, ATTEMPTS);
+        let mut sources = Sources::new(&from, ATTEMPTS);
         if let Err(why) = fetch_blob(&here, &mut sources, blob) {
             return Err(NotFetched {
                 why: format!("blob {} of {}: {why}", blob.name.oid, blob.tid),
                 gone: sources.have_all_not().then_some(blob.seq),
             });
         }
+        // Who does not answer is not waited for with each blob.
+        let best = sources.nodes.front().map(|it| it.node.to().to_owned());
+        from.sort_by_key(|it| Some(it.to()) != best.as_deref());
     }
     Ok(())
 }

@@ -377,8 +377,10 @@ fn blobs_that_were_asked_of_who_has_gone_hold_up_an_office_no_longer_than_they_t
     let (mut many, at, late) = with_a_late_one();
     let last = many.applied(at);
     many.kill(at);
-    // The only ones that are here: what the other one has committed is not here, without its blob.
+    // What the other one that is left has committed is not here without its blob. It is fetched
+    // anew, for the new primary.
     many.pass(6 * LEASE);
+    assert_eq!(many.count(late, is_fetch), 2);
     many.bring_fetched(late);
     many.pass(6 * LEASE);
     assert_ne!(many.primary(), at);
