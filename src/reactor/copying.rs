@@ -181,9 +181,7 @@ pub(super) fn fetch_blobs(
                 gone: sources.have_all_not().then_some(blob.seq),
             });
         }
-        // Who does not answer is not waited for with each blob.
-        let best = sources.nodes.front().map(|it| it.node.to().to_owned());
-        from.sort_by_key(|it| Some(it.to()) != best.as_deref());
+        sources.put_first(&mut from);
     }
     Ok(())
 }
@@ -226,6 +224,13 @@ impl Sources {
 
     fn have_all_not(&self) -> bool {
         self.count > 0 && self.have_not == self.count
+    }
+
+    /// Who has answered last is the first that is asked for what comes next: who does not answer is
+    /// not waited for each time.
+    fn put_first(&self, from: &mut [PeerHandle]) {
+        let best = self.nodes.front().map(|it| it.node.to());
+        from.sort_by_key(|it| Some(it.to()) != best);
     }
 
     /// The first of them is not asked any more.
@@ -764,12 +769,15 @@ mod tests {
     fn who_is_silent_is_not_waited_for_where_others_have_the_same() {
         let silent = PeerHandle::answering("silent", |_| None);
         let has_it = PeerHandle::answering("other", |request| Some(piece(request)));
-        let mut sources = sources(&[silent, has_it]);
+        let mut from = [silent, has_it];
+        let mut sources = sources(&from);
         assert_eq!(sources.piece(&request(0)).unwrap(), &CONTENT[..4]);
         // From now on the other one is the first.
         assert_eq!(sources.nodes[0].node.to(), "other");
         assert_eq!(sources.piece(&request(4)).unwrap(), &CONTENT[4..]);
         assert!(!sources.have_all_not());
+        sources.put_first(&mut from);
+        assert_eq!((from[0].to(), from[1].to()), ("other", "silent"));
     }
 
     #[test]
