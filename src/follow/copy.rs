@@ -106,9 +106,9 @@ impl<S: Wire, O: Wire> Follower<S, O> {
         self.progress
     }
 
-    /// The last transaction that the source has told of.
-    pub const fn told(&self) -> Tid {
-        self.source.told()
+    /// The last transaction that the source has told of, now or before.
+    pub fn told(&self) -> Tid {
+        self.source.told().max(self.known.heard)
     }
 
     /// What the next follower has to know.
@@ -137,7 +137,7 @@ impl<S: Wire, O: Wire> Follower<S, O> {
         let last = self.progress.last;
         Ok(match last {
             _ if last >= self.told() => Reached::Level,
-            _ if last >= told => Reached::More,
+            _ if last >= told && last < self.source.told() => Reached::More,
             _ => self.reached_less(last)?,
         })
     }

@@ -488,6 +488,22 @@ fn a_transaction_that_was_not_finished_keeps_nobody_from_being_level() {
 }
 
 #[test]
+fn what_was_heard_of_before_the_connection_was_lost_has_to_come() {
+    let pair = Pair::new(&[txn(1, &[]), txn(2, &[])], &[]);
+    let mut follower = pair.begin().unwrap();
+    pair.source.borrow_mut().tells = Some(Tid(3));
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::More));
+    // It has lost that when it is there again.
+    pair.source.borrow_mut().newest = Some(Tid(2));
+    let mut known = follower.into_known();
+    let mut follower = pair.begin_knowing(&mut known).unwrap();
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Short));
+    assert_eq!(follower.told(), Tid(3));
+    pair.source.borrow_mut().txns.push(txn(4, &[]));
+    assert_eq!(follower.catch_up(&mut |_| {}), Ok(Reached::Level));
+}
+
+#[test]
 fn what_can_never_be_copied_ends_it() {
     let stopped = |source: &[Txn]| Pair::new(source, &[]).stopped();
     let why = stopped(&[txn(3, &[]), txn(2, &[])]);
