@@ -114,9 +114,14 @@ impl<S: Wire, O: Wire> Follower<S, O> {
     /// What the next follower has to know.
     pub fn into_known(self) -> Known {
         Known {
-            heard: self.known.heard.max(self.source.heard()),
+            heard: self.heard(),
             ..self.known
         }
+    }
+
+    /// The last transaction that the source has told of when it was committed, now or before.
+    fn heard(&self) -> Tid {
+        self.known.heard.max(self.source.heard())
     }
 
     /// Copies all that the source has. `report` is called with each transaction.
@@ -151,8 +156,7 @@ impl<S: Wire, O: Wire> Follower<S, O> {
             return Ok(Reached::More);
         }
         // What it has told of as committed was.
-        let heard = self.known.heard.max(self.source.heard());
-        if last == Tid::ZERO || newest != Some(last) || heard > last {
+        if last == Tid::ZERO || newest != Some(last) || self.heard() > last {
             return Ok(Reached::Short);
         }
         if self.unfinished != told {
